@@ -1,0 +1,3 @@
+from sdpl.cli import main
+
+main(prog_name="sdpl")

@@ -1,0 +1,168 @@
+"""The `model.sdpl` directory: manifest, files, hashes. Needs neither torch nor a GPU.
+
+A bundle is trusted only as far as its manifest goes: a file is handed out after its size and SHA-256 have
+been checked, and no path may leave the directory.
+"""
+
+import hashlib
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from sdpl.errors import UserError, listed
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+PROOF = "proof.safetensors"  # images uint8 [N,S,S,3] and PyTorch's scores float32 [N,C]
+DEFAULT_TARGET = "cpu:fp32"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class FileRecord(_Record):
+    """What a file of the bundle must be: its SHA-256 and its size in bytes."""
+
+    sha256: str
+    size: int
+
+
+class Verification(_Record):
+    """One comparison of a target's scores with PyTorch's on real images."""
+
+    images: int
+    max_score_difference: float
+    mean_score_difference: float
+    tolerance: float
+    top_k: int
+    same_top_k: float = Field(description="fraction of images whose k best categories are the same, in order")
+
+
+class Target(_Record):
+    """One way to run the model, what it was built with, and the proof that it gives PyTorch's answers."""
+
+    file: str
+    precision: Literal["float32"]
+    built_with: dict[str, str]
+    verification: Verification
+
+
+class Preprocessing(_Record):
+    """How an image becomes the model's input; `sdpl.preprocess` is the definition."""
+
+    image_size: int = Field(gt=0)
+    resize: Literal["squash, bicubic, antialiased"] = "squash, bicubic, antialiased"
+    layout: Literal["uint8 NHWC RGB"] = "uint8 NHWC RGB"
+    normalisation: Literal["inside the graph"] = "inside the graph"
+
+
+class Manifest(_Record):
+    """Everything about a bundle but its weights."""
+
+    format_version: int
+    sdpl_version: str
+    created: str
+    categories: tuple[str, ...] = Field(min_length=1)
+    thresholds: tuple[float, ...]
+    preprocessing: Preprocessing
+    probability: Literal["sigmoid", "softmax"]
+    inverse_temperature: float
+    checkpoint_sha256: str
+    config: dict[str, Any]
+    map_size: tuple[int, int] = Field(description="height and width of the attention map, in cells")
+    targets: dict[str, Target]
+    files: dict[str, FileRecord]
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
+        for name in files:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not path.parts:
+                raise ValueError(f"the path {name!r} leaves the bundle")
+        return files
+
+
+class Bundle:
+    """An opened bundle: its `manifest` and, through `file`, its files."""
+
+    def __init__(self, path: Path, manifest: Manifest):
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Bundle":
+        """Read and check the manifest. Raises UserError when this is no bundle, or one of a newer format."""
+        path = Path(path)
+        if not (path / MANIFEST).is_file():
+            what = "no such bundle" if not path.exists() else f"is not a bundle (it has no {MANIFEST})"
+            raise UserError(f"{path}: {what}. sdpl-export makes one from a checkpoint.")
+        text = (path / MANIFEST).read_bytes()
+        try:
+            version = _VersionOnly.model_validate_json(text).format_version
+            if version > FORMAT_VERSION:
+                raise UserError(
+                    f"{path}: its format version is {version}, this sdpl reads up to {FORMAT_VERSION}: "
+                    "update sdpl, or export the checkpoint again with this version."
+                )
+            return cls(path, Manifest.model_validate_json(text))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise UserError(f"{path}/{MANIFEST}: {where}: {first['msg']}. Export the checkpoint again.") from None
+
+    def file(self, name: str) -> Path:
+        """The path of a file of the bundle, after its size and hash have been checked.
+
+        Raises UserError when it is not in the manifest, missing, changed, or outside of the directory.
+        """
+        record = self.manifest.files.get(name)
+        if record is None:
+            raise UserError(f"{self.path}: the manifest lists no {name!r} ({listed(self.manifest.files)}).")
+        path = self.path / name
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            raise UserError(f"{path}: points outside the bundle; it is not opened.")
+        if not path.is_file():
+            raise UserError(f"{path}: is missing from the bundle. Export the checkpoint again.")
+        if path.stat().st_size != record.size or sha256(path) != record.sha256:
+            raise UserError(f"{path}: is not the file that was exported (hash differs). Export the checkpoint again.")
+        return path
+
+    def proof(self) -> tuple[np.ndarray, np.ndarray]:
+        """The images of the proof, uint8 [N,S,S,3], and PyTorch's scores for them, float32 [N,C]."""
+        try:
+            tensors = load_file(self.file(PROOF))
+            return tensors["images"], tensors["scores"]
+        except (SafetensorError, KeyError) as error:
+            raise UserError(f"{self.path / PROOF}: cannot be read ({error}). Export the checkpoint again.") from None
+
+
+class _VersionOnly(BaseModel):
+    format_version: int
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal text."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def is_bundle(path: Path) -> bool:
+    return (path / MANIFEST).is_file()
+
+
+def write_manifest(folder: Path, **fields: Any) -> Manifest:
+    """Hash every file of the folder and write the manifest beside them."""
+    files = {
+        file.relative_to(folder).as_posix(): FileRecord(sha256=sha256(file), size=file.stat().st_size)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+    manifest = Manifest(format_version=FORMAT_VERSION, files=files, **fields)
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+    return manifest

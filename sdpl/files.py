@@ -1,0 +1,81 @@
+"""Writing files and folders so that nothing half-written is ever seen and nothing old is lost."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from sdpl.errors import UserError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError of the operating system (no space, no permission) into one line about `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"cannot write {path}: {reason}; nothing was changed there. Free space or choose another place."
+        ) from error
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary sibling to write; on success it takes the place of `path`, on failure it is deleted.
+
+    Raises UserError when the folder cannot be written or the disk is full; `path` is then as it was before.
+    """
+    path = Path(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replace_folder(path: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
+    """Yields a temporary sibling folder to fill; on success it takes the place of `path`.
+
+    An existing `path` is replaced only when `is_ours(path)`; until the new folder is whole the old one stays.
+    Raises UserError when `path` is something else, cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    if path.exists() and not is_ours(path):
+        raise UserError(f"{path} exists and was not made by sdpl: choose another --out, or remove it first.")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        try:
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            if path.exists():
+                retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+                os.replace(path, retired / "bundle")
+                try:
+                    os.replace(temporary, path)
+                except OSError:
+                    os.replace(retired / "bundle", path)
+                    raise
+                finally:
+                    shutil.rmtree(retired, ignore_errors=True)
+            else:
+                os.replace(temporary, path)
+        finally:
+            with suppress(FileNotFoundError):
+                shutil.rmtree(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

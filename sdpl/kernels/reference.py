@@ -1,0 +1,40 @@
+"""Bilinear attention pooling, the specification: for NumPy and PyTorch arrays, in any float type.
+
+Letters: B batch, L locations, C categories, K joint dimension, E embedding dimension.
+
+    s[b,c,l]    = sum_k q[k] tanh(u[b,l,k] v[c,k])            paper eq. 3-4, P and F_att folded into q
+    a[b,c,:]    = softmax over l of s[b,c,:]                  paper eq. 5
+    e[b,c]      = sum_l a[b,c,l] g[b,l]                       paper eq. 6, the map to E moved before the sum
+    logit[b,c]  = <e[b,c], t[c]> / max(|e[b,c]|, eps)         paper eq. 9, t holds 1/tau
+"""
+
+from array_api_compat import array_namespace
+
+EPS = 1e-6
+
+
+def attention_scores(u, v, q):
+    """s [B,C,L] from u [B,L,K], v [C,K], q [K]. One category at a time: B*C*L*K values never exist at once."""
+    xp = array_namespace(u, v, q)
+    return xp.stack([xp.tanh(u * v[c]) @ q for c in range(v.shape[0])], axis=1)  # [B,C,L]
+
+
+def softmax(s):
+    """Softmax over the last axis, stable for values of any size."""
+    xp = array_namespace(s)
+    exp = xp.exp(s - xp.max(s, axis=-1, keepdims=True))
+    return exp / xp.sum(exp, axis=-1, keepdims=True)
+
+
+def attention_pool(s, g, t, eps: float = EPS):
+    """logits [B,C] and attention [B,C,L] from s [B,C,L], g [B,L,E], t [C,E]."""
+    xp = array_namespace(s, g, t)
+    a = softmax(s)  # [B,C,L]
+    e = a @ g  # [B,C,E]
+    norm = xp.linalg.vector_norm(e, axis=-1)  # [B,C]
+    return xp.sum(e * t, axis=-1) / xp.clip(norm, min=eps), a
+
+
+def bilinear_attention_pool(u, v, q, g, t, eps: float = EPS):
+    """logits [B,C] and attention [B,C,L] from u [B,L,K], v [C,K], q [K], g [B,L,E], t [C,E]."""
+    return attention_pool(attention_scores(u, v, q), g, t, eps)

@@ -1,0 +1,5 @@
+"""model.sdpl to scores, without torch."""
+
+from sdpl.runtime.recognizer import Recognition, Recognizer
+
+__all__ = ["Recognition", "Recognizer"]

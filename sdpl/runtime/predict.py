@@ -1,0 +1,82 @@
+"""Predictions of many images, as the command prints and draws them."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sdpl.errors import UserError
+from sdpl.preprocess import load_image
+from sdpl.runtime.recognizer import BATCH, Recognition, Recognizer
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image's recognition, and with it, if asked for, the attention of each category, [h,w]."""
+
+    path: Path
+    recognition: Recognition
+    attention: dict[str, np.ndarray]
+
+    def best(self, top: int | None) -> list[tuple[str, float]]:
+        """The `top` best categories with their scores; with None, those that reach their threshold."""
+        names = self.recognition.labels if top is None else list(self.recognition.scores)[:top]
+        return [(name, self.recognition.scores[name]) for name in names]
+
+    def to_line(self, top: int | None) -> str:
+        listed = ", ".join(f"{name} {score:.3f}" for name, score in self.best(top))
+        return f"{self.path}: {listed or 'nothing above threshold'}"
+
+    def to_json(self) -> str:
+        return json.dumps({"image": str(self.path), **asdict(self.recognition)})
+
+
+def predict(
+    recognizer: Recognizer, paths: list[Path], threshold: float | None = None, with_attention: bool = False
+) -> Iterator[Prediction | UserError]:
+    """For each path in order its prediction, or the error that says why it could not be read."""
+
+    def read(path: Path) -> np.ndarray | UserError:
+        try:
+            return recognizer.preprocess(path)
+        except UserError as error:
+            return error
+
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(paths), BATCH):
+            chunk = paths[start : start + BATCH]
+            inputs = list(pool.map(read, chunk))
+            good = [image for image in inputs if not isinstance(image, UserError)]
+            rows = _rows(recognizer, np.stack(good), with_attention) if good else iter(())
+            for path, image in zip(chunk, inputs, strict=True):
+                if isinstance(image, UserError):
+                    yield image
+                else:
+                    scores, attention = next(rows)
+                    yield Prediction(path, recognizer.recognition(scores, threshold), attention)
+
+
+def attention_name(path: Path, paths: list[Path]) -> str:
+    """The picture's name: that of the image, with its position in front when two images share a name."""
+    same = sum(other.stem == path.stem for other in paths)
+    return f"{paths.index(path):04d}-{path.stem}.png" if same > 1 else f"{path.stem}.png"
+
+
+def draw(prediction: Prediction, top: int, out: Path) -> None:
+    """Write the heat maps of the `top` best categories over the photo as a PNG."""
+    from sdpl.runtime.heatmap import draw_attention
+
+    maps = [(name, score, prediction.attention[name]) for name, score in prediction.best(top)]
+    draw_attention(load_image(prediction.path, decode_side=800), maps, out)
+
+
+def _rows(recognizer: Recognizer, images: np.ndarray, with_attention: bool) -> Iterator[tuple[np.ndarray, dict]]:
+    """Each image's scores [C] and, if asked for, its attention by category."""
+    if not with_attention:
+        yield from ((scores, {}) for scores in recognizer.scores(images))
+        return
+    for scores, maps in zip(*recognizer.attention(images), strict=True):
+        yield scores, dict(zip(recognizer.categories, maps, strict=True))

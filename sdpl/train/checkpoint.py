@@ -1,0 +1,86 @@
+"""`model.ckpt`: one file that holds everything export and resuming need, loadable with weights_only=True."""
+
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdpl import __version__
+from sdpl.errors import UserError
+from sdpl.files import replace_file
+from sdpl.train.config import Config, check_config
+from sdpl.train.model import PartialLabelModel
+
+KIND = "sdpl.checkpoint"
+FORMAT_VERSION = 1
+NEEDED = ("config", "clip_config", "categories", "words", "state", "proof_images", "resume")
+
+
+def save_checkpoint(
+    path: Path, config: Config, model: PartialLabelModel, proof_images: torch.Tensor, resume: dict
+) -> None:
+    """Write atomically. proof_images: uint8 [N,S,S,3], held-out images that the export is verified on.
+
+    resume: optimiser, schedule, epoch, best metric and random state, of tensors and plain values.
+    """
+    content = {
+        "kind": KIND,
+        "format_version": FORMAT_VERSION,
+        "sdpl_version": __version__,
+        "config": asdict(config),
+        "clip_config": model.clip_config,
+        "categories": list(model.categories),
+        "words": model.words,
+        "state": model.state_dict(),
+        "proof_images": proof_images,
+        "resume": resume,
+    }
+    with replace_file(path) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # torch's zip writer reports a full disk this way
+            reason = str(error).splitlines()[0]
+            raise UserError(f"cannot write {path}: {reason}; nothing was changed there. Free space.") from error
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU. Executes nothing from the file.
+
+    Raises UserError when it is missing, truncated, not of sdpl, of a newer version, or holds code.
+    """
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such checkpoint"
+        raise UserError(f"{path}: {what}; sdpl-train writes model.ckpt into its --out folder.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path}: is no checkpoint, or holds code instead of tensors and plain values; it is not loaded."
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError):
+        raise UserError(f"{path}: is truncated or not a checkpoint; copy it again or train again.") from None
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        raise UserError(f"{path}: was not written by sdpl-train.")
+    if content["format_version"] > FORMAT_VERSION:
+        version = content["format_version"]
+        raise UserError(
+            f"{path}: its format version is {version}, this sdpl reads up to {FORMAT_VERSION}: update sdpl."
+        )
+    missing = [key for key in NEEDED if key not in content]
+    if missing:
+        raise UserError(f"{path}: has no {', '.join(missing)}; it was not written whole by sdpl-train.")
+    return content
+
+
+def restore_model(content: dict[str, Any], name: str = "checkpoint") -> tuple[Config, PartialLabelModel]:
+    """The configuration and the model of a checkpoint's content, in eval mode on the CPU."""
+    config = check_config(content["config"], name)
+    model = PartialLabelModel(config.model, tuple(content["categories"]), content["clip_config"], content["words"])
+    try:
+        model.load_state_dict(content["state"])
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{name}: its weights do not fit its configuration ({reason}).") from None
+    return config, model.eval()

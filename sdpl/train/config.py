@@ -1,0 +1,147 @@
+"""The one configuration: frozen dataclasses, checked once, saved in the checkpoint, copied to the manifest."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from sdpl.errors import UserError, nearest
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(gt=0)]
+FocusingPower = Annotated[float, Field(ge=0)]
+
+_checked = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False, strict=False))
+
+
+@_checked
+class Split:
+    """One COCO-format split. `images` defaults to where COCO keeps them (see `sdpl.train.data.coco_images`)."""
+
+    annotations: str
+    images: str | None = None
+
+
+@_checked
+class DataConfig:
+    train: Split
+    val: Split | None = None  # without it, `val_fraction` of the training images is held out
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    known_proportion: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the training labels
+    mask_seed: Annotated[int, Field(ge=0)] = 0
+    workers: Count = 2  # threads that decode images
+
+
+@_checked
+class ModelConfig:
+    backbone: str = "RN101"  # an open_clip model name
+    backbone_config: str | None = None  # an open_clip config JSON that defines `backbone`
+    weights: str | None = "openai"  # an open_clip tag, a file, or null for random weights
+    image_size: Annotated[int, Field(ge=32, le=4096)] = 448
+    map_pool: Count = 2  # average pooling of the trunk's map, before the head
+    word_vectors: str = "clip"  # "clip", "glove-coco80", "glove-voc20", a GloVe .txt, or an .npz (names, vectors)
+    joint_dim: Count = 1024
+    pooling: Literal["projected", "trunk"] = "projected"
+    prompts: Literal["category-specific", "shared", "manual"] = "category-specific"
+    prompt_tokens: Count = 16
+    manual_prompt: str = "a photo of a {}."
+    probability: Literal["sigmoid", "softmax"] = "sigmoid"
+    inverse_temperature: Annotated[float, Field(gt=0, le=1000)] = 20.0
+    learn_temperature: bool = False
+
+
+@_checked
+class TrainConfig:
+    loss: Literal["partial-asymmetric", "partial-bce"] = "partial-asymmetric"
+    gamma_pos: FocusingPower = 1.0
+    gamma_neg: FocusingPower = 2.0
+    margin: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    epochs: Count = 100
+    batch_size: Count = 64
+    lr: Positive = 0.002
+    warmup_lr: Positive = 0.0005
+    warmup_epochs: Annotated[int, Field(ge=0)] = 1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NotNegative = 0.0005
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1"
+
+
+@_checked
+class Config:
+    data: DataConfig
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+_SCHEMA = TypeAdapter(Config)
+_SECTIONS = {
+    (): Config,
+    ("data",): DataConfig,
+    ("data", "train"): Split,
+    ("data", "val"): Split,
+    ("model",): ModelConfig,
+    ("train",): TrainConfig,
+}
+
+
+def read_config(path: Path) -> Config:
+    """The configuration of a YAML file. Paths in it are relative to the file's folder.
+
+    Raises UserError naming the first wrong key or value.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such configuration file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}).") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not YAML: {error}.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: is not a mapping; it needs at least data.train.annotations.")
+    return check_config(_absolute(values, path.resolve().parent), str(path))
+
+
+def check_config(values: dict[str, Any], name: str = "config") -> Config:
+    """The checked configuration of plain values. Raises UserError naming the first wrong key or value."""
+    try:
+        return _SCHEMA.validate_python(values)
+    except ValidationError as error:
+        raise UserError(f"{name}: {_explain(error)}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = _SECTIONS[first["loc"][:-1]].__dataclass_fields__
+        return f"unknown key {key!r}; {nearest(str(first['loc'][-1]), known)}"
+    if first["type"] in ("missing", "missing_argument"):
+        return f"{key!r} is missing."
+    return f"{key} = {first['input']!r}: {first['msg'].lower()}."
+
+
+def _absolute(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The same values with every path made absolute, so that a run does not depend on the working folder."""
+    values = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
+    data, model = values.get("data"), values.get("model")
+    for split in ("train", "val"):
+        if isinstance(data, dict) and isinstance(data.get(split), dict):
+            data[split] = {k: _join(folder, v) for k, v in data[split].items()}
+    if isinstance(model, dict):
+        for key in ("backbone_config", "weights", "word_vectors"):
+            if isinstance(model.get(key), str) and (folder / model[key]).is_file():
+                model[key] = _join(folder, model[key])
+    return values
+
+
+def _join(folder: Path, value: Any) -> Any:
+    return str(folder / value) if isinstance(value, str) else value

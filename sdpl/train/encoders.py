@@ -1,0 +1,157 @@
+"""CLIP's two encoders, frozen, from any open_clip configuration: image to spatial map, prompt to text feature."""
+
+import json
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sdpl.errors import UserError, nearest
+from sdpl.train.config import ModelConfig
+
+
+class FrozenClip(nn.Module):
+    """A CLIP model that stays in eval mode and takes no gradient: BatchNorm statistics must not drift."""
+
+    def __init__(self, clip_config: dict[str, Any], map_pool: int):
+        """clip_config: what `clip_config` returns. map_pool: side of the average pooling over the map."""
+        super().__init__()
+        self.map_pool = map_pool
+        self.clip, self.tokenize = _build(clip_config)
+        if not isinstance(getattr(self.text, "attn_mask", None), torch.Tensor):
+            raise UserError("the backbone's text tower is not CLIP's causal transformer: choose a plain CLIP backbone.")
+        preprocess = clip_config["preprocess_cfg"]
+        self.register_buffer("mean", 255 * torch.tensor(preprocess["mean"]).view(3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(preprocess["std"]).view(3, 1, 1))
+        self.requires_grad_(False).eval()
+
+    @property
+    def text(self) -> nn.Module:
+        """The text tower; CustomTextCLIP keeps it apart, CLIP is its own."""
+        return getattr(self.clip, "text", self.clip)
+
+    def train(self, mode: bool = True) -> "FrozenClip":
+        return super().train(False)
+
+    def feature_map(self, images: torch.Tensor) -> torch.Tensor:
+        """The trunk's map before its own pooling, average-pooled: uint8 [B,S,S,3] -> [B,D,h,w]."""
+        x = (images.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std  # [B,3,S,S]
+        maps = self.clip.visual.forward_intermediates(
+            x, indices=1, normalize_intermediates=True, intermediates_only=True
+        )
+        return F.avg_pool2d(maps["image_intermediates"][-1], self.map_pool)  # [B,D,h,w]
+
+    def locations(self, images: torch.Tensor) -> torch.Tensor:
+        """f [B,L,D] from images uint8 [B,S,S,3]."""
+        return self.feature_map(images).flatten(2).transpose(1, 2)
+
+    def map_shape(self, image_size: int) -> tuple[int, int, int]:
+        """D, height and width of the map, from one black image."""
+        with torch.no_grad():
+            image = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8, device=self.mean.device)
+            _, channels, height, width = self.feature_map(image).shape
+        return channels, height, width
+
+    def encode_embeddings(self, x: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        """Text features [C,E] of token embeddings x [C,T,d], read at position end [C]. T may be less than the
+        context length: the tower is causal, so positions after the last `end` cannot matter."""
+        text, length = self.text, x.shape[1]
+        x = x + text.positional_embedding[:length]  # [C,T,d]
+        x = text.ln_final(text.transformer(x, attn_mask=text.attn_mask[:length, :length]))  # [C,T,d]
+        x = x[torch.arange(len(x), device=x.device), end]  # [C,d]
+        projection = text.text_projection
+        return projection(x) if isinstance(projection, nn.Linear) else x @ projection  # [C,E]
+
+    def encode_sentences(self, sentences: list[str], chunk: int = 256) -> torch.Tensor:
+        """Unit-norm text features [N,E] of plain sentences."""
+        features = []
+        with torch.no_grad():
+            for start in range(0, len(sentences), chunk):
+                tokens = self.tokenize(sentences[start : start + chunk]).to(self.mean.device)  # [n,context]
+                end = tokens.argmax(dim=1)  # [n]; the end-of-text token has the highest id
+                tokens = tokens[:, : int(end.max()) + 1]  # [n,T]
+                features.append(self.encode_embeddings(self.text.token_embedding(tokens), end))
+        return F.normalize(torch.cat(features), dim=-1)  # [N,E]
+
+
+def clip_config(config: ModelConfig) -> dict[str, Any]:
+    """Everything that defines the architecture: {"model_cfg", "preprocess_cfg"}, plain values for the checkpoint.
+
+    OpenAI's weights were trained with QuickGELU, which open_clip only switches on for names that say so;
+    here the weights' own record decides. Raises UserError for an unknown backbone or tag.
+    """
+    if config.backbone_config is not None:
+        model_cfg = _read_json(Path(config.backbone_config))
+    else:
+        model_cfg = open_clip.get_model_config(config.backbone)
+    if model_cfg is None:
+        hint = nearest(config.backbone, open_clip.list_models())
+        raise UserError(f"model.backbone = {config.backbone!r} is no open_clip model; {hint}")
+    is_resnet = isinstance(model_cfg["vision_cfg"].get("layers"), list)
+    if not is_resnet:  # a ViT's position embeddings depend on the size; a ResNet's only in the unused pooling
+        model_cfg = {**model_cfg, "vision_cfg": {**model_cfg["vision_cfg"], "image_size": config.image_size}}
+    tag = _pretrained_tag(config)
+    if tag.get("quick_gelu"):
+        model_cfg["quick_gelu"] = True
+    preprocess_cfg = {
+        "mean": list(tag.get("mean") or open_clip.OPENAI_DATASET_MEAN),
+        "std": list(tag.get("std") or open_clip.OPENAI_DATASET_STD),
+    }
+    return {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
+
+
+def load_weights(encoder: FrozenClip, config: ModelConfig) -> None:
+    """Load the weights that the configuration names: an open_clip tag, a file, or None for random ones."""
+    if config.weights is None:
+        return
+    try:
+        path = config.weights
+        if not Path(path).is_file():
+            path = open_clip.download_pretrained(_pretrained_tag(config))
+        open_clip.load_checkpoint(encoder.clip, path)
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"model.weights = {config.weights!r} cannot be loaded for {config.backbone} ({reason}): "
+            "name a file with its weights, or connect to the network once."
+        ) from error
+
+
+def _pretrained_tag(config: ModelConfig) -> dict[str, Any]:
+    """open_clip's record of a weights tag; empty for a file or random weights."""
+    if config.weights is None or Path(config.weights).is_file():
+        return {}
+    tag = open_clip.get_pretrained_cfg(config.backbone, config.weights)
+    if not tag:
+        known = open_clip.list_pretrained_tags_by_model(config.backbone)
+        raise UserError(
+            f"model.weights = {config.weights!r} is neither a file nor a tag of {config.backbone}; "
+            + nearest(config.weights, known)
+        )
+    return tag
+
+
+def _build(clip_config: dict[str, Any]) -> tuple[nn.Module, Any]:
+    """The model with random weights, and its tokenizer. open_clip reads both from a folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "open_clip_config.json").write_text(json.dumps(clip_config))
+        name = f"local-dir:{folder}"
+        logging.disable(logging.WARNING)  # it warns that the weights are random, which is what is wanted
+        try:
+            return open_clip.create_model(name, load_weights=False), open_clip.get_tokenizer(name)
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+        content["vision_cfg"], content["text_cfg"], content["embed_dim"]
+        return content
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"model.backbone_config = {str(path)!r} is not an open_clip model config ({error}).") from None

@@ -1,0 +1,66 @@
+"""Scores of a whole data set and its metrics, from anything that scores a batch. Needs no torch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sdpl.errors import UserError, listed
+from sdpl.train.data import LabelledImages, batches
+from sdpl.train.metrics import f1_metrics, mean_average_precision, per_category_average_precision
+
+Scorer = Callable[[np.ndarray], np.ndarray]  # uint8 [B,S,S,3] -> float32 [B,C]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics in percent. `ap` has None for a category without a known positive."""
+
+    images: int
+    mAP: float  # noqa: N815, the field writes it so
+    mAP_voc2012: float  # noqa: N815
+    f1: dict[str, float]
+    f1_top3: dict[str, float]
+    ap: dict[str, float | None]
+
+
+def score_all(
+    scorer: Scorer,
+    data: LabelledImages,
+    image_size: int,
+    batch_size: int,
+    advance: Callable[[int], None] = lambda n: None,
+) -> np.ndarray:
+    """Scores float32 [N,C] of every image; `advance` is told how many images are done."""
+    scores = []
+    for images, _ in batches(data, image_size, batch_size):
+        scores.append(scorer(images))
+        advance(len(images))
+    return np.concatenate(scores)
+
+
+def evaluate(scores: np.ndarray, data: LabelledImages, thresholds: float | np.ndarray = 0.5) -> Evaluation:
+    """All metrics of scores [N,C] against the data's labels."""
+    if not (data.labels > 0).any():
+        raise UserError("no image has a known positive label: there is nothing to measure mAP on.")
+    aps = per_category_average_precision(scores, data.labels)
+    ap = {
+        name: None if np.isnan(value) else 100 * float(value) for name, value in zip(data.categories, aps, strict=True)
+    }
+    return Evaluation(
+        images=len(data),
+        mAP=100 * float(np.nanmean(aps)),
+        mAP_voc2012=100 * mean_average_precision(scores, data.labels, "voc2012"),
+        f1={k: 100 * v for k, v in f1_metrics(scores, data.labels, thresholds).items()},
+        f1_top3={k: 100 * v for k, v in f1_metrics(scores, data.labels, top_k=3).items()},
+        ap=ap,
+    )
+
+
+def require_categories(data: LabelledImages, categories: tuple[str, ...], name: str) -> LabelledImages:
+    """The data with its columns in the model's order. Raises UserError when the categories are not the same."""
+    if set(data.categories) != set(categories):
+        odd = set(data.categories) ^ set(categories)
+        raise UserError(f"{name}: its categories are not the model's ({len(odd)} differ: {listed(sorted(odd))}).")
+    order = [data.categories.index(category) for category in categories]
+    return LabelledImages(data.images, data.labels[:, order], categories)
