@@ -12,10 +12,10 @@ class UserError(Exception):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt name: "did you mean 'x'?" or the list of what is known."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    """A hint for a misspelt name: "did you mean 'x'?" or what is known. Upper and lower case count as alike."""
+    by_lower = {entry.lower(): entry for entry in sorted(known)}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return f"did you mean {by_lower[close[0]]!r}?" if close else f"known: {listed(by_lower.values(), most=12)}"
 
 
 def listed(names: Iterable[object], most: int = 5) -> str:

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdpl.errors import UserError
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 MAX_PIXELS = 80_000_000  # about 240 MB once decoded
 MIN_SIDE = 8  # pixels; smaller pictures are tracking pixels and errors, not photos
@@ -36,12 +36,13 @@ def load_image(source: ImageSource, decode_side: int | None = None) -> Image.Ima
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked just below
-            image = _open(source)
-        _check_sides(name, image)
-        if decode_side is not None:
-            image.draft(None, (decode_side, decode_side))
-        image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+            opened = _open(source)
+        with opened as image:
+            _check_sides(name, image)
+            if decode_side is not None:
+                image.draft(None, (decode_side, decode_side))
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
     except UserError:
         raise
     except FileNotFoundError:

@@ -1,17 +1,150 @@
-"""The demo: the main path from data to measured bundle, on the embedded digit scenes."""
+"""The demo: the main path from data to measured bundle, on the embedded digit scenes.
+
+Each step runs the command that a user would type and is skipped when its result is already there.
+"""
 
 import json
-from dataclasses import asdict
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import yaml
-from click import Context
-from PIL import Image
+import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
-from sdpl import cli
-from sdpl.bundle import DEFAULT_TARGET, Bundle
+from sdpl.bundle import Bundle
 from sdpl.demo import tiny_clip
-from sdpl.demo.scenes import write_coco
-from sdpl.files import replace_file, replace_folder
+from sdpl.demo.scenes import SCENE_SIDE, write_coco
+from sdpl.errors import UserError
+from sdpl.files import replace_folder
+from sdpl.runtime import Recognizer
+from sdpl.runtime.bench import Latency, environment, measure, summarise
+from sdpl.runtime.heatmap import draw_ap_bars
+from sdpl.train.checkpoint import load_checkpoint, restore_model
+from sdpl.train.data import LabelledImages, read_coco
+from sdpl.train.evaluate import Evaluation, evaluate, score_all
+
+TRAIN_SCENES, TEST_SCENES = 1200, 400
+PICTURES = 6
+CONFIG = Path(__file__).with_name("config.yaml")
+
+
+def run(out: Path) -> None:
+    """Everything the demo does, into the folder `out`."""
+    console = Console()
+    console.print(f"[bold]sdpl demo[/bold] into {out}: data, train, export, verify, predict, measure")
+    _prepare(out, console)
+    checkpoint, bundle = out / "run" / "model.ckpt", out / "model.sdpl"
+    resume = ["--resume"] if (out / "run" / "last.ckpt").exists() else []
+    _command(console, "train", out / "config.yaml", "--out", out / "run", *resume)
+    _command(console, "export", checkpoint, "--out", bundle)
+    test = read_coco(out / "data" / "annotations" / "instances_test.json")
+    _command(console, "predict", bundle, *test.images[:PICTURES], "--attention", out / "attention")
+    _command(console, "bench", bundle, "--batch", "1,8", "--seconds", "2", "--json", out / "bench.json")
+    _summary(out, checkpoint, bundle, test, console)
+
+
+def _prepare(out: Path, console: Console) -> None:
+    """Data, encoder weights and configuration."""
+    out.mkdir(parents=True, exist_ok=True)
+    data = out / "data"
+    if not data.exists():
+        console.print(f"composing {TRAIN_SCENES} + {TEST_SCENES} scenes from scikit-learn's handwritten digits")
+        with replace_folder(data, lambda path: False) as folder:
+            write_coco(folder, "train", TRAIN_SCENES, seed=1)
+            write_coco(folder, "test", TEST_SCENES, seed=2)
+    tiny_clip.unpack_weights(out / "tiny_clip.safetensors")
+    shutil.copyfile(tiny_clip.CONFIG, out / "tiny_clip.json")
+    shutil.copyfile(CONFIG, out / "config.yaml")
+
+
+def _command(console: Console, *words: object) -> None:
+    """Show a command as a user would type it, and run it."""
+    console.print(f"\n[bold]$ sdpl {' '.join(str(word) for word in words)}[/bold]", soft_wrap=True)
+    status = subprocess.run([sys.executable, "-m", "sdpl", *map(str, words)]).returncode
+    if status != 0:
+        raise UserError(f"the demo's step `sdpl {words[0]}` failed (exit status {status}); the line above says why.")
+
+
+def _summary(out: Path, checkpoint: Path, bundle: Path, test: LabelledImages, console: Console) -> None:
+    """Both models on all test scenes: accuracy, differences, latency, sizes; a table, a JSON file and a picture."""
+    config, model = restore_model(load_checkpoint(checkpoint), str(checkpoint))
+    size = config.model.image_size
+    with Recognizer.open(bundle) as recognizer:
+        scorers = {"PyTorch": model.scorer(), "bundle": recognizer.scores}
+        with console.status("scoring the test scenes with both models"):
+            scores = {name: score_all(scorer, test, size, 16) for name, scorer in scorers.items()}
+        with console.status("measuring both models"):
+            latency = {name: _latency(scorer, recognizer.bundle) for name, scorer in scorers.items()}
+            pointing, chance = pointing_accuracy(recognizer, test)
+    results = {name: evaluate(values, test) for name, values in scores.items()}
+    draw_ap_bars({name: result.ap for name, result in results.items()}, out / "ap.png")
+    sizes = {"PyTorch": checkpoint.stat().st_size, "bundle": sum(f.stat().st_size for f in bundle.rglob("*"))}
+    difference = np.abs(scores["PyTorch"] - scores["bundle"])
+    chance_map = 100 * float((test.labels > 0).mean(axis=0).mean())
+    rows = _rows(results, latency, sizes)
+    rows.append(("largest score difference", "", f"{difference.max():.1e}"))
+    rows.append(("mAP of random scores", f"{chance_map:.1f}", ""))
+    rows.append(("attention peak on the right digit (random: %.0f %%)" % chance, "", f"{pointing:.0f} %"))
+    table = Table(title=f"{len(test)} test scenes, {config.data.known_proportion:.0%} of the training labels known")
+    for column in ("", "PyTorch", "bundle"):
+        table.add_column(column, justify="left" if not column else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    machine = environment()
+    console.print(f"{machine['cpu']}, {machine['cores']} cores; torch {torch.__version__}, batch 1, model only")
+    (out / "summary.json").write_text(
+        json.dumps({"environment": {**machine, "torch": torch.__version__}, "rows": rows}, indent=2) + "\n"
+    )
+    console.print(f"pictures: {out / 'attention'}/*.png, {out / 'ap.png'}; numbers: {out / 'summary.json'}")
+
+
+def _rows(results: dict[str, Evaluation], latency: dict[str, Latency], sizes: dict[str, int]) -> list[tuple[str, ...]]:
+    def row(name: str, pick: Callable[[str], str]) -> tuple[str, ...]:
+        return name, *(pick(model) for model in results)
+
+    return [
+        row("mAP (%)", lambda m: f"{results[m].mAP:.2f}"),
+        row("OF1 (%)", lambda m: f"{results[m].f1['OF1']:.2f}"),
+        row("CF1 (%)", lambda m: f"{results[m].f1['CF1']:.2f}"),
+        row("latency p50 (ms)", lambda m: f"{latency[m].p50_ms:.2f}"),
+        row("latency p95 (ms)", lambda m: f"{latency[m].p95_ms:.2f}"),
+        row("size (MB)", lambda m: f"{sizes[m] / 1e6:.1f}"),
+    ]
+
+
+def _latency(scorer, bundle: Bundle) -> Latency:
+    image = bundle.proof()[0][:1]  # [1,S,S,3]
+    return summarise("model", 1, *measure(lambda: scorer(image), seconds=3))
+
+
+def pointing_accuracy(recognizer: Recognizer, data: LabelledImages) -> tuple[float, float]:
+    """Percent of the present categories whose attention peaks inside a box of that category, and what a peak
+    at a random location would reach."""
+    annotations = data.images[0].parent.parent / "annotations" / f"instances_{data.images[0].parent.name}.json"
+    boxes: dict[tuple[int, int], list] = {}
+    for a in json.loads(annotations.read_text())["annotations"]:
+        boxes.setdefault((a["image_id"], a["category_id"] - 1), []).append(a["bbox"])
+    attention = {}
+    for start in range(0, len(data), 16):
+        inputs = np.stack([recognizer.preprocess(p) for p in data.images[start : start + 16]])
+        attention.update(enumerate(recognizer.attention(inputs)[1], start))
+    hits, share = [], []
+    for (image, category), found in boxes.items():
+        inside = _cells_inside(found, attention[image][category].shape)  # [h,w]
+        hits.append(inside.flat[attention[image][category].argmax()])
+        share.append(inside.mean())
+    return 100 * float(np.mean(hits)), 100 * float(np.mean(share))
+
+
+def _cells_inside(boxes: list, shape: tuple[int, int]) -> np.ndarray:
+    """Which cells of the map have their centre inside one of the boxes (x, y, width, height in pixels)."""
+    y, x = ((np.arange(n) + 0.5) * SCENE_SIDE / n for n in shape)
+    inside = [
+        ((by <= y) & (y < by + bh))[:, None] & ((bx <= x) & (x < bx + bw))[None, :] for bx, by, bw, bh in boxes
+    ]
+    return np.any(inside, axis=0)

@@ -50,7 +50,7 @@ FUNCTION = f"""
 class EncoderGraph(nn.Module):
     """What is exported of PyTorch: normalisation, trunk, map pooling, and the one folded linear layer."""
 
-    def __init__(self, encoder: FrozenClip, head: FoldedHead):
+    def __init__(self, encoder: nn.Module, head: FoldedHead):
         super().__init__()
         self.encoder = encoder
         self.linear = nn.Linear(*head.weight.shape)
@@ -62,9 +62,11 @@ class EncoderGraph(nn.Module):
         return ug[..., : self.joint_dim], ug[..., self.joint_dim :]  # u [B,L,K], g [B,L,E]
 
 
-def encoder_to_onnx(encoder: FrozenClip, head: FoldedHead, image_size: int) -> onnx.ModelProto:
-    """The encoder as an ONNX model with inputs `image` and outputs `u`, `g`; dynamic batch."""
-    image = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
+def encoder_to_onnx(encoder: nn.Module, head: FoldedHead, image: torch.Tensor) -> onnx.ModelProto:
+    """The encoder as an ONNX model with input `image` and outputs `u`, `g`; dynamic batch.
+
+    encoder: has `locations`, as `FrozenClip`. image: an example of its input with a batch of 2.
+    """
     program = torch.onnx.export(
         EncoderGraph(encoder, head).eval(),
         (image,),
@@ -115,4 +117,5 @@ def add_head(model: onnx.ModelProto, head: FoldedHead, probability: str) -> onnx
 
 def write_onnx(encoder: FrozenClip, head: FoldedHead, image_size: int, probability: str, path: Path) -> None:
     """Write `model.onnx`. One file: a model of this family stays far under ONNX's 2 GB limit."""
-    onnx.save(add_head(encoder_to_onnx(encoder, head, image_size), head, probability), path)
+    image = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
+    onnx.save(add_head(encoder_to_onnx(encoder, head, image), head, probability), path)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from sdpl.errors import UserError, nearest
@@ -13,7 +13,21 @@ from sdpl.errors import UserError, nearest
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(gt=0)]
-FocusingPower = Annotated[float, Field(ge=0)]
+
+
+def _focusing_power(value: float) -> float:
+    if 0 < value < 1:
+        raise ValueError("expected 0 or at least 1; in between the loss has an infinite gradient")
+    return value
+
+
+def _with_placeholder(value: str) -> str:
+    if "{}" not in value:
+        raise ValueError("expected a sentence with {} where the category's name goes")
+    return value
+
+
+FocusingPower = Annotated[float, Field(ge=0), AfterValidator(_focusing_power)]
 
 _checked = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False, strict=False))
 
@@ -48,7 +62,7 @@ class ModelConfig:
     pooling: Literal["projected", "trunk"] = "projected"
     prompts: Literal["category-specific", "shared", "manual"] = "category-specific"
     prompt_tokens: Count = 16
-    manual_prompt: str = "a photo of a {}."
+    manual_prompt: Annotated[str, AfterValidator(_with_placeholder)] = "a photo of a {}."
     probability: Literal["sigmoid", "softmax"] = "sigmoid"
     inverse_temperature: Annotated[float, Field(gt=0, le=1000)] = 20.0
     learn_temperature: bool = False
@@ -119,12 +133,13 @@ def check_config(values: dict[str, Any], name: str = "config") -> Config:
 
 
 def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
+    unknown = [e for e in error.errors() if e["type"] == "unexpected_keyword_argument"]
+    first = (unknown or error.errors())[0]  # a misspelt key also shows as a missing one; the misspelling says more
     key = ".".join(str(part) for part in first["loc"])
-    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    if unknown:
         known = _SECTIONS[first["loc"][:-1]].__dataclass_fields__
         return f"unknown key {key!r}; {nearest(str(first['loc'][-1]), known)}"
-    if first["type"] in ("missing", "missing_argument"):
+    if first["type"] == "missing":
         return f"{key!r} is missing."
     return f"{key} = {first['input']!r}: {first['msg'].lower()}."
 

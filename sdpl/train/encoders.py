@@ -23,8 +23,6 @@ class FrozenClip(nn.Module):
         super().__init__()
         self.map_pool = map_pool
         self.clip, self.tokenize = _build(clip_config)
-        if not isinstance(getattr(self.text, "attn_mask", None), torch.Tensor):
-            raise UserError("the backbone's text tower is not CLIP's causal transformer: choose a plain CLIP backbone.")
         preprocess = clip_config["preprocess_cfg"]
         self.register_buffer("mean", 255 * torch.tensor(preprocess["mean"]).view(3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(preprocess["std"]).view(3, 1, 1))
@@ -92,6 +90,11 @@ def clip_config(config: ModelConfig) -> dict[str, Any]:
     if model_cfg is None:
         hint = nearest(config.backbone, open_clip.list_models())
         raise UserError(f"model.backbone = {config.backbone!r} is no open_clip model; {hint}")
+    if model_cfg["text_cfg"].keys() & {"hf_model_name", "hf_tokenizer_name", "no_causal_mask"}:
+        raise UserError(
+            f"model.backbone = {config.backbone!r}: its text tower is not CLIP's causal transformer, for which prompts "
+            "are learned; choose a plain CLIP backbone, such as RN101 or ViT-B-16."
+        )
     is_resnet = isinstance(model_cfg["vision_cfg"].get("layers"), list)
     if not is_resnet:  # a ViT's position embeddings depend on the size; a ResNet's only in the unused pooling
         model_cfg = {**model_cfg, "vision_cfg": {**model_cfg["vision_cfg"], "image_size": config.image_size}}

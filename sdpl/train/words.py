@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -27,12 +28,15 @@ def word_vectors(source: str, categories: Sequence[str]) -> np.ndarray:
     if not path.is_file():
         known = ", ".join(SHIPPED)
         raise UserError(f"word_vectors: {source!r} is neither 'clip' nor a shipped set ({known}) nor a file.")
-    return _from_npz(path, source, categories) if path.suffix == ".npz" else _from_glove(path, categories)
+    if path.suffix != ".npz":
+        return _from_glove(path, categories)
+    with open(path, "rb") as stream:
+        return _from_npz(stream, source, categories)
 
 
-def _from_npz(file, source: str, categories: Sequence[str]) -> np.ndarray:
+def _from_npz(stream: BinaryIO, source: str, categories: Sequence[str]) -> np.ndarray:
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with np.load(stream, allow_pickle=False) as archive:
             rows = dict(zip(archive["names"].tolist(), archive["vectors"], strict=True))
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{source}: needs the arrays 'names' and 'vectors' of one length ({error}).") from None

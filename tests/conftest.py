@@ -1,0 +1,107 @@
+"""Tiny real things, made once: scenes on disk, a trained checkpoint, its bundle."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from sdpl.cli import main
+from sdpl.demo.scenes import write_coco
+
+# A CLIP with CLIP's own structure and random weights; 64-pixel images give a 2x2 map.
+BACKBONE = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16, "patch_size": None},
+    "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+}
+
+
+@pytest.fixture
+def sdpl():
+    """Runs a command in this process: sdpl("train", ...) -> result with exit_code, output, stderr."""
+
+    def run(*words):
+        result = CliRunner().invoke(main, [str(word) for word in words])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run
+
+
+@pytest.fixture
+def fails(sdpl):
+    """Runs a command that must end with status 2 and one line without traceback; returns that line."""
+
+    def run(*words) -> str:
+        result = sdpl(*words)
+        lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert result.exit_code == 2, result.output
+        assert len(lines) == 1
+        assert "Traceback" not in result.output
+        return lines[0]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """A folder with COCO-format splits "train" (24 scenes) and "test" (8 scenes)."""
+    folder = tmp_path_factory.mktemp("scenes")
+    write_coco(folder, "train", 24, seed=1)
+    write_coco(folder, "test", 8, seed=2)
+    return folder
+
+
+def write_config(folder: Path, scenes: Path, **changes: dict) -> Path:
+    """A configuration that trains in seconds; `changes` by section."""
+    (folder / "backbone.json").write_text(json.dumps(BACKBONE))
+    values = {
+        "data": {"train": {"annotations": str(scenes / "annotations" / "instances_train.json")}, "val_fraction": 0.25},
+        "model": {
+            "backbone": "test-RN",
+            "backbone_config": "backbone.json",
+            "weights": None,
+            "image_size": 64,
+            "map_pool": 1,
+            "joint_dim": 24,
+            "prompt_tokens": 4,
+        },
+        "train": {"epochs": 2, "batch_size": 8, "device": "cpu"},
+    }
+    for section, change in changes.items():
+        values[section].update(change)
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture
+def config(tmp_path, scenes):
+    """write_config for this test: config(train={"lr": 1}) -> path."""
+    return lambda **changes: write_config(tmp_path, scenes, **changes)
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory, scenes) -> Path:
+    """The output folder of a real training run through the command line."""
+    folder = tmp_path_factory.mktemp("run")
+    result = CliRunner().invoke(main, ["train", str(write_config(folder, scenes)), "--out", str(folder / "out")])
+    assert result.exit_code == 0, result.output
+    return folder / "out"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(run_folder) -> Path:
+    return run_folder / "model.ckpt"
+
+
+@pytest.fixture(scope="session")
+def bundle(checkpoint, tmp_path_factory) -> Path:
+    """The bundle of `checkpoint`, through the command line. Read only: copy it before changing it."""
+    out = tmp_path_factory.mktemp("bundle") / "model.sdpl"
+    result = CliRunner().invoke(main, ["export", str(checkpoint), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    return out

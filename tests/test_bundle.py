@@ -1,0 +1,105 @@
+"""A bundle that was changed, cut, replaced or made by a newer sdpl is refused, with one line."""
+
+import json
+import shutil
+
+import pytest
+
+from sdpl.bundle import FORMAT_VERSION, PROOF, Bundle
+from sdpl.errors import UserError
+
+
+@pytest.fixture
+def copy(bundle, tmp_path):
+    return shutil.copytree(bundle, tmp_path / "copy.sdpl")
+
+
+def edit_manifest(path, **changes):
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest.update(changes)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_manifest_says_everything_about_the_model(bundle):
+    manifest = Bundle.open(bundle).manifest
+    assert manifest.categories[3] == "three"
+    assert manifest.preprocessing.image_size == 64
+    assert manifest.probability == "sigmoid"
+    assert manifest.config["model"]["backbone"] == "test-RN"
+    assert manifest.map_size == (2, 2)
+    target = manifest.targets["cpu:fp32"]
+    assert target.file == "model.onnx"
+    assert {"torch", "onnx", "onnxruntime"} <= target.built_with.keys()
+    assert target.verification.images == 6
+    assert target.verification.max_score_difference <= 1e-4
+    assert set(manifest.files) == {"model.onnx", PROOF}
+
+
+def test_nothing_of_the_exporting_machine_is_in_it(bundle):
+    for name in ("model.onnx", "manifest.json"):
+        content = (bundle / name).read_bytes()
+        assert b"site-packages" not in content
+        assert b"sdpl/train" not in content
+
+
+@pytest.mark.parametrize("name", ["model.onnx", PROOF])
+def test_a_changed_byte_is_found(copy, name):
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}: is not the file that was exported"):
+        Bundle.open(copy).file(name)
+
+
+def test_a_missing_file_is_named(copy):
+    (copy / "model.onnx").unlink()
+    with pytest.raises(UserError, match=r"model\.onnx: is missing from the bundle"):
+        Bundle.open(copy).file("model.onnx")
+
+
+def test_a_file_that_the_manifest_does_not_list_is_not_opened(copy):
+    (copy / "extra.bin").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"lists no 'extra\.bin'"):
+        Bundle.open(copy).file("extra.bin")
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b", "C:\\x", ""])
+def test_paths_that_leave_the_directory_are_refused(copy, name):
+    edit_manifest(copy, files={name: {"sha256": "0", "size": 1}})
+    with pytest.raises(UserError, match="leaves the bundle"):
+        Bundle.open(copy)
+
+
+def test_a_link_that_leaves_the_directory_is_refused(copy, tmp_path):
+    shutil.move(copy / "model.onnx", tmp_path / "elsewhere.onnx")
+    (copy / "model.onnx").symlink_to(tmp_path / "elsewhere.onnx")
+    with pytest.raises(UserError, match="points outside the bundle"):
+        Bundle.open(copy).file("model.onnx")
+
+
+def test_a_newer_format_says_update(copy):
+    edit_manifest(copy, format_version=FORMAT_VERSION + 1, something_new=1)
+    with pytest.raises(UserError, match=f"format version is {FORMAT_VERSION + 1}.*update sdpl"):
+        Bundle.open(copy)
+
+
+def test_a_damaged_manifest_is_one_line(copy):
+    (copy / "manifest.json").write_text('{"format_version": 1, "categories":')
+    with pytest.raises(UserError, match=r"manifest\.json: .*Export the checkpoint again"):
+        Bundle.open(copy)
+    (copy / "manifest.json").write_text('{"format_version": 1}')
+    with pytest.raises(UserError, match="sdpl_version: Field required"):
+        Bundle.open(copy)
+
+
+def test_no_bundle_at_all(tmp_path):
+    with pytest.raises(UserError, match="no such bundle"):
+        Bundle.open(tmp_path / "gone.sdpl")
+    with pytest.raises(UserError, match="is not a bundle"):
+        Bundle.open(tmp_path)
+
+
+def test_a_damaged_proof_is_one_line(copy):
+    (copy / PROOF).write_bytes(b"12345678{}")
+    with pytest.raises(UserError, match="is not the file that was exported"):
+        Bundle.open(copy).proof()

@@ -1,0 +1,68 @@
+import errno
+import os
+
+import pytest
+
+from sdpl.errors import UserError
+from sdpl.files import replace_file, replace_folder
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_file_is_replaced_whole(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with replace_file(tmp_path / "a") as temporary:
+        temporary.write_text("new")
+        assert (tmp_path / "a").read_text() == "old"
+    assert (tmp_path / "a").read_text() == "new"
+    assert names(tmp_path) == ["a"]
+
+
+def test_failure_keeps_the_old_file_and_leaves_nothing(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(KeyboardInterrupt), replace_file(tmp_path / "a") as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert (tmp_path / "a").read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_folder_is_replaced_whole(tmp_path):
+    for text in ("old", "new"):
+        with replace_folder(tmp_path / "a", lambda path: True) as temporary:
+            (temporary / "x").write_text(text)
+        assert (tmp_path / "a" / "x").read_text() == text
+    assert names(tmp_path) == ["a"]
+
+
+def test_failure_keeps_the_old_folder_and_leaves_nothing(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_text("old")
+    with pytest.raises(ValueError, match="half"), replace_folder(tmp_path / "a", lambda path: True) as temporary:
+        (temporary / "x").write_text("half")
+        raise ValueError("half")
+    assert (tmp_path / "a" / "x").read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_folder_that_is_not_ours_is_never_replaced(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    with pytest.raises(UserError, match="exists and was not made by sdpl"), replace_folder(tmp_path / "thesis", lambda p: False):
+        pass
+    assert names(tmp_path) == ["thesis"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_errors_of_the_system_become_one_line(tmp_path, code):
+    for place in (replace_file(tmp_path / "a"), replace_folder(tmp_path / "b", lambda p: True)):
+        with pytest.raises(UserError, match=f"cannot write .*{os.strerror(code)}; nothing was changed"), place:
+            raise OSError(code, os.strerror(code))
+    assert names(tmp_path) == []
+
+
+def test_a_parent_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "a").write_text("")
+    with pytest.raises(UserError, match="cannot write"), replace_file(tmp_path / "a" / "b"):
+        pass

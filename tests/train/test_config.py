@@ -1,0 +1,103 @@
+import dataclasses
+
+import pytest
+import yaml
+
+from sdpl.errors import UserError
+from sdpl.train.config import Config, check_config, read_config
+
+MINIMAL = {"data": {"train": {"annotations": "a.json"}}}
+
+
+def with_value(section, key, value):
+    return {**MINIMAL, section: {**MINIMAL.get(section, {}), key: value}}
+
+
+def test_defaults_are_the_paper_s():
+    config = check_config(MINIMAL)
+    assert (config.model.backbone, config.model.image_size, config.model.map_pool) == ("RN101", 448, 2)
+    assert (config.model.joint_dim, config.model.prompt_tokens, config.model.pooling) == (1024, 16, "projected")
+    assert (config.train.lr, config.train.warmup_lr, config.train.epochs, config.train.batch_size) == (
+        0.002, 0.0005, 100, 64,
+    )  # fmt: skip
+    assert (config.train.gamma_pos, config.train.gamma_neg, config.train.margin) == (1, 2, 0.05)
+
+
+def test_survives_being_saved():
+    config = check_config(MINIMAL)
+    assert check_config(yaml.safe_load(yaml.safe_dump(config.to_dict()))) == config
+
+
+def test_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        check_config(MINIMAL).train.lr = 1.0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (with_value("train", "leraning_rate", 1), r"unknown key 'train.leraning_rate'"),
+        (with_value("train", "batchsize", 1), r"did you mean 'batch_size'\?"),
+        (with_value("model", "imge_size", 1), r"did you mean 'image_size'\?"),
+        (with_value("data", "val", {"annotation": "x"}), r"did you mean 'annotations'\?"),
+        ({**MINIMAL, "modle": {}}, r"did you mean 'model'\?"),
+        ({"data": {}}, r"'data.train' is missing"),
+        ({}, r"'data' is missing"),
+        (with_value("train", "lr", 0), r"train.lr = 0: .*greater than 0"),
+        (with_value("train", "lr", "fast"), r"train.lr = 'fast': .*valid number"),
+        (with_value("train", "lr", float("nan")), r"train.lr = nan: .*finite"),
+        (with_value("train", "epochs", 1.5), r"train.epochs = 1.5: .*integer"),
+        (with_value("train", "loss", "mse"), r"train.loss = 'mse': .*'partial-asymmetric' or 'partial-bce'"),
+        (with_value("train", "margin", 1.0), r"train.margin = 1.0: .*less than 1"),
+        (with_value("train", "gamma_pos", 0.5), r"train.gamma_pos = 0.5: .*0 or at least 1"),
+        (with_value("data", "known_proportion", 0), r"data.known_proportion = 0: .*greater than 0"),
+        (with_value("model", "image_size", 8), r"model.image_size = 8: .*32"),
+        (with_value("model", "prompts", "none"), r"'category-specific', 'shared' or 'manual'"),
+        (with_value("model", "manual_prompt", "a photo"), r"model.manual_prompt = 'a photo': .*\{\}"),
+        (with_value("model", "backbone", None), r"model.backbone = None: .*valid string"),
+    ],
+)
+def test_wrong_keys_and_values_are_named(values, message):
+    with pytest.raises(UserError, match=message) as caught:
+        check_config(values, "c.yaml")
+    assert str(caught.value).startswith("c.yaml: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_every_field_is_read_by_the_code():
+    """A key that nothing reads would be a lie to the user."""
+    import pathlib
+
+    import sdpl.train
+
+    sources = [p for p in pathlib.Path(sdpl.train.__file__).parent.glob("*.py") if p.name != "config.py"]
+    code = "\n".join(p.read_text() for p in sources)
+    for section in dataclasses.fields(Config):
+        for field in dataclasses.fields(section.type):
+            assert f".{field.name}" in code, f"{section.name}.{field.name}"
+
+
+def test_paths_are_relative_to_the_file(tmp_path):
+    (tmp_path / "w.safetensors").touch()
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, "model": {"weights": "w.safetensors"}}))
+    config = read_config(path)
+    assert config.data.train.annotations == str(tmp_path / "a.json")
+    assert config.model.weights == str(tmp_path / "w.safetensors")
+    path.write_text(yaml.safe_dump({**MINIMAL, "model": {"weights": "openai"}}))
+    assert read_config(path).model.weights == "openai"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "is not YAML"), ("- 1", "is not a mapping"), ("", "is not a mapping"), ("data: 3", "data = 3")],
+)
+def test_a_file_that_is_no_configuration(tmp_path, text, message):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_config(tmp_path / "c.yaml")
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(UserError, match="no such configuration file"):
+        read_config(tmp_path / "c.yaml")
