@@ -43,7 +43,8 @@ class OnnxRuntimeCpu:
         if threads is not None:
             options.intra_op_num_threads = threads
         path = bundle.file(bundle.manifest.targets[self.target].file)
-        failures = (onnxruntime.capi.onnxruntime_pybind11_state.Fail, RuntimeError, ValueError)
+        state = vars(onnxruntime.capi.onnxruntime_pybind11_state).values()  # its errors share no base class
+        failures = tuple(e for e in state if isinstance(e, type) and issubclass(e, Exception))
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except failures as error:

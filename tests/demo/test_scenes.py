@@ -1,0 +1,37 @@
+import numpy as np
+
+from sdpl.demo.scenes import CATEGORIES, SCENE_SIDE, digit_instances, scenes, write_coco
+from sdpl.train.data import read_coco
+
+
+def test_splits_share_no_digit_and_hold_every_class():
+    train, test = (digit_instances(split) for split in ("train", "test"))
+    seen = {picture.tobytes() for picture in train[0]}
+    assert not any(picture.tobytes() in seen for picture in test[0])
+    assert len(train[0]) + len(test[0]) == 1797
+    assert set(train[1]) == set(test[1]) == set(range(10))
+
+
+def test_same_arguments_same_pictures():
+    first, second = (list(scenes("train", 5, seed=3)) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(np.asarray(a.image), np.asarray(b.image))
+        assert a.digits == b.digits
+
+
+def test_digits_lie_inside_and_stand_out():
+    for scene in scenes("test", 20, seed=0):
+        assert 1 <= len(scene.digits) <= 4
+        for x, y, width, height in scene.boxes:
+            assert 0 <= x <= x + width <= SCENE_SIDE
+            assert 0 <= y <= y + height <= SCENE_SIDE
+            inside = np.asarray(scene.image.convert("L").crop((x, y, x + width, y + height))).astype(float)
+            assert np.ptp(inside) > 40
+
+
+def test_the_coco_reader_reads_what_is_written(tmp_path):
+    data = read_coco(write_coco(tmp_path, "test", 6, seed=4))
+    expected = list(scenes("test", 6, seed=4))
+    assert data.categories == CATEGORIES
+    for labels, scene in zip(data.labels, expected, strict=True):
+        assert set(np.flatnonzero(labels == 1)) == set(scene.digits)

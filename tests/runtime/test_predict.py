@@ -1,0 +1,66 @@
+import json
+
+import numpy as np
+from PIL import Image
+
+
+def test_lines(sdpl, bundle, scenes):
+    result = sdpl("predict", bundle, scenes / "test", "--threshold", "0")
+    lines = result.stdout.splitlines()
+    assert result.exit_code == 0
+    assert len(lines) == 8
+    assert lines[0].startswith(str(scenes / "test" / "000000.jpg") + ": ")
+    assert lines[0].count(",") == 9
+
+
+def test_nothing_above_threshold_is_said(sdpl, bundle, scenes):
+    assert "nothing above threshold" in sdpl("predict", bundle, scenes / "test" / "000000.jpg", "--threshold", "1").stdout
+
+
+def test_top_k_and_json(sdpl, bundle, scenes):
+    photo = scenes / "test" / "000001.jpg"
+    top = sdpl("predict", bundle, photo, "--top", "3").stdout
+    assert top.count(",") == 2
+    row = json.loads(sdpl("predict", bundle, photo, "--json").stdout)
+    assert row["image"] == str(photo)
+    assert len(row["scores"]) == 10
+    assert f"{next(iter(row['scores']))} " in top
+
+
+def test_bad_images_are_named_and_the_others_still_done(sdpl, bundle, scenes, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"x")
+    good = scenes / "test" / "000000.jpg"
+    result = sdpl("predict", bundle, bad, good, tmp_path / "gone.png")
+    assert result.exit_code == 2
+    assert len(result.stdout.splitlines()) == 1
+    errors = result.stderr.splitlines()
+    assert [e.split(":")[0] for e in errors] == ["error"] * 3
+    assert "bad.jpg: is not an image" in errors[0]
+    assert "gone.png: no such image" in errors[1]
+    assert "2 of 3 images could not be read" in errors[2]
+
+
+def test_attention_pictures(sdpl, bundle, scenes, tmp_path):
+    result = sdpl("predict", bundle, scenes / "test", "--top", "2", "--attention", tmp_path / "maps")
+    assert result.exit_code == 0
+    pictures = sorted((tmp_path / "maps").iterdir())
+    assert [p.name for p in pictures] == [f"{i:06d}.png" for i in range(8)]
+    with Image.open(pictures[0]) as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    assert pixels.shape[1] > 2 * pixels.shape[0]  # the photo and two maps in a row
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 1000
+
+
+def test_images_of_one_name_get_pictures_of_their_own(sdpl, bundle, scenes, tmp_path):
+    same = [scenes / split / "000000.jpg" for split in ("train", "test")]
+    sdpl("predict", bundle, *same, "--attention", tmp_path / "maps")
+    assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == ["0000-000000.png", "0001-000000.png"]
+
+
+def test_what_a_user_gets_wrong(fails, bundle, scenes, tmp_path):
+    photo = scenes / "test" / "000000.jpg"
+    assert "no such bundle" in fails("predict", tmp_path / "gone.sdpl", photo)
+    assert "no images in this folder" in fails("predict", bundle, tmp_path)
+    (tmp_path / "file").write_text("")
+    assert "cannot write" in fails("predict", bundle, photo, "--attention", tmp_path / "file")
