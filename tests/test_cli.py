@@ -50,7 +50,9 @@ def test_eval_names_what_is_wrong(fails, bundle, scenes, tmp_path):
     content = json.loads(annotations.read_text())
     content["annotations"] = []
     (tmp_path / "bare.json").write_text(json.dumps(content))
-    assert "no image has a known positive label" in fails("eval", bundle, tmp_path / "bare.json", "--images", scenes / "test")
+    assert "no image has a known positive label" in fails(
+        "eval", bundle, tmp_path / "bare.json", "--images", scenes / "test"
+    )
     assert "images are not in" in fails("eval", bundle, tmp_path / "bare.json")
     assert "no such checkpoint" in fails("eval", tmp_path / "gone.ckpt", annotations)
 
@@ -70,7 +72,9 @@ def test_usage_errors_have_status_2(sdpl):
 
 
 def test_a_failing_script_prints_one_line_and_no_traceback(tmp_path):
-    result = subprocess.run([sys.executable, "-m", "sdpl", "export", tmp_path / "gone.ckpt"], capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "sdpl", "export", tmp_path / "gone.ckpt"], capture_output=True, text=True
+    )
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith("error: ")

@@ -49,7 +49,10 @@ def test_failure_keeps_the_old_folder_and_leaves_nothing(tmp_path):
 
 def test_a_folder_that_is_not_ours_is_never_replaced(tmp_path):
     (tmp_path / "thesis").mkdir()
-    with pytest.raises(UserError, match="exists and was not made by sdpl"), replace_folder(tmp_path / "thesis", lambda p: False):
+    with (
+        pytest.raises(UserError, match="exists and was not made by sdpl"),
+        replace_folder(tmp_path / "thesis", lambda p: False),
+    ):
         pass
     assert names(tmp_path) == ["thesis"]
 

@@ -63,7 +63,9 @@ def test_recognising_loads_no_torch(bundle, scenes):
 
 def test_evaluating_a_bundle_loads_no_torch(bundle, scenes):
     annotations = scenes / "annotations" / "instances_test.json"
-    loaded = loaded_by(f"from sdpl.cli import main\nmain(['eval', {str(bundle)!r}, {str(annotations)!r}], standalone_mode=False)")
+    loaded = loaded_by(
+        f"from sdpl.cli import main\nmain(['eval', {str(bundle)!r}, {str(annotations)!r}], standalone_mode=False)"
+    )
     assert "sklearn" in loaded
     assert "torch" not in loaded
 

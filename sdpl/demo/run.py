@@ -88,7 +88,7 @@ def _summary(out: Path, checkpoint: Path, bundle: Path, test: LabelledImages, co
     rows = _rows(results, latency, sizes)
     rows.append(("largest score difference", "", f"{difference.max():.1e}"))
     rows.append(("mAP of random scores", f"{chance_map:.1f}", ""))
-    rows.append(("attention peak on the right digit (random: %.0f %%)" % chance, "", f"{pointing:.0f} %"))
+    rows.append((f"attention peak on the right digit (random: {chance:.0f} %)", "", f"{pointing:.0f} %"))
     table = Table(title=f"{len(test)} test scenes, {config.data.known_proportion:.0%} of the training labels known")
     for column in ("", "PyTorch", "bundle"):
         table.add_column(column, justify="left" if not column else "right")
@@ -144,7 +144,5 @@ def pointing_accuracy(recognizer: Recognizer, data: LabelledImages) -> tuple[flo
 def _cells_inside(boxes: list, shape: tuple[int, int]) -> np.ndarray:
     """Which cells of the map have their centre inside one of the boxes (x, y, width, height in pixels)."""
     y, x = ((np.arange(n) + 0.5) * SCENE_SIDE / n for n in shape)
-    inside = [
-        ((by <= y) & (y < by + bh))[:, None] & ((bx <= x) & (x < bx + bw))[None, :] for bx, by, bw, bh in boxes
-    ]
+    inside = [((by <= y) & (y < by + bh))[:, None] & ((bx <= x) & (x < bx + bw))[None, :] for bx, by, bw, bh in boxes]
     return np.any(inside, axis=0)

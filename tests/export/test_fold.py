@@ -98,7 +98,9 @@ def test_text_features_hold_the_temperature(model):
 def test_the_softmax_denominator_cancels_in_the_cosine(f):
     s, t = torch.randn(2, 3, 9, dtype=torch.float64), torch.randn(3, f.shape[-1], dtype=torch.float64)
     normalised, raw = s.softmax(-1) @ f, s.exp() @ f
-    torch.testing.assert_close(F.cosine_similarity(normalised, t[None], dim=-1), F.cosine_similarity(raw, t[None], dim=-1), **EXACT)
+    torch.testing.assert_close(
+        F.cosine_similarity(normalised, t[None], dim=-1), F.cosine_similarity(raw, t[None], dim=-1), **EXACT
+    )
 
 
 @pytest.mark.parametrize("name", ["weight", "bias", "v", "q", "t"])

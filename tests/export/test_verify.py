@@ -19,7 +19,10 @@ def test_a_difference_above_tolerance_fails_with_the_numbers():
     changed[2, 3] += 2e-4
     result = compare(SCORES, changed, "float32")
     assert result.max_score_difference == pytest.approx(2e-4, rel=1e-2)
-    with pytest.raises(UserError, match=r"cpu:fp32 does not give PyTorch's answers: scores differ by up to 2\.00e-04 \(tolerance 1e-04\)"):
+    with pytest.raises(
+        UserError,
+        match=r"cpu:fp32 does not give PyTorch's answers: scores differ by up to 2\.00e-04 \(tolerance 1e-04\)",
+    ):
         require_within(result, "cpu:fp32")
 
 

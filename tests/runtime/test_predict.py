@@ -14,7 +14,9 @@ def test_lines(sdpl, bundle, scenes):
 
 
 def test_nothing_above_threshold_is_said(sdpl, bundle, scenes):
-    assert "nothing above threshold" in sdpl("predict", bundle, scenes / "test" / "000000.jpg", "--threshold", "1").stdout
+    assert (
+        "nothing above threshold" in sdpl("predict", bundle, scenes / "test" / "000000.jpg", "--threshold", "1").stdout
+    )
 
 
 def test_top_k_and_json(sdpl, bundle, scenes):

@@ -60,7 +60,8 @@ def test_empty_batch(recognizer):
 
 
 @pytest.mark.parametrize(
-    "images", [np.zeros((1, 64, 64, 3), np.float32), np.zeros((64, 64, 3), np.uint8), np.zeros((1, 32, 64, 3), np.uint8)]
+    "images",
+    [np.zeros((1, 64, 64, 3), np.float32), np.zeros((64, 64, 3), np.uint8), np.zeros((1, 32, 64, 3), np.uint8)],
 )
 def test_a_wrong_array_says_expected_and_got(recognizer, images):
     with pytest.raises(ValueError, match=r"expected images uint8 \[B,64,64,3\], got .* \["):

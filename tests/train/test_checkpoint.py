@@ -98,7 +98,7 @@ def test_a_full_disk_keeps_the_old_checkpoint(checkpoint, tmp_path, monkeypatch)
         raise RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match="cannot write .*PytorchStreamWriter failed"):
+    with pytest.raises(UserError, match=r"cannot write .*PytorchStreamWriter failed"):
         save_checkpoint(path, config, model, content["proof_images"], {})
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["model.ckpt"]

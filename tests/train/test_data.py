@@ -8,7 +8,9 @@ from sdpl.preprocess import preprocess
 from sdpl.train.data import LabelledImages, batches, coco_images, read_coco, require_known_labels
 
 
-def coco(folder, images=(1, 2), annotations=((1, 10), (1, 10), (2, 30)), categories=((30, "dog"), (10, "cat")), **extra):
+def coco(
+    folder, images=(1, 2), annotations=((1, 10), (1, 10), (2, 30)), categories=((30, "dog"), (10, "cat")), **extra
+):
     """A COCO file of images NN.jpg; annotations are (image id, category id)."""
     content = {
         "images": [{"id": i, "file_name": f"{i}.jpg"} for i in images],
@@ -60,7 +62,8 @@ def test_missing_images_are_counted_and_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "is not JSON"), ("[]", "is not COCO format"), ('{"images": [{}]}', "is not COCO format")]
+    ("text", "message"),
+    [("{", "is not JSON"), ("[]", "is not COCO format"), ('{"images": [{}]}', "is not COCO format")],
 )
 def test_foreign_files(tmp_path, text, message):
     (tmp_path / "a.json").write_text(text)

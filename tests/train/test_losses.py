@@ -26,7 +26,9 @@ LABELS = torch.tensor([[1, -1, 0, 1], [-1, 0, -1, 1]])
 def test_equals_the_equations_written_out(gamma_pos, gamma_neg, margin):
     logits = torch.randn(2, 4, generator=torch.Generator().manual_seed(0)) * 3
     expected = by_hand(logits, LABELS, gamma_pos, gamma_neg, margin)
-    assert partial_asymmetric_loss(logits, LABELS, gamma_pos, gamma_neg, margin).item() == pytest.approx(expected, rel=1e-5)
+    assert partial_asymmetric_loss(logits, LABELS, gamma_pos, gamma_neg, margin).item() == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_unknown_labels_contribute_exactly_nothing():
@@ -64,7 +66,9 @@ def test_is_computed_in_float32():
 def test_partial_bce_is_binary_cross_entropy_of_the_known():
     logits = torch.randn(2, 4, generator=torch.Generator().manual_seed(1))
     known = LABELS != 0
-    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits[known], (LABELS[known] > 0).float(), reduction="sum")
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits[known], (LABELS[known] > 0).float(), reduction="sum"
+    )
     assert partial_bce_loss(logits, LABELS).item() == pytest.approx(expected.item() / 2, rel=1e-5)
 
 

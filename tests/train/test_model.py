@@ -138,7 +138,9 @@ def test_the_biases_before_the_softmax_cancel(settings):
 
 @pytest.mark.parametrize("backbone", ["ViT-S-32-alt", "convnext_tiny"])
 def test_other_towers_give_a_map(backbone):
-    model = build(ModelConfig(backbone=backbone, weights=None, image_size=128, map_pool=1, joint_dim=8, prompt_tokens=2))
+    model = build(
+        ModelConfig(backbone=backbone, weights=None, image_size=128, map_pool=1, joint_dim=8, prompt_tokens=2)
+    )
     height, width = model.map_size
     assert height * width >= 4
     assert model(images(side=128)).shape == (2, 3)
@@ -170,7 +172,10 @@ def test_clip_word_vectors_differ_and_are_scaled(settings):
     ("change", "message"),
     [
         ({"backbone": "RN1O1", "backbone_config": None}, "is no open_clip model; did you mean 'RN101'"),
-        ({"backbone": "RN101", "backbone_config": None, "weights": "openia"}, "neither a file nor a tag of RN101; did you mean 'openai'"),
+        (
+            {"backbone": "RN101", "backbone_config": None, "weights": "openia"},
+            "neither a file nor a tag of RN101; did you mean 'openai'",
+        ),
         ({"backbone_config": "/nowhere.json"}, "is not an open_clip model config"),
         ({"prompt_tokens": 30}, "need more than the text tower's 32 tokens: lower model.prompt_tokens"),
         ({"backbone": "roberta-ViT-B-32", "backbone_config": None}, "text tower is not CLIP's causal transformer"),

@@ -1,0 +1,105 @@
+"""The head alone on a CPU, batch 1: exported (ONNX Runtime) against the research formulation (PyTorch eager).
+
+    python benchmarks/cpu_head.py [--out docs/benchmarks/cpu_head.json]
+
+Time is the median of repeated calls. Peak memory is the growth of the process's resident set over one call's
+lifetime, in a fresh process per row, after the weights are loaded and the engine is created.
+"""
+
+import ctypes
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from research import D, E, K, L, ResearchHead
+from torch import nn
+
+from sdpl.export.fold import FoldedHead
+from sdpl.export.onnx import add_head, encoder_to_onnx
+from sdpl.runtime.bench import environment, measure, summarise
+
+CATEGORIES = (20, 80, 500, 2000)
+
+
+class Identity(nn.Module):
+    """In place of the trunk: the input already is f [B,L,D]."""
+
+    def locations(self, f: torch.Tensor) -> torch.Tensor:
+        return f
+
+
+def write_head(categories: int, path: Path) -> None:
+    """The folded head as ONNX: f [B,L,D] -> scores [B,C]."""
+    torch.manual_seed(0)
+    weight, bias = torch.randn(D, K + E) / D**0.5, torch.zeros(K + E)
+    head = FoldedHead(weight, bias, torch.randn(categories, K), torch.randn(K), torch.randn(categories, E))
+    onnx.save(add_head(encoder_to_onnx(Identity(), head, torch.randn(2, L, D)), head, "sigmoid"), path)
+
+
+def exported(categories: int, path: str):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    f = np.random.default_rng(0).standard_normal((1, L, D), dtype=np.float32)
+    return lambda: session.run(["scores"], {"image": f})
+
+
+def research(categories: int, path: str):
+    head, f = ResearchHead(categories).eval(), torch.randn(1, L, D)
+
+    def call():
+        with torch.inference_mode():
+            return head(f).sigmoid()
+
+    return call
+
+
+def one_row(side: str, categories: int, path: str) -> dict:
+    """Runs in its own process, so that nothing else has raised the peak before."""
+    call = {"exported": exported, "research": research}[side](categories, path)
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory that is still resident would hide what the call needs
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = _status_mb("VmRSS")
+    call()
+    peak_mb = _status_mb("VmHWM") - before
+    row = summarise(side, 1, *measure(call, seconds=5, min_runs=5))
+    shown = {"p50_ms": row.p50_ms, "spread": row.spread, "runs": row.runs, "peak_mb": peak_mb}
+    return {"side": side, "categories": categories, **shown}
+
+
+def _status_mb(key: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(key))) / 1024
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path))
+@click.option("--row", nargs=3, hidden=True)
+def main(out: Path | None, row: tuple[str, str, str] | None) -> None:
+    if row:
+        print(json.dumps(one_row(row[0], int(row[1]), row[2])))
+        return
+    rows = []
+    for categories in CATEGORIES:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "head.onnx"
+            write_head(categories, path)
+            for side in ("exported", "research"):
+                command = [sys.executable, __file__, "--row", side, str(categories), str(path)]
+                result = subprocess.run(command, capture_output=True, text=True, check=True)
+                rows.append(json.loads(result.stdout.splitlines()[-1]))
+                shown = "C={categories:<5d} {side:9s} {p50_ms:9.2f} ms   peak {peak_mb:8.1f} MB"
+                print(shown.format(**rows[-1]), flush=True)
+        print(f"C={categories:<5d} {rows[-1]['p50_ms'] / rows[-2]['p50_ms']:.1f} times faster")
+    report = {"environment": {**environment(), "torch": torch.__version__}, "rows": rows}
+    if out is not None:
+        out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
