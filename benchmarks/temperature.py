@@ -23,8 +23,8 @@ from sdpl.demo.scenes import CATEGORIES, write_coco
 from sdpl.runtime.bench import environment
 from sdpl.train.config import check_config
 from sdpl.train.data import batches, read_coco
-from sdpl.train.losses import partial_asymmetric_loss
 from sdpl.train.loop import learning_rate
+from sdpl.train.losses import partial_asymmetric_loss
 from sdpl.train.metrics import f1_metrics, mean_average_precision
 from sdpl.train.model import new_model
 from sdpl.train.partial import mask_labels
@@ -99,11 +99,13 @@ def main(out: Path | None) -> None:
         for value in VALUES:
             runs = [one_run(folder, value, seed, f, labels) for seed in SEEDS]
             rows += runs
-            mean = {key: np.mean([run[key] for run in runs]) for key in ("mAP", "OF1", "CF1")}
+            shown = "  ".join(f"{key} {np.mean([run[key] for run in runs]):.2f}" for key in ("mAP", "OF1", "CF1"))
             deviation = np.std([run["mAP"] for run in runs]) * math.sqrt(len(runs) / (len(runs) - 1))
-            print(f"1/tau {value:5.0f}:  mAP {mean['mAP']:.2f} +- {deviation:.2f}  OF1 {mean['OF1']:.2f}  CF1 {mean['CF1']:.2f}")
+            print(f"1/tau {value:5.0f}:  {shown}  (mAP +- {deviation:.2f})")
     if out is not None:
-        out.write_text(json.dumps({"environment": {**environment(), "torch": torch.__version__}, "rows": rows}, indent=2) + "\n")
+        out.write_text(
+            json.dumps({"environment": {**environment(), "torch": torch.__version__}, "rows": rows}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

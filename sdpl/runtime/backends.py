@@ -53,7 +53,7 @@ class OnnxRuntimeCpu:
             "backend": self.name,
             "onnxruntime": onnxruntime.__version__,
             "provider": "CPUExecutionProvider",
-            "threads": str(threads or "all cores"),
+            "threads": f"{threads} threads" if threads else "all cores",
         }
 
     def scores(self, images: np.ndarray) -> np.ndarray:

@@ -132,7 +132,7 @@ def table(result: dict):
 
     backend, environment = result["backend"], result["environment"]
     rendered = Table(
-        title=f"{backend['backend']} {backend['onnxruntime']}, {backend['threads']} threads, {environment['cpu']}, "
+        title=f"{backend['backend']} {backend['onnxruntime']}, {backend['threads']}, {environment['cpu']}, "
         f"{result['image_size']} px, {result['categories']} categories"
     )
     rendered.add_column("boundary")

@@ -64,7 +64,7 @@ class ModelConfig:
     prompt_tokens: Count = 16
     manual_prompt: Annotated[str, AfterValidator(_with_placeholder)] = "a photo of a {}."
     probability: Literal["sigmoid", "softmax"] = "sigmoid"
-    inverse_temperature: Annotated[float, Field(gt=0, le=1000)] = 20.0
+    inverse_temperature: Annotated[float, Field(gt=0, le=1000)] = 10.0  # docs/decisions/0008
     learn_temperature: bool = False
 
 
