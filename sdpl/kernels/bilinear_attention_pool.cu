@@ -27,6 +27,7 @@ constexpr int STEP_K = WARP * LANE_K;    // values of K per warp and step
 constexpr int TILE_L = 7;                // locations per warp and pass: 7 warps x 7 cover the usual 49
 constexpr int FORWARD_THREADS = 7 * WARP;
 constexpr int BACKWARD_THREADS = 128;    // each thread owns one k
+constexpr int BACKWARD_TC = 4;           // categories per thread in backward_vq
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
 struct half_bits { unsigned short bits; };
@@ -160,7 +161,7 @@ __device__ __forceinline__ void forward(const T* __restrict__ u, const T* __rest
   __syncthreads();
 
   for (int j = warp; j < here; j += warps) {  // softmax over L, one warp per category
-    float largest = -INFINITY, sum = 0.f;
+    float largest = score[j * L], sum = 0.f;
     for (int l = lane; l < L; l += WARP) largest = fmaxf(largest, score[j * L + l]);
     largest = warp_max(largest);
     for (int l = lane; l < L; l += WARP) {
@@ -206,7 +207,7 @@ __device__ __forceinline__ void forward(const T* __restrict__ u, const T* __rest
     }
   }
   __syncthreads();
-  if (threadIdx.x < here) {
+  if ((int)threadIdx.x < here) {
     float d = 0.f, n = 0.f;
     for (int w = 0; w < warps; w++) {
       d += partial[threadIdx.x * warps + w];
@@ -286,3 +287,41 @@ __device__ __forceinline__ void backward_vq(const T* __restrict__ u, const T* __
     if (c0 + j < C) dv[((size_t)slice * C + c0 + j) * K + k] = q_k * sum_v[j];
   dq[((size_t)slice * gridDim.y + blockIdx.y) * K + k] = sum_q;
 }
+
+// Entry points, by name: what, type of u, v and g, categories per block, and how rows of K are read.
+#ifdef SDPL_EMULATOR
+#define SDPL_SHARED float* shared = emulator::shared_memory();
+#else
+#define SDPL_SHARED extern __shared__ float shared[];
+#endif
+
+#define SDPL_ENTRY_TILED(TYPE, NAME, TC, ALIGNED, SUFFIX)                                                                \
+  extern "C" __global__ void __launch_bounds__(FORWARD_THREADS) forward_##NAME##_c##TC##_##SUFFIX(                       \
+      const TYPE* u, const TYPE* v, const float* q, const TYPE* g, const float* t, float* logits, float* attention,     \
+      int L, int C, int K, int E, float eps) {                                                                          \
+    SDPL_SHARED                                                                                                         \
+    forward<TYPE, TC, ALIGNED>(u, v, q, g, t, logits, attention, L, C, K, E, eps, shared);                              \
+  }                                                                                                                     \
+  extern "C" __global__ void __launch_bounds__(FORWARD_THREADS) scores_##NAME##_c##TC##_##SUFFIX(                        \
+      const TYPE* u, const TYPE* v, const float* q, float* s, int L, int C, int K) {                                    \
+    scores<TYPE, TC, ALIGNED>(u, v, q, s, L, C, K);                                                                     \
+  }
+
+#define SDPL_ENTRIES(TYPE, NAME)                                                                                        \
+  SDPL_ENTRY_TILED(TYPE, NAME, 1, true, aligned)                                                                        \
+  SDPL_ENTRY_TILED(TYPE, NAME, 2, true, aligned)                                                                        \
+  SDPL_ENTRY_TILED(TYPE, NAME, 4, true, aligned)                                                                        \
+  SDPL_ENTRY_TILED(TYPE, NAME, 1, false, any)                                                                           \
+  extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS) backward_u_##NAME(                                     \
+      const TYPE* u, const TYPE* v, const float* q, const float* ds, float* du, int L, int C, int K) {                  \
+    backward_u<TYPE>(u, v, q, ds, du, L, C, K);                                                                         \
+  }                                                                                                                     \
+  extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS) backward_vq_##NAME(                                    \
+      const TYPE* u, const TYPE* v, const float* q, const float* ds, float* dv, float* dq, int B, int L, int C, int K,  \
+      int per_slice) {                                                                                                  \
+    backward_vq<TYPE, BACKWARD_TC>(u, v, q, ds, dv, dq, B, L, C, K, per_slice);                                         \
+  }
+
+SDPL_ENTRIES(float, f32)
+SDPL_ENTRIES(half_bits, f16)
+SDPL_ENTRIES(bfloat_bits, bf16)

@@ -31,7 +31,8 @@ def save_figure(figure, path: Path) -> None:
 def draw_attention(image: Image.Image, maps: list[tuple[str, float, np.ndarray]], path: Path) -> None:
     """One row: the photo, then for each (category, score, attention [h,w]) the photo under its heat map.
 
-    The colours span 0 to the largest attention of each map, which its title names as a multiple of the mean.
+    The colours span 0 to the largest attention of each map, which its title names as a multiple of the mean; at
+    least three times the mean, so that a map without a preference looks dark, not bright all over.
     """
     plot = pyplot()
     figure, axes = plot.subplots(1, 1 + len(maps), figsize=(2.6 * (1 + len(maps)), 3.0), squeeze=False)
@@ -40,7 +41,10 @@ def draw_attention(image: Image.Image, maps: list[tuple[str, float, np.ndarray]]
     for axis, (category, score, attention) in zip(axes[0, 1:], maps, strict=True):
         axis.imshow(image.convert("L").convert("RGB"))
         extent = (0, image.width, image.height, 0)
-        axis.imshow(attention, cmap="inferno", alpha=0.6, extent=extent, interpolation="bilinear", vmin=0)
+        brightest = max(attention.max(), 3 / attention.size)
+        axis.imshow(
+            attention, cmap="inferno", alpha=0.6, extent=extent, interpolation="bilinear", vmin=0, vmax=brightest
+        )
         axis.set_title(f"{category}  {score:.2f}\npeak {attention.max() * attention.size:.1f} x mean", fontsize=9)
     for axis in axes[0]:
         axis.set_axis_off()

@@ -1,6 +1,7 @@
 """`model.ckpt`: one file that holds everything export and resuming need, loadable with weights_only=True."""
 
 import pickle
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         what = "is a folder" if path.is_dir() else "no such checkpoint"
         raise UserError(f"{path}: {what}; sdpl-train writes model.ckpt into its --out folder.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it finds in foreign files; the errors below say it in one line
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
             f"{path}: is no checkpoint, or holds code instead of tensors and plain values; it is not loaded."

@@ -1,3 +1,4 @@
+import pickle
 import shutil
 
 import numpy as np
@@ -45,6 +46,8 @@ def damaged(kind, checkpoint, path):
         path.write_text("epoch 1, all good")
     elif kind == "malicious":
         torch.save({**content, "extra": Bomb()}, path)
+    elif kind == "old pickle":
+        path.write_bytes(pickle.dumps(Bomb()))
     elif kind == "foreign":
         torch.save({"state_dict": {"w": torch.zeros(1)}}, path)
     elif kind == "not a dict":
@@ -66,6 +69,7 @@ def damaged(kind, checkpoint, path):
         ("empty", "is truncated or not a checkpoint"),
         ("text", "is truncated or not a checkpoint"),
         ("malicious", "is no checkpoint, or holds code"),
+        ("old pickle", "is no checkpoint, or holds code"),
         ("foreign", "was not written by sdpl-train"),
         ("not a dict", "was not written by sdpl-train"),
         ("newer", "update sdpl"),
