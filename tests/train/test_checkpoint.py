@@ -35,29 +35,27 @@ class Bomb:
         return (print, ("executed",))
 
 
-def damaged(kind, checkpoint, path):
-    whole = checkpoint.read_bytes()
-    content = torch.load(checkpoint, weights_only=True)
-    if kind == "truncated":
-        path.write_bytes(whole[: len(whole) // 2])
-    elif kind == "empty":
-        path.write_bytes(b"")
-    elif kind == "text":
-        path.write_text("epoch 1, all good")
-    elif kind == "malicious":
-        torch.save({**content, "extra": Bomb()}, path)
-    elif kind == "old pickle":
-        path.write_bytes(pickle.dumps(Bomb()))
-    elif kind == "foreign":
-        torch.save({"state_dict": {"w": torch.zeros(1)}}, path)
-    elif kind == "not a dict":
-        torch.save(torch.zeros(1), path)
-    elif kind == "newer":
-        torch.save({**content, "format_version": FORMAT_VERSION + 1}, path)
-    elif kind == "incomplete":
-        torch.save({k: v for k, v in content.items() if k != "words"}, path)
-    elif kind == "folder":
-        path.mkdir()
+def with_content(checkpoint, path, **changes):
+    torch.save({**torch.load(checkpoint, weights_only=True), **changes}, path)
+
+
+def without_words(checkpoint, path):
+    torch.save({k: v for k, v in torch.load(checkpoint, weights_only=True).items() if k != "words"}, path)
+
+
+DAMAGE = {
+    "missing": lambda checkpoint, path: None,
+    "folder": lambda checkpoint, path: path.mkdir(),
+    "truncated": lambda checkpoint, path: path.write_bytes(checkpoint.read_bytes()[:50_000]),
+    "empty": lambda checkpoint, path: path.write_bytes(b""),
+    "text": lambda checkpoint, path: path.write_text("epoch 1, all good"),
+    "malicious": lambda checkpoint, path: with_content(checkpoint, path, extra=Bomb()),
+    "old pickle": lambda checkpoint, path: path.write_bytes(pickle.dumps(Bomb())),
+    "foreign": lambda checkpoint, path: torch.save({"state_dict": {"w": torch.zeros(1)}}, path),
+    "not a dict": lambda checkpoint, path: torch.save(torch.zeros(1), path),
+    "newer": lambda checkpoint, path: with_content(checkpoint, path, format_version=FORMAT_VERSION + 1),
+    "incomplete": without_words,
+}
 
 
 @pytest.mark.parametrize(
@@ -78,7 +76,7 @@ def damaged(kind, checkpoint, path):
 )
 def test_what_is_no_checkpoint_is_refused(kind, message, checkpoint, tmp_path, capsys):
     path = tmp_path / "bad.ckpt"
-    damaged(kind, checkpoint, path)
+    DAMAGE[kind](checkpoint, path)
     with pytest.raises(UserError, match=f"bad.ckpt: .*{message}"):
         load_checkpoint(path)
     assert "executed" not in capsys.readouterr().out
