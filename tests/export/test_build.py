@@ -1,6 +1,7 @@
 """Exporting as a whole: the proof decides, and nothing that existed is lost."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -35,9 +36,10 @@ def test_images_of_the_user_are_taken_for_the_proof(sdpl, checkpoint, scenes, tm
     assert Bundle.open(tmp_path / "m.sdpl").manifest.targets["cpu:fp32"].verification.images == 8
 
 
-def test_default_name_is_beside_the_checkpoint(sdpl, checkpoint):
-    assert sdpl("export", checkpoint).exit_code == 0
-    assert Bundle.open(checkpoint.with_suffix(".sdpl")).manifest.categories[0] == "zero"
+def test_default_name_is_beside_the_checkpoint(sdpl, checkpoint, tmp_path):
+    shutil.copy(checkpoint, tmp_path / "a.ckpt")
+    assert sdpl("export", tmp_path / "a.ckpt").exit_code == 0
+    assert Bundle.open(tmp_path / "a.sdpl").manifest.categories[0] == "zero"
 
 
 def test_a_wrong_graph_fails_and_the_old_bundle_stays(sdpl, fails, checkpoint, tmp_path, monkeypatch):

@@ -1,0 +1,66 @@
+"""The shipped CLIP knows digits it never saw, and the demo runs from end to end (here on a few scenes)."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import sdpl.demo.run as demo
+from sdpl.demo import tiny_clip
+from sdpl.demo.scenes import CATEGORIES, SCENE_SIDE, compose, digit_instances
+from sdpl.train.config import check_config
+from sdpl.train.model import new_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The demo's model before training."""
+    weights = tiny_clip.unpack_weights(tmp_path_factory.mktemp("weights") / "tiny_clip.safetensors")
+    values = yaml.safe_load(demo.CONFIG.read_text())
+    values["model"] |= {"backbone_config": str(tiny_clip.CONFIG), "weights": str(weights)}
+    return new_model(check_config(values).model, CATEGORIES).eval()
+
+
+def test_weights_are_small_enough_to_ship():
+    assert tiny_clip.WEIGHTS.stat().st_size < 8_000_000
+
+
+def test_zero_shot_on_digits_that_pretraining_never_saw(model):
+    rng = np.random.RandomState(5)
+    scenes = [compose(rng, *digit_instances("test"), most=1) for _ in range(60)]
+    images = torch.from_numpy(np.stack([np.asarray(scene.image) for scene in scenes])).permute(0, 3, 1, 2)
+    texts = model.encoder.encode_sentences([f"a photo of {name}." for name in CATEGORIES])
+    with torch.no_grad():
+        features = model.encoder.clip.encode_image(tiny_clip.normalise(images), normalize=True)
+    right = (features @ texts.T).argmax(1) == torch.tensor([scene.digits[0] for scene in scenes])
+    assert right.float().mean() > 0.8  # chance: 0.1
+
+
+def test_word_vectors_of_the_digits_differ(model):
+    words = torch.nn.functional.normalize(model.words, dim=1)
+    assert (words @ words.T - torch.eye(10)).max() < 0.8
+
+
+def test_cells_inside_a_box():
+    inside = demo._cells_inside([(0, 0, SCENE_SIDE // 2, SCENE_SIDE)], (6, 6))
+    np.testing.assert_array_equal(inside, np.tile([1, 1, 1, 0, 0, 0], (6, 1)))
+
+
+def test_the_whole_demo_on_a_few_scenes(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(demo, "TRAIN_SCENES", 24)
+    monkeypatch.setattr(demo, "TEST_SCENES", 16)
+    out = tmp_path / "demo"
+    demo.run(out)
+    rows = {row[0]: row[1:] for row in json.loads((out / "summary.json").read_text())["rows"]}
+    assert rows["mAP (%)"][0] == rows["mAP (%)"][1]
+    assert float(rows["largest score difference"][1]) <= 1e-4
+    assert len(list((out / "attention").glob("*.png"))) == demo.PICTURES
+    assert (out / "ap.png").stat().st_size > 1000
+    printed = capfd.readouterr()
+    assert "$ sdpl export" in printed.out
+    assert "verified on" in printed.out
+    assert "epoch  12/12" in printed.err
+    demo.run(out)  # a second time, nothing is trained again
+    assert "epoch" not in capfd.readouterr().err
