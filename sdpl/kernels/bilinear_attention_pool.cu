@@ -25,8 +25,9 @@ constexpr int WARP = 32;
 constexpr int LANE_K = 8;                // values of K per lane and step
 constexpr int STEP_K = WARP * LANE_K;    // values of K per warp and step
 constexpr int TILE_L = 7;                // locations per warp and pass: 7 warps x 7 cover the usual 49
-constexpr int FORWARD_THREADS = 7 * WARP;
-constexpr int BACKWARD_THREADS = 128;    // each thread owns one k
+constexpr int FORWARD_THREADS = 224;
+constexpr int BACKWARD_THREADS = 64;
+constexpr int BACKWARD_K = 4;            // values of K per thread in the backward kernels
 constexpr int BACKWARD_TC = 4;           // categories per thread in backward_vq
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
@@ -108,20 +109,26 @@ __device__ __forceinline__ void score_tile(const T* __restrict__ u, const T* __r
                                            int L, int C, int K, int l0, int c0, float* score, int stride) {
   const int lane = threadIdx.x % WARP;
   float sum[TILE_L][TC];
+  int u_row[TILE_L], v_row[TC];  // offsets, 32 bits each: 64-bit addresses of every row would spill
+  v += (size_t)c0 * K;
 #pragma unroll
-  for (int i = 0; i < TILE_L; i++)
+  for (int j = 0; j < TC; j++) v_row[j] = min(j, C - 1 - c0) * K;
+#pragma unroll
+  for (int i = 0; i < TILE_L; i++) {
+    u_row[i] = min(l0 + i, L - 1) * K;
 #pragma unroll
     for (int j = 0; j < TC; j++) sum[i][j] = 0.f;
+  }
 
   for (int k = lane * LANE_K; k < K; k += STEP_K) {
     float q_k[LANE_K], v_k[TC][LANE_K];
     load_lane<ALIGNED>(q, k, K, q_k);
 #pragma unroll
-    for (int j = 0; j < TC; j++) load_lane<ALIGNED>(v + (size_t)min(c0 + j, C - 1) * K, k, K, v_k[j]);
+    for (int j = 0; j < TC; j++) load_lane<ALIGNED>(v + v_row[j], k, K, v_k[j]);
 #pragma unroll
     for (int i = 0; i < TILE_L; i++) {
       float u_k[LANE_K];
-      load_lane<ALIGNED>(u + (size_t)min(l0 + i, L - 1) * K, k, K, u_k);
+      load_lane<ALIGNED>(u + u_row[i], k, K, u_k);
 #pragma unroll
       for (int x = 0; x < LANE_K; x++)
 #pragma unroll
@@ -225,67 +232,96 @@ __device__ __forceinline__ void scores(const T* __restrict__ u, const T* __restr
   score_block<T, TC, ALIGNED>(u + (size_t)b * L * K, v, q, L, C, K, c0, s + ((size_t)b * C + c0) * L, L);
 }
 
-// Training, backward for u: du[b,l,k] = sum_c ds[b,c,l] q[k] v[c,k] (1 - tanh^2). Each thread owns one k and TILE_L
-// locations and walks the categories in order. Grid (ceil(K/threads), ceil(L/TILE_L), B).
+// Training, backward for u: du[b,l,k] = sum_c ds[b,c,l] q[k] v[c,k] (1 - tanh^2). Each thread owns BACKWARD_K values
+// of k at TILE_L locations and walks the categories in order. Grid (ceil(K / (threads*BACKWARD_K)), ceil(L/TILE_L), B).
 template <typename T>
 __device__ __forceinline__ void backward_u(const T* __restrict__ u, const T* __restrict__ v, const float* __restrict__ q,
                                            const float* __restrict__ ds, float* __restrict__ du, int L, int C, int K) {
-  const int b = blockIdx.z, l0 = blockIdx.y * TILE_L, k = blockIdx.x * blockDim.x + threadIdx.x;
-  if (k >= K) return;
-  float u_l[TILE_L], sum[TILE_L];
+  const int b = blockIdx.z, l0 = blockIdx.y * TILE_L, k0 = (blockIdx.x * blockDim.x + threadIdx.x) * BACKWARD_K;
+  if (k0 >= K) return;
+  float u_l[TILE_L][BACKWARD_K], sum[TILE_L][BACKWARD_K], q_k[BACKWARD_K];
 #pragma unroll
-  for (int i = 0; i < TILE_L; i++) {
-    u_l[i] = to_float(u[((size_t)b * L + min(l0 + i, L - 1)) * K + k]);
-    sum[i] = 0.f;
-  }
-  const float q_k = q[k];
-  for (int c = 0; c < C; c++) {
-    const float v_c = to_float(v[(size_t)c * K + k]), qv = q_k * v_c;
-    const float* ds_c = ds + ((size_t)b * C + c) * L;
+  for (int x = 0; x < BACKWARD_K; x++) {
+    q_k[x] = k0 + x < K ? q[k0 + x] : 0.f;
 #pragma unroll
     for (int i = 0; i < TILE_L; i++) {
-      const float y = fast_tanh(u_l[i] * v_c);
-      sum[i] = fmaf(ds_c[min(l0 + i, L - 1)] * qv, fmaf(-y, y, 1.f), sum[i]);
+      u_l[i][x] = k0 + x < K ? to_float(u[((size_t)b * L + min(l0 + i, L - 1)) * K + k0 + x]) : 0.f;
+      sum[i][x] = 0.f;
     }
+  }
+  const float* ds_c = ds + (size_t)b * C * L;
+  for (int c = 0; c < C; c++, v += K, ds_c += L) {
+    float v_k[BACKWARD_K], d[TILE_L];
+#pragma unroll
+    for (int x = 0; x < BACKWARD_K; x++) v_k[x] = k0 + x < K ? to_float(v[k0 + x]) : 0.f;
+#pragma unroll
+    for (int i = 0; i < TILE_L; i++) d[i] = ds_c[min(l0 + i, L - 1)];
+#pragma unroll
+    for (int i = 0; i < TILE_L; i++)
+#pragma unroll
+      for (int x = 0; x < BACKWARD_K; x++) {
+        const float y = fast_tanh(u_l[i][x] * v_k[x]);
+        sum[i][x] = fmaf(d[i] * v_k[x], fmaf(-y, y, 1.f), sum[i][x]);
+      }
   }
 #pragma unroll
   for (int i = 0; i < TILE_L; i++)
-    if (l0 + i < L) du[((size_t)b * L + l0 + i) * K + k] = sum[i];
+#pragma unroll
+    for (int x = 0; x < BACKWARD_K; x++)
+      if (l0 + i < L && k0 + x < K) du[((size_t)b * L + l0 + i) * K + k0 + x] = q_k[x] * sum[i][x];
 }
 
 // Training, backward for v and q over a slice of the images, without atomics: the slices are added afterwards.
 //   dv[slice,c,k]     = q[k] sum_{b in slice, l} ds[b,c,l] u[b,l,k] (1 - tanh^2)
 //   dq[slice,tile,k]  = sum_{b in slice, l, c in tile} ds[b,c,l] tanh
-// Each thread owns one k and TC categories. Grid (ceil(K/threads), ceil(C/TC), slices).
-template <typename T, int TC>
+// Each thread owns BACKWARD_K values of k and BACKWARD_TC categories.
+// Grid (ceil(K / (threads*BACKWARD_K)), ceil(C/BACKWARD_TC), slices).
+template <typename T>
 __device__ __forceinline__ void backward_vq(const T* __restrict__ u, const T* __restrict__ v, const float* __restrict__ q,
                                             const float* __restrict__ ds, float* __restrict__ dv, float* __restrict__ dq,
                                             int B, int L, int C, int K, int per_slice) {
-  const int c0 = blockIdx.y * TC, k = blockIdx.x * blockDim.x + threadIdx.x, slice = blockIdx.z;
-  if (k >= K) return;
-  float v_c[TC], sum_v[TC], sum_q = 0.f;
+  constexpr int TC = BACKWARD_TC;
+  const int c0 = blockIdx.y * TC, slice = blockIdx.z, k0 = (blockIdx.x * blockDim.x + threadIdx.x) * BACKWARD_K;
+  if (k0 >= K) return;
+  float v_c[TC][BACKWARD_K], sum_v[TC][BACKWARD_K], sum_q[BACKWARD_K];
 #pragma unroll
-  for (int j = 0; j < TC; j++) {
-    v_c[j] = to_float(v[(size_t)min(c0 + j, C - 1) * K + k]);
-    sum_v[j] = 0.f;
-  }
-  const int last = min(B, (slice + 1) * per_slice);
-  for (int b = slice * per_slice; b < last; b++)
-    for (int l = 0; l < L; l++) {
-      const float u_l = to_float(u[((size_t)b * L + l) * K + k]);
+  for (int x = 0; x < BACKWARD_K; x++) {
+    sum_q[x] = 0.f;
 #pragma unroll
-      for (int j = 0; j < TC; j++) {
-        const float d = c0 + j < C ? ds[((size_t)b * C + c0 + j) * L + l] : 0.f;
-        const float y = fast_tanh(u_l * v_c[j]);
-        sum_q = fmaf(d, y, sum_q);
-        sum_v[j] = fmaf(d * u_l, fmaf(-y, y, 1.f), sum_v[j]);
-      }
+    for (int j = 0; j < TC; j++) {
+      v_c[j][x] = k0 + x < K ? to_float(v[(size_t)min(c0 + j, C - 1) * K + k0 + x]) : 0.f;
+      sum_v[j][x] = 0.f;
     }
-  const float q_k = q[k];
+  }
+  const int first = slice * per_slice, last = min(B, first + per_slice);
+  for (int b = first; b < last; b++) {
+    const T* u_b = u + (size_t)b * L * K;
+    const float* ds_b = ds + (size_t)b * C * L;
+    for (int l = 0; l < L; l++, u_b += K) {
+      float u_k[BACKWARD_K], d[TC];
 #pragma unroll
-  for (int j = 0; j < TC; j++)
-    if (c0 + j < C) dv[((size_t)slice * C + c0 + j) * K + k] = q_k * sum_v[j];
-  dq[((size_t)slice * gridDim.y + blockIdx.y) * K + k] = sum_q;
+      for (int x = 0; x < BACKWARD_K; x++) u_k[x] = k0 + x < K ? to_float(u_b[k0 + x]) : 0.f;
+#pragma unroll
+      for (int j = 0; j < TC; j++) d[j] = c0 + j < C ? ds_b[(size_t)(c0 + j) * L + l] : 0.f;
+#pragma unroll
+      for (int j = 0; j < TC; j++)
+#pragma unroll
+        for (int x = 0; x < BACKWARD_K; x++) {
+          const float y = fast_tanh(u_k[x] * v_c[j][x]);
+          sum_q[x] = fmaf(d[j], y, sum_q[x]);
+          sum_v[j][x] = fmaf(d[j] * u_k[x], fmaf(-y, y, 1.f), sum_v[j][x]);
+        }
+    }
+  }
+#pragma unroll
+  for (int x = 0; x < BACKWARD_K; x++) {
+    if (k0 + x >= K) break;
+    const float q_k = q[k0 + x];
+#pragma unroll
+    for (int j = 0; j < TC; j++)
+      if (c0 + j < C) dv[((size_t)slice * C + c0 + j) * K + k0 + x] = q_k * sum_v[j][x];
+    dq[((size_t)slice * gridDim.y + blockIdx.y) * K + k0 + x] = sum_q[x];
+  }
 }
 
 // Entry points, by name: what, type of u, v and g, categories per block, and how rows of K are read.
@@ -295,33 +331,43 @@ __device__ __forceinline__ void backward_vq(const T* __restrict__ u, const T* __
 #define SDPL_SHARED extern __shared__ float shared[];
 #endif
 
-#define SDPL_ENTRY_TILED(TYPE, NAME, TC, ALIGNED, SUFFIX)                                                                \
-  extern "C" __global__ void __launch_bounds__(FORWARD_THREADS) forward_##NAME##_c##TC##_##SUFFIX(                       \
-      const TYPE* u, const TYPE* v, const float* q, const TYPE* g, const float* t, float* logits, float* attention,     \
-      int L, int C, int K, int E, float eps) {                                                                          \
-    SDPL_SHARED                                                                                                         \
-    forward<TYPE, TC, ALIGNED>(u, v, q, g, t, logits, attention, L, C, K, E, eps, shared);                              \
-  }                                                                                                                     \
-  extern "C" __global__ void __launch_bounds__(FORWARD_THREADS) scores_##NAME##_c##TC##_##SUFFIX(                        \
-      const TYPE* u, const TYPE* v, const float* q, float* s, int L, int C, int K) {                                    \
-    scores<TYPE, TC, ALIGNED>(u, v, q, s, L, C, K);                                                                     \
+// So many blocks must fit a multiprocessor's registers; without it the compiler spills to make room for more.
+constexpr int BLOCKS_PER_SM = 2;
+
+#define SDPL_ENTRY_TILED(TYPE, NAME, TC, ALIGNED, SUFFIX)                                                             \
+  extern "C" __global__ void __launch_bounds__(FORWARD_THREADS, BLOCKS_PER_SM) forward_##NAME##_c##TC##_##SUFFIX(     \
+      const TYPE* u, const TYPE* v, const float* q, const TYPE* g, const float* t, float* logits, float* attention,   \
+      int L, int C, int K, int E, float eps) {                                                                        \
+    SDPL_SHARED                                                                                                       \
+    forward<TYPE, TC, ALIGNED>(u, v, q, g, t, logits, attention, L, C, K, E, eps, shared);                            \
+  }                                                                                                                   \
+  extern "C" __global__ void __launch_bounds__(FORWARD_THREADS, BLOCKS_PER_SM) scores_##NAME##_c##TC##_##SUFFIX(      \
+      const TYPE* u, const TYPE* v, const float* q, float* s, int L, int C, int K) {                                  \
+    scores<TYPE, TC, ALIGNED>(u, v, q, s, L, C, K);                                                                   \
   }
 
-#define SDPL_ENTRIES(TYPE, NAME)                                                                                        \
-  SDPL_ENTRY_TILED(TYPE, NAME, 1, true, aligned)                                                                        \
-  SDPL_ENTRY_TILED(TYPE, NAME, 2, true, aligned)                                                                        \
-  SDPL_ENTRY_TILED(TYPE, NAME, 4, true, aligned)                                                                        \
-  SDPL_ENTRY_TILED(TYPE, NAME, 1, false, any)                                                                           \
-  extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS) backward_u_##NAME(                                     \
-      const TYPE* u, const TYPE* v, const float* q, const float* ds, float* du, int L, int C, int K) {                  \
-    backward_u<TYPE>(u, v, q, ds, du, L, C, K);                                                                         \
-  }                                                                                                                     \
-  extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS) backward_vq_##NAME(                                    \
-      const TYPE* u, const TYPE* v, const float* q, const float* ds, float* dv, float* dq, int B, int L, int C, int K,  \
-      int per_slice) {                                                                                                  \
-    backward_vq<TYPE, BACKWARD_TC>(u, v, q, ds, dv, dq, B, L, C, K, per_slice);                                         \
+#define SDPL_ENTRIES(TYPE, NAME)                                                                                      \
+  SDPL_ENTRY_TILED(TYPE, NAME, 1, true, aligned)                                                                      \
+  SDPL_ENTRY_TILED(TYPE, NAME, 2, true, aligned)                                                                      \
+  SDPL_ENTRY_TILED(TYPE, NAME, 1, false, any)                                                                         \
+  extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 10) backward_u_##NAME(                               \
+      const TYPE* u, const TYPE* v, const float* q, const float* ds, float* du, int L, int C, int K) {                \
+    backward_u<TYPE>(u, v, q, ds, du, L, C, K);                                                                       \
+  }                                                                                                                   \
+  extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 10) backward_vq_##NAME(                              \
+      const TYPE* u, const TYPE* v, const float* q, const float* ds, float* dv, float* dq, int B, int L, int C, int K, \
+      int per_slice) {                                                                                                \
+    backward_vq<TYPE>(u, v, q, ds, dv, dq, B, L, C, K, per_slice);                                                    \
   }
 
+#if SDPL_DTYPE == 32
 SDPL_ENTRIES(float, f32)
+#elif SDPL_DTYPE == 16
 SDPL_ENTRIES(half_bits, f16)
+SDPL_ENTRY_TILED(half_bits, f16, 4, true, aligned)  // with float32 its registers would spill
+#elif SDPL_DTYPE == 17
 SDPL_ENTRIES(bfloat_bits, bf16)
+SDPL_ENTRY_TILED(bfloat_bits, bf16, 4, true, aligned)
+#else
+#error "SDPL_DTYPE must be 32 (float32), 16 (float16) or 17 (bfloat16)"
+#endif

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from sdpl.kernels import reference
+from sdpl.kernels.reference import attention_pool
+from sdpl.kernels.torch_op import attention_scores
 
 
 class SemanticDecoupling(nn.Module):
@@ -34,4 +35,4 @@ class SemanticDecoupling(nn.Module):
     def forward(self, f: torch.Tensor, words: torch.Tensor, t: torch.Tensor):
         """logits [B,C] and attention [B,C,L] from f [B,L,D], word vectors [C,W], scaled text features t [C,E]."""
         u, v, q, g = self.operands(f, words)
-        return reference.bilinear_attention_pool(u, v, q, g, t)
+        return attention_pool(attention_scores(u, v, q), g, t)

@@ -1,0 +1,75 @@
+"""The CUDA source to machine code with NVRTC: no nvcc, no GPU, no driver; cached in the user's cache folder."""
+
+import functools
+import hashlib
+import re
+from pathlib import Path
+
+from sdpl.errors import UserError, listed
+from sdpl.files import replace_file
+
+SOURCE = Path(__file__).with_name("bilinear_attention_pool.cu")
+CAPABILITIES = ("80", "86", "89", "90", "100", "120")  # compute capabilities, major and minor together
+DTYPES = {"float32": 32, "float16": 16, "bfloat16": 17}  # of u, v and g; the source's SDPL_DTYPE
+
+
+@functools.cache
+def constants() -> dict[str, int]:
+    """The source's own tile sizes, by name: the launcher must use the very same ones."""
+    return {name: int(value) for name, value in re.findall(r"^constexpr int (\w+) = (\d+);", SOURCE.read_text(), re.M)}
+
+
+def cubin(capability: str, dtype: str, exact_tanh: bool = False, cache: Path | None = None) -> bytes:
+    """Machine code of every kernel for one compute capability ("86") and dtype of u, v and g.
+
+    exact_tanh: tanhf instead of the tanh unit, several times slower, for checking. cache: a folder for results,
+    by default the user's. Two processes may compile at once: files appear whole. A damaged one is made again.
+    Raises UserError for an unknown capability and when NVRTC is not installed.
+    """
+    if capability not in CAPABILITIES:
+        raise UserError(f"compute capability {capability}: kernels are built for {listed(CAPABILITIES, most=9)}.")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: expected one of {listed(DTYPES)}, got {dtype!r}")
+    source = SOURCE.read_text()
+    definitions = [("SDPL_DTYPE", str(DTYPES[dtype])), ("SDPL_EXACT_TANH", str(int(exact_tanh)))]
+    key = hashlib.sha256(repr((source, capability, definitions, _nvrtc_version())).encode()).hexdigest()
+    path = (cache or _cache_folder()) / f"{key}.cubin"
+    code = _read(path)
+    if code is None:
+        code = _compile(source, capability, definitions)
+        with replace_file(path) as temporary:
+            temporary.write_bytes(hashlib.sha256(code).digest() + code)
+    return code
+
+
+def _read(path: Path) -> bytes | None:
+    """The code in a cache file (a SHA-256, then the code it belongs to), or None when it is missing or damaged."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, code = content[:32], content[32:]
+    return code if hashlib.sha256(code).digest() == digest else None
+
+
+def _compile(source: str, capability: str, definitions: list[tuple[str, str]]) -> bytes:
+    from cuda.core import Program, ProgramOptions
+
+    options = ProgramOptions(arch=f"sm_{capability}", std="c++17", define_macro=definitions)
+    return bytes(Program(source, "c++", options).compile("cubin").code)
+
+
+def _nvrtc_version() -> tuple[int, ...]:
+    try:
+        from cuda.bindings import nvrtc
+
+        status, *version = nvrtc.nvrtcVersion()
+    except (ImportError, RuntimeError):  # cuda.pathfinder raises a RuntimeError for a library it cannot find
+        raise UserError('compiling kernels needs NVRTC: pip install "sdpl[cuda]"') from None
+    return (int(status), *version)
+
+
+def _cache_folder() -> Path:
+    import platformdirs
+
+    return platformdirs.user_cache_path("sdpl") / "kernels"

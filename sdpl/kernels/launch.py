@@ -1,0 +1,233 @@
+"""Launching the kernels: which entry point and grid a shape takes, and the launch itself through cuda-python.
+
+Device arrays are anything with `__cuda_array_interface__` (PyTorch, CuPy, PyCUDA, Numba), or a `DeviceArray`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from sdpl.kernels.compile import constants, cubin
+from sdpl.kernels.reference import EPS
+
+MAX_LOCATIONS = 1024
+MAX_GRID_YZ = 65535  # CUDA's limit for the second and third dimension of a grid
+SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+TYPESTR = {"<f4": "float32", "<f2": "float16"}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """B images, L locations, C categories, K joint dimension, E embedding dimension."""
+
+    B: int
+    L: int
+    C: int
+    K: int
+    E: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.L <= MAX_LOCATIONS:
+            raise ValueError(f"L: expected 1 to {MAX_LOCATIONS} locations, got {self.L}")
+        if min(self.C, self.K) < 1:
+            raise ValueError(f"expected at least one category and K >= 1, got C={self.C}, K={self.K}")
+        if self.B > MAX_GRID_YZ:
+            raise ValueError(f"B: expected at most {MAX_GRID_YZ} images in one launch, got {self.B}")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch: entry point, blocks, threads per block, dynamic shared memory in bytes."""
+
+    entry: str
+    grid: tuple[int, int, int]
+    block: int
+    shared_bytes: int = 0
+
+
+def plan_tiled(kernel: str, shape: Shape, dtype: str, aligned: bool, multiprocessors: int) -> Launch:
+    """How to launch "forward" or "scores". aligned: rows of K are whole 16-byte words at 16-byte addresses.
+
+    A block takes more categories when there are enough blocks for two on every multiprocessor anyway: each loaded
+    u then serves more products. One image with few categories takes one category per block, to fill the GPU.
+    """
+    threads = constants()["FORWARD_THREADS"]
+    tiles = [1] if not aligned else [2, 1] if dtype == "float32" else [4, 2, 1]
+    enough = [tc for tc in tiles if shape.B * _ceil(shape.C, tc) >= 2 * multiprocessors]
+    tc = enough[0] if enough else 1
+    suffix = "aligned" if aligned else "any"
+    shared = 4 * tc * (shape.L + 2 * threads // constants()["WARP"]) if kernel == "forward" else 0
+    return Launch(f"{kernel}_{SHORT[dtype]}_c{tc}_{suffix}", (_ceil(shape.C, tc), shape.B, 1), threads, shared)
+
+
+def plan_backward_u(shape: Shape, dtype: str) -> Launch:
+    """How to launch the backward kernel for u."""
+    threads = constants()["BACKWARD_THREADS"]
+    columns = _ceil(shape.K, threads * constants()["BACKWARD_K"])
+    grid = (columns, _ceil(shape.L, constants()["TILE_L"]), shape.B)
+    return Launch(f"backward_u_{SHORT[dtype]}", grid, threads)
+
+
+def plan_backward_vq(shape: Shape, dtype: str, multiprocessors: int) -> tuple[Launch, int]:
+    """How to launch the backward kernel for v and q, and into how many slices it cuts the batch.
+
+    The slices fill the GPU when there are few categories; their sums are added in order afterwards.
+    """
+    threads = constants()["BACKWARD_THREADS"]
+    columns = _ceil(shape.K, threads * constants()["BACKWARD_K"])
+    tiles = _ceil(shape.C, constants()["BACKWARD_TC"])
+    if tiles > MAX_GRID_YZ:
+        raise ValueError(f"C: expected at most {MAX_GRID_YZ * constants()['BACKWARD_TC']} categories, got {shape.C}")
+    slices = max(1, min(shape.B, _ceil(16 * multiprocessors, columns * tiles)))
+    slices = _ceil(shape.B, _ceil(shape.B, slices)) if shape.B else 1  # no slice is empty
+    return Launch(f"backward_vq_{SHORT[dtype]}", (columns, tiles, slices), threads), slices
+
+
+@dataclass(frozen=True)
+class DeviceArray:
+    """Memory on a GPU: address, shape, dtype by name. C-contiguous."""
+
+    pointer: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    @classmethod
+    def of(cls, array: Any, name: str) -> "DeviceArray":
+        """A view of anything with `__cuda_array_interface__`. Raises ValueError saying what was expected."""
+        if isinstance(array, cls):
+            return array
+        interface = getattr(array, "__cuda_array_interface__", None)
+        if interface is None:
+            raise ValueError(f"{name}: expected an array on a CUDA device, got {type(array).__name__}")
+        dtype = TYPESTR.get(interface["typestr"])
+        if dtype is None:
+            raise ValueError(f"{name}: expected float32 or float16, got type {interface['typestr']}")
+        shape = tuple(interface["shape"])
+        strides = interface.get("strides")
+        if strides is not None and tuple(strides) != _contiguous_strides(shape, BYTES[dtype]):
+            raise ValueError(f"{name}: expected a C-contiguous array, got strides {tuple(strides)} for shape {shape}")
+        return cls(interface["data"][0], shape, dtype)
+
+
+def check(name: str, array: DeviceArray, shape: tuple[int, ...], dtype: str) -> None:
+    """Raise ValueError unless an array has this shape and dtype."""
+    if array.shape != shape or array.dtype != dtype:
+        raise ValueError(f"{name}: expected {dtype} {list(shape)}, got {array.dtype} {list(array.shape)}")
+
+
+def is_aligned(shape: Shape, *arrays: DeviceArray) -> bool:
+    """Whether rows of K can be read in whole 16-byte words."""
+    return shape.K % constants()["LANE_K"] == 0 and all(array.pointer % 16 == 0 for array in arrays)
+
+
+class Kernels:
+    """The kernels for one dtype on one GPU, loaded from a cubin. Methods enqueue on a stream and return at once.
+
+    stream: an address (cudaStream_t), an object with `__cuda_stream__`, or None for the default stream.
+    """
+
+    def __init__(self, dtype: str, code: bytes | None = None, device_id: int = 0):
+        """code: a cubin for this GPU; None compiles one. Raises UserError when there is none and no NVRTC."""
+        from cuda.core import Device, ObjectCode
+
+        self.dtype = dtype
+        self.device = Device(device_id)
+        self.device.set_current()
+        self.multiprocessors = self.device.properties.multiprocessor_count
+        major, minor = self.device.compute_capability
+        self._module = ObjectCode.from_cubin(code or cubin(f"{major}{minor}", dtype))
+        self._kernels: dict[str, Any] = {}
+
+    def forward(self, u, v, q, g, t, logits, attention=None, stream=None, eps: float = EPS) -> None:
+        """Fill logits [B,C] and, if given, attention [B,C,L] (float32) from u [B,L,K], v [C,K], q [K], g [B,L,E],
+        t [C,E]; u, v, g of this object's dtype, q and t float32."""
+        u, v, q, g, t, logits = (
+            DeviceArray.of(a, n)
+            for n, a in zip(("u", "v", "q", "g", "t", "logits"), (u, v, q, g, t, logits), strict=True)
+        )
+        shape = self._shape(u, v, q, g)
+        check("t", t, (shape.C, shape.E), "float32")
+        check("logits", logits, (shape.B, shape.C), "float32")
+        attention_pointer = 0
+        if attention is not None:
+            attention = DeviceArray.of(attention, "attention")
+            check("attention", attention, (shape.B, shape.C, shape.L), "float32")
+            attention_pointer = attention.pointer
+        plan = plan_tiled("forward", shape, self.dtype, is_aligned(shape, u, v, q), self.multiprocessors)
+        pointers = (u.pointer, v.pointer, q.pointer, g.pointer, t.pointer, logits.pointer, attention_pointer)
+        self._launch(plan, stream, *pointers, *_ints(shape.L, shape.C, shape.K, shape.E), _float(eps))
+
+    def scores(self, u: DeviceArray, v: DeviceArray, q: DeviceArray, s: DeviceArray, stream=None) -> None:
+        """Fill s [B,C,L] (float32), for training."""
+        shape = self._shape(u, v, q)
+        check("s", s, (shape.B, shape.C, shape.L), "float32")
+        plan = plan_tiled("scores", shape, self.dtype, is_aligned(shape, u, v, q), self.multiprocessors)
+        self._launch(plan, stream, u.pointer, v.pointer, q.pointer, s.pointer, *_ints(shape.L, shape.C, shape.K))
+
+    def backward_u(self, u, v, q, ds: DeviceArray, du: DeviceArray, stream=None) -> None:
+        """Fill du [B,L,K] (float32) from the scores' gradient ds [B,C,L]."""
+        shape = self._shape(u, v, q)
+        check("ds", ds, (shape.B, shape.C, shape.L), "float32")
+        check("du", du, u.shape, "float32")
+        plan = plan_backward_u(shape, self.dtype)
+        pointers = (u.pointer, v.pointer, q.pointer, ds.pointer, du.pointer)
+        self._launch(plan, stream, *pointers, *_ints(shape.L, shape.C, shape.K))
+
+    def backward_vq(self, u, v, q, ds: DeviceArray, dv: DeviceArray, dq: DeviceArray, stream=None) -> None:
+        """Fill the slices dv [slices,C,K] and dq [slices,tiles,K] (float32); see `plan_backward_vq`."""
+        shape = self._shape(u, v, q)
+        check("ds", ds, (shape.B, shape.C, shape.L), "float32")
+        plan, slices = plan_backward_vq(shape, self.dtype, self.multiprocessors)
+        check("dv", dv, (slices, shape.C, shape.K), "float32")
+        check("dq", dq, (slices, plan.grid[1], shape.K), "float32")
+        pointers = (u.pointer, v.pointer, q.pointer, ds.pointer, dv.pointer, dq.pointer)
+        sizes = (shape.B, shape.L, shape.C, shape.K, _ceil(shape.B, slices))
+        self._launch(plan, stream, *pointers, *_ints(*sizes))
+
+    def _shape(self, u: DeviceArray, v: DeviceArray, q: DeviceArray, g: DeviceArray | None = None) -> Shape:
+        if len(u.shape) != 3 or len(v.shape) != 2:
+            raise ValueError(f"expected u [B,L,K] and v [C,K], got {list(u.shape)} and {list(v.shape)}")
+        batch, locations, joint = u.shape
+        check("u", u, u.shape, self.dtype)
+        check("v", v, (v.shape[0], joint), self.dtype)
+        check("q", q, (joint,), "float32")
+        embed = 0
+        if g is not None:
+            embed = g.shape[-1] if g.shape else 0
+            check("g", g, (batch, locations, embed), self.dtype)
+        return Shape(batch, locations, v.shape[0], joint, embed)
+
+    def _launch(self, plan: Launch, stream, *arguments) -> None:
+        from cuda.core import LEGACY_DEFAULT_STREAM, LaunchConfig, Stream, launch
+
+        if 0 in plan.grid:  # an empty batch
+            return
+        if plan.entry not in self._kernels:
+            self._kernels[plan.entry] = self._module.get_kernel(plan.entry)
+        if isinstance(stream, int):
+            stream = Stream.from_handle(stream) if stream else LEGACY_DEFAULT_STREAM
+        config = LaunchConfig(grid=plan.grid, block=plan.block, shmem_size=plan.shared_bytes)
+        kernel = self._kernels[plan.entry]
+        launch(LEGACY_DEFAULT_STREAM if stream is None else stream, config, kernel, *arguments)
+
+
+def _ints(*values: int) -> tuple:
+    """As C ints: cuda-python takes a plain Python int for a pointer."""
+    import numpy as np
+
+    return tuple(np.int32(value) for value in values)
+
+
+def _float(value: float):
+    import numpy as np
+
+    return np.float32(value)
+
+
+def _contiguous_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    return tuple(itemsize * math.prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)

@@ -1,0 +1,203 @@
+"""The CUDA source, run on a CPU by the emulator, against the specification; and wrong kernels, which must fail."""
+
+import numpy as np
+import pytest
+import torch
+from emulation import Emulated, EmulatorError, build, rounded
+
+from sdpl.kernels.compile import SOURCE
+from sdpl.kernels.reference import attention_pool, attention_scores, bilinear_attention_pool
+from sdpl.kernels.tolerance import KERNEL
+
+DTYPES = ("float32", "float16", "bfloat16")
+SHAPES = [  # B, L, C, K, E
+    (1, 49, 80, 64, 32),
+    (3, 49, 7, 1024, 24),
+    (1, 1, 1, 8, 1),
+    (3, 50, 20, 300, 17),
+    (1, 196, 81, 8, 512),
+    (2, 49, 81, 40, 600),
+    (1, 1024, 3, 16, 8),
+]
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """The emulator with the worst error that the tanh unit may have, by dtype."""
+    folder = tmp_path_factory.mktemp("emulator")
+    return {d: Emulated(build(folder, d, flags=("-DSDPL_TANH_ERROR",)), d) for d in DTYPES}
+
+
+def operands(B, L, C, K, E, dtype="float32", scale=1.0, seed=0):
+    """u, v, g rounded to a dtype; q and t float32; all as float64. Scores spread over a few units at scale 1."""
+    rng = np.random.default_rng(seed)
+    u, v, g = (rounded(rng.standard_normal(s), dtype) for s in ((B, L, K), (C, K), (B, L, E)))
+    q = rounded(scale * rng.standard_normal(K) / K**0.5 * 3, "float32")
+    t = rounded(10 * rng.standard_normal((C, E)) / E**0.5, "float32")
+    return u, v, q, g, t
+
+
+def assert_close(actual, expected, magnitude, relative=KERNEL.relative):
+    """Within the kernel's tolerance: an error of every tanh in the score, carried to the result."""
+    assert np.isfinite(actual).all()
+    assert np.abs(actual - expected).max() <= relative * magnitude
+
+
+def assert_forward_close(emulated, arrays, **options):
+    u, v, q, g, t = arrays
+    logits, attention = emulated.forward(*arrays, **options)
+    expected_logits, expected_attention = bilinear_attention_pool(*arrays)
+    assert_close(attention, expected_attention, magnitude=1 + np.abs(q).sum())
+    assert_close(logits, expected_logits, magnitude=(1 + np.abs(q).sum()) * np.linalg.norm(t, axis=1).max())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_forward(programs, dtype, shape):
+    assert_forward_close(programs[dtype], operands(*shape, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_tile_size_gives_the_same(programs, dtype):
+    arrays = operands(3, 49, 22, 64, 16, dtype)
+    few = programs[dtype].forward(*arrays, multiprocessors=1)[0]
+    many = programs[dtype].forward(*arrays, multiprocessors=1000)[0]
+    unaligned = programs[dtype].forward(*arrays, aligned=False)[0]
+    np.testing.assert_array_equal(few, many)
+    np.testing.assert_array_equal(few, unaligned)
+
+
+def test_two_runs_give_the_same_bits(programs):
+    arrays = operands(2, 49, 9, 64, 16)
+    for first, second in zip(programs["float32"].forward(*arrays), programs["float32"].forward(*arrays), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 30.0, 1e6])
+def test_scores_of_any_size(programs, scale):
+    u, v, q, g, t = operands(2, 49, 5, 64, 16, scale=scale)
+    logits, attention = programs["float32"].forward(u, v, q, g, t)
+    assert np.isfinite(logits).all()
+    np.testing.assert_allclose(attention.sum(-1), 1, rtol=1e-5)
+    if scale <= 1:
+        assert_forward_close(programs["float32"], (u, v, q, g, t))
+
+
+def test_large_arguments_of_tanh(programs):
+    u, v, q, g, t = operands(1, 49, 5, 64, 16)
+    assert_forward_close(programs["float32"], (1e4 * u, v, q, g, t))
+
+
+def test_zero_embedding_gives_zero(programs):
+    u, v, q, g, t = operands(1, 49, 5, 64, 16)
+    assert (programs["float32"].forward(u, v, q, 0 * g, t)[0] == 0).all()
+
+
+def tiny_embedding(emulated):
+    """Embeddings shorter than eps: the largest relative difference from the reference."""
+    u, v, q, g, t = operands(1, 49, 5, 64, 16, scale=0)
+    g = g * 1e-7
+    expected = bilinear_attention_pool(u, v, q, g, t)[0]
+    return np.abs(emulated.forward(u, v, q, g, t)[0] - expected).max() / np.abs(expected).max()
+
+
+def test_eps_is_a_floor(programs):
+    assert tiny_embedding(programs["float32"]) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(3, 49, 7, 64), (1, 50, 81, 300), (2, 1, 1, 8), (5, 9, 6, 520)])
+def test_training_scores_and_gradients(programs, dtype, shape):
+    u, v, q, _, _ = operands(*shape, 1, dtype)
+    ds = np.random.default_rng(1).standard_normal((shape[0], shape[2], shape[1]))
+    tensors = [torch.from_numpy(a).requires_grad_() for a in (u, v, q)]
+    s = attention_scores(*tensors)
+    s.backward(torch.from_numpy(ds))
+    assert_close(programs[dtype].scores(u, v, q), s.detach().numpy(), magnitude=np.abs(q).sum())
+    for result, tensor, magnitude in zip(
+        programs[dtype].backward(u, v, q, ds), tensors, magnitudes(u, v, q, ds), strict=True
+    ):
+        assert_close(result, tensor.grad.numpy(), magnitude, KERNEL.relative_gradient)
+
+
+def magnitudes(u, v, q, ds):
+    """The sums of absolute terms of du, dv, dq: what rounding and the tanh error are relative to."""
+    ds = np.abs(ds)
+    du = np.einsum("bcl,k,ck->blk", ds, np.abs(q), np.abs(v)).max()
+    dv = np.einsum("bcl,k,blk->ck", ds, np.abs(q), np.abs(u)).max()
+    return du, dv, ds.sum()
+
+
+def wrong(tmp_path, old, new, dtype="float32", which=0, flags=()):
+    """The emulator with one occurrence of `old` in the kernel source replaced."""
+    parts = SOURCE.read_text().split(old)
+    assert len(parts) > which + 1, f"the source no longer has {old!r}"
+    changed = old.join(parts[: which + 1]) + new + old.join(parts[which + 1 :])
+    return Emulated(build(tmp_path, dtype, changed, flags), dtype)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_missing_block_barrier_is_caught(tmp_path, which):
+    emulated = wrong(tmp_path, "__syncthreads();", "", which=which)
+    with pytest.raises((AssertionError, EmulatorError)):
+        assert_forward_close(emulated, operands(2, 49, 9, 64, 300))
+
+
+def test_a_missing_warp_exchange_is_caught(tmp_path):
+    """The kernel has no __syncwarp of its own: its warps synchronise in their shuffles."""
+    emulated = wrong(tmp_path, "x += __shfl_xor_sync(ALL_LANES, x, offset)", "x += x")
+    with pytest.raises(AssertionError):
+        assert_forward_close(emulated, operands(2, 49, 9, 64, 16))
+
+
+@pytest.mark.parametrize("new", ["k + i <= K", "k + i < K - 1"])
+def test_an_off_by_one_in_the_tail_of_k_is_caught(tmp_path, new):
+    """One value too many lies beyond q, where only the sanitizer is sure to see it; one too few changes scores."""
+    emulated = wrong(tmp_path, "k + i < K", new, flags=("-fsanitize=address",))
+    with pytest.raises((AssertionError, EmulatorError)):
+        assert_forward_close(emulated, operands(2, 49, 9, 300, 16))
+
+
+def test_a_wrong_eps_rule_is_caught(tmp_path):
+    assert tiny_embedding(wrong(tmp_path, "fmaxf(sqrtf(n), eps)", "(sqrtf(n) + eps)")) > 1e-3
+
+
+def test_a_wrong_gradient_is_caught(tmp_path):
+    emulated = wrong(tmp_path, "fmaf(-y, y, 1.f)", "fmaf(y, y, 1.f)")
+    u, v, q, _, _ = operands(2, 9, 3, 16, 1)
+    ds = np.ones((2, 3, 9))
+    tensors = [torch.from_numpy(a).requires_grad_() for a in (u, v, q)]
+    attention_scores(*tensors).sum().backward()
+    with pytest.raises(AssertionError):
+        du = emulated.backward(u, v, q, ds)[0]
+        assert_close(du, tensors[0].grad.numpy(), magnitudes(u, v, q, ds)[0], KERNEL.relative_gradient)
+
+
+def test_no_step_outside_of_any_array(tmp_path):
+    """The address sanitizer sees every array as an allocation of exactly its size."""
+    emulated = Emulated(build(tmp_path, "float16", flags=("-fsanitize=address", "-g")), "float16")
+    for shape in ((2, 50, 9, 300, 17), (1, 49, 9, 64, 16)):
+        u, v, q, g, t = operands(*shape, "float16")
+        emulated.forward(u, v, q, g, t)
+        emulated.scores(u, v, q)
+        emulated.backward(u, v, q, np.ones((shape[0], shape[2], shape[1])))
+
+
+def test_the_sanitizer_would_see_it(tmp_path):
+    emulated = wrong(
+        tmp_path,
+        "k + i < K ? to_float(p[k + i])",
+        "k + i <= K ? to_float(p[k + i])",
+        "float16",
+        flags=("-fsanitize=address",),
+    )
+    u, v, q, g, t = operands(1, 7, 1, 300, 4, "float16")
+    with pytest.raises(EmulatorError, match="heap-buffer-overflow"):
+        emulated.forward(u, v, q, g, t)
+
+
+def test_attention_pool_is_the_rest_of_the_operator():
+    u, v, q, g, t = operands(2, 9, 3, 16, 4)
+    np.testing.assert_array_equal(
+        attention_pool(attention_scores(u, v, q), g, t)[0], bilinear_attention_pool(u, v, q, g, t)[0]
+    )
