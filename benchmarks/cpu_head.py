@@ -62,14 +62,19 @@ def research(categories: int, path: str):
 def one_row(side: str, categories: int, path: str) -> dict:
     """Runs in its own process, so that nothing else has raised the peak before."""
     call = {"exported": exported, "research": research}[side](categories, path)
+    peak_mb = peak_growth_mb(call)
+    row = summarise(side, 1, *measure(call, seconds=5, min_runs=5))
+    shown = {"p50_ms": row.p50_ms, "spread": row.spread, "runs": row.runs, "peak_mb": peak_mb}
+    return {"side": side, "categories": categories, **shown}
+
+
+def peak_growth_mb(call) -> float:
+    """How far the process's resident set grows above where it stands, during one call (Linux)."""
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory that is still resident would hide what the call needs
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status_mb("VmRSS")
     call()
-    peak_mb = _status_mb("VmHWM") - before
-    row = summarise(side, 1, *measure(call, seconds=5, min_runs=5))
-    shown = {"p50_ms": row.p50_ms, "spread": row.spread, "runs": row.runs, "peak_mb": peak_mb}
-    return {"side": side, "categories": categories, **shown}
+    return _status_mb("VmHWM") - before
 
 
 def _status_mb(key: str) -> float:
