@@ -2,8 +2,9 @@
 
     python benchmarks/cpu_training_op.py [--out docs/benchmarks/cpu_training_op.json]
 
-C=80, L=49, K=1024, float32, batch 4, 16 and 64. "plain" is the folded formula written with tensor operations; "research"
-applies the K x K layer to every (location, category) pair. Peak memory as in cpu_head.py, one process per row.
+C=80, L=49, K=1024, float32, batch 4, 16 and 64. "plain" is the folded formula written with tensor operations;
+"research" applies the K x K layer to every (location, category) pair. Peak memory as in cpu_head.py, one process per
+row.
 """
 
 import json

@@ -5,11 +5,12 @@ been checked, and no path may leave the directory.
 """
 
 import hashlib
+import json
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -64,17 +65,17 @@ class Preprocessing(_Record):
 class Manifest(_Record):
     """Everything about a bundle but its weights."""
 
-    format_version: int
+    format_version: int = Field(gt=0)
     sdpl_version: str
     created: str
     categories: tuple[str, ...] = Field(min_length=1)
     thresholds: tuple[float, ...]
     preprocessing: Preprocessing
     probability: Literal["sigmoid", "softmax"]
-    inverse_temperature: float
+    inverse_temperature: float = Field(gt=0)
     checkpoint_sha256: str
     config: dict[str, Any]
-    map_size: tuple[int, int] = Field(description="height and width of the attention map, in cells")
+    map_size: tuple[PositiveInt, PositiveInt] = Field(description="height and width of the attention map, in cells")
     targets: dict[str, Target]
     files: dict[str, FileRecord]
 
@@ -83,9 +84,15 @@ class Manifest(_Record):
     def _inside(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
         for name in files:
             path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not path.parts:
+            if path.is_absolute() or ".." in path.parts or set(name) & set("\\:\0") or not path.parts:
                 raise ValueError(f"the path {name!r} leaves the bundle")
         return files
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Manifest":
+        if len(self.thresholds) != len(self.categories) or len(set(self.categories)) < len(self.categories):
+            raise ValueError("needs one threshold for each category, and every category once")
+        return self
 
 
 class Bundle:
@@ -129,7 +136,11 @@ class Bundle:
             raise UserError(f"{path}: points outside the bundle; it is not opened.")
         if not path.is_file():
             raise UserError(f"{path}: is missing from the bundle. Export the checkpoint again.")
-        if path.stat().st_size != record.size or sha256(path) != record.sha256:
+        try:
+            same = path.stat().st_size == record.size and sha256(path) == record.sha256
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+        if not same:
             raise UserError(f"{path}: is not the file that was exported (hash differs). Export the checkpoint again.")
         return path
 
@@ -153,7 +164,15 @@ def sha256(path: Path) -> str:
 
 
 def is_bundle(path: Path) -> bool:
-    return (path / MANIFEST).is_file()
+    """Whether a folder holds a bundle and nothing else: only then may an export replace it."""
+    try:
+        content = json.loads((path / MANIFEST).read_bytes())
+        known = {MANIFEST, *content["files"]}
+        return content["format_version"] > 0 and all(
+            p.relative_to(path).as_posix() in known for p in path.rglob("*") if not p.is_dir()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def write_manifest(folder: Path, **fields: Any) -> Manifest:

@@ -11,6 +11,17 @@ from sdpl import __version__
 from sdpl.errors import UserError
 
 PATH = click.Path(path_type=Path)
+EXTRAS = {  # which extra brings a module
+    "array_api_compat": "train",
+    "matplotlib": "pictures",
+    "onnx": "export",
+    "onnxruntime": "runtime",
+    "onnxscript": "export",
+    "open_clip": "train",
+    "sklearn": "eval",
+    "torch": "train",
+    "yaml": "train",
+}
 
 
 class Command(click.Command):
@@ -21,6 +32,12 @@ class Command(click.Command):
             return super().invoke(ctx)
         except UserError as error:
             click.echo(f"error: {error}", err=True)
+            ctx.exit(2)
+        except ModuleNotFoundError as error:
+            extra = EXTRAS.get((error.name or "").split(".")[0])
+            if extra is None:
+                raise
+            click.echo(f'error: this command needs {error.name}: pip install "sdpl[{extra}]"', err=True)
             ctx.exit(2)
         except BrokenPipeError:
             sys.stderr.close()
@@ -49,7 +66,9 @@ def train(config: Path, out: Path, resume: bool) -> None:
     try:
         best = train(read_config(config), out, resume)
     except KeyboardInterrupt:
-        raise UserError(f"interrupted; add --resume to go on from the last finished epoch in {out}.") from None
+        kept = (out / "last.ckpt").exists()
+        mend = f"add --resume to go on from the last finished epoch in {out}" if kept else "no epoch was finished"
+        raise UserError(f"interrupted; {mend}.") from None
     click.echo(f"best checkpoint: {best}")
 
 
@@ -64,7 +83,7 @@ def export(checkpoint: Path, out: Path | None, images: tuple[Path, ...]) -> None
     from sdpl.export.build import export
     from sdpl.preprocess import find_images
 
-    out = out or checkpoint.with_suffix(".sdpl")
+    out = out or checkpoint.parent / f"{checkpoint.stem}.sdpl"
     paths = find_images(list(images)) if images else None
     console = Console(stderr=True)
     with console.status("reading the checkpoint") as status:
@@ -137,19 +156,20 @@ def predict(bundle, images, as_json, top, threshold, attention, backend) -> None
     """Labels and scores of IMAGES (files or folders). Unreadable images are named; the others are still done."""
     from sdpl.preprocess import find_images
     from sdpl.runtime import Recognizer
-    from sdpl.runtime.predict import attention_name, draw, predict
+    from sdpl.runtime.predict import attention_names, draw, predict
 
     paths = find_images(list(images))
     failed = 0
     with Recognizer.open(bundle, backend) as recognizer:
-        for prediction in predict(recognizer, paths, threshold, with_attention=attention is not None):
+        predictions = predict(recognizer, paths, threshold, with_attention=attention is not None)
+        for prediction, name in zip(predictions, attention_names(paths), strict=True):
             if isinstance(prediction, UserError):
                 click.echo(f"error: {prediction}", err=True)
                 failed += 1
                 continue
             click.echo(prediction.to_json() if as_json else prediction.to_line(top))
             if attention is not None:
-                draw(prediction, top or 3, attention / attention_name(prediction.path, paths))
+                draw(prediction, top or 3, attention / name)
     if failed:
         raise UserError(f"{failed} of {len(paths)} images could not be read.")
 
@@ -173,8 +193,8 @@ def bench(bundle, batches, seconds, threads, backend, json_path) -> None:
         sizes = [int(size) for size in batches.split(",")]
     except ValueError:
         sizes = []
-    if not sizes or min(sizes) < 1:
-        raise UserError(f"--batch {batches!r}: expected batch sizes such as 1,8,32.")
+    if not sizes or min(sizes) < 1 or max(sizes) > 1024:
+        raise UserError(f"--batch {batches!r}: expected batch sizes up to 1024, such as 1,8,32.")
     console = Console(stderr=True)
     with Recognizer.open(bundle, backend, threads) as recognizer, console.status("measuring") as status:
         rows = benchmark(recognizer, sizes, seconds, lambda r: status.update(f"{r.boundary}, batch {r.batch}: done"))
@@ -190,7 +210,7 @@ def bench(bundle, batches, seconds, threads, backend, json_path) -> None:
 @main.command()
 @click.option("--out", type=PATH, default=Path("demo-run"), show_default=True, help="Folder for everything it makes.")
 def demo(out: Path) -> None:
-    """Train, export, verify, predict and measure on the embedded digit scenes. Finished steps are not repeated."""
+    """Train, export, verify, predict and measure on the embedded digit scenes. Finished epochs are not repeated."""
     from sdpl.demo.run import run
 
     run(out)

@@ -57,22 +57,29 @@ def replace_folder(path: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         try:
             yield temporary
-            temporary.chmod(0o777 & ~_umask())
-            if path.exists():
-                retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-                os.replace(path, retired / "bundle")
-                try:
-                    os.replace(temporary, path)
-                except OSError:
-                    os.replace(retired / "bundle", path)
-                    raise
-                finally:
-                    shutil.rmtree(retired, ignore_errors=True)
-            else:
-                os.replace(temporary, path)
+            for entry in (temporary, *temporary.rglob("*")):
+                entry.chmod((0o777 if entry.is_dir() else 0o666) & ~_umask())
+            _swap(temporary, path)
         finally:
             with suppress(FileNotFoundError):
                 shutil.rmtree(temporary)
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Put `new` in the place of `path`; whatever stops it, the old folder is put back."""
+    if not path.exists():
+        os.replace(new, path)
+        return
+    retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+    try:
+        os.replace(path, retired / "old")
+        os.replace(new, path)
+    except BaseException:
+        if not path.exists():
+            os.replace(retired / "old", path)
+        shutil.rmtree(retired, ignore_errors=True)
+        raise
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 def _umask() -> int:

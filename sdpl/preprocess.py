@@ -10,6 +10,7 @@ Normalisation (mean, standard deviation) is no part of this: it lies inside the 
 """
 
 import io
+import struct
 import warnings
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def load_image(source: ImageSource, decode_side: int | None = None) -> Image.Ima
             if decode_side is not None:
                 image.draft(None, (decode_side, decode_side))
             image.load()
+            if image.mode == "F":
+                raise UserError(f"{name}: floating-point images have no defined range; save it with 8 or 16 bits.")
             return _to_rgb(ImageOps.exif_transpose(image))
     except UserError:
         raise
@@ -53,7 +56,14 @@ def load_image(source: ImageSource, decode_side: int | None = None) -> Image.Ima
         raise UserError(f"{name}: has more than {MAX_PIXELS:,} pixels; make it smaller first.") from None
     except UnidentifiedImageError:
         raise UserError(f"{name}: is not an image that can be read ({', '.join(FORMATS)}).") from None
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise for damaged files
+    except (
+        OSError,
+        EOFError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+        struct.error,
+    ) as error:  # what Pillow's decoders raise for damaged files
         raise UserError(f"{name}: is damaged or truncated ({error}).") from None
 
 
@@ -95,8 +105,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it to white
         grey = np.asarray(image).astype(np.int64)
         return Image.fromarray((np.clip(grey, 0, 65535) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise UserError("floating-point images have no defined range; save the image with 8 or 16 bits per channel.")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from sdpl.bundle import FORMAT_VERSION, PROOF, Bundle
+from sdpl.bundle import FORMAT_VERSION, PROOF, Bundle, is_bundle, sha256
 from sdpl.errors import UserError
 
 
@@ -40,6 +40,10 @@ def test_nothing_of_the_exporting_machine_is_in_it(bundle):
         content = (bundle / name).read_bytes()
         assert b"site-packages" not in content
         assert b"sdpl/train" not in content
+        assert b"/tmp" not in content
+    config = Bundle.open(bundle).manifest.config
+    assert config["model"]["backbone_config"] == "backbone.json"
+    assert "data" not in config
 
 
 @pytest.mark.parametrize("name", ["model.onnx", PROOF])
@@ -101,5 +105,38 @@ def test_no_bundle_at_all(tmp_path):
 
 def test_a_damaged_proof_is_one_line(copy):
     (copy / PROOF).write_bytes(b"12345678{}")
-    with pytest.raises(UserError, match="is not the file that was exported"):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    edit_manifest(copy, files={**manifest["files"], PROOF: {"sha256": sha256(copy / PROOF), "size": 10}})
+    with pytest.raises(UserError, match=r"cannot be read .*Export the checkpoint again"):
         Bundle.open(copy).proof()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"thresholds": [0.5]}, "needs one threshold for each category"),
+        ({"categories": ["a"] * 10}, "every category once"),
+        ({"format_version": -1}, "format_version: Input should be greater than 0"),
+        ({"map_size": [0, 2]}, "map_size.0: Input should be greater than 0"),
+        ({"files": {"a\0": {"sha256": "", "size": 1}}}, "leaves the bundle"),
+    ],
+)
+def test_a_manifest_that_makes_no_sense_is_refused(copy, changes, message):
+    edit_manifest(copy, **changes)
+    with pytest.raises(UserError, match=message):
+        Bundle.open(copy)
+
+
+def test_only_a_bundle_and_nothing_else_may_be_replaced(copy, tmp_path):
+    assert is_bundle(copy)
+    (copy / "precious.txt").write_text("")
+    assert not is_bundle(copy)
+    extension = tmp_path / "extension"
+    extension.mkdir()
+    for text in ('{"name": "x", "manifest_version": 3}', "[]", "{"):
+        (extension / "manifest.json").write_text(text)
+        assert not is_bundle(extension)
+
+
+def test_files_can_be_read_by_others(bundle):
+    assert {oct(p.stat().st_mode & 0o444) for p in bundle.iterdir()} == {oct(0o444)}

@@ -66,6 +66,13 @@ def test_train_names_what_is_wrong(fails, config, scenes, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_missing_extra_is_named(fails, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in [n for n in sys.modules if n.startswith(("sdpl.train", "sdpl.export"))]:
+        monkeypatch.delitem(sys.modules, name)
+    assert 'this command needs torch: pip install "sdpl[train]"' in fails("export", "x.ckpt")
+
+
 def test_usage_errors_have_status_2(sdpl):
     assert sdpl("predict").exit_code == 2
     assert sdpl("bench", "x", "--seconds", "-1").exit_code == 2

@@ -47,6 +47,25 @@ def test_failure_keeps_the_old_folder_and_leaves_nothing(tmp_path):
     assert names(tmp_path) == ["a"]
 
 
+@pytest.mark.parametrize("call", [1, 2])
+def test_an_interrupt_during_the_swap_loses_nothing(tmp_path, monkeypatch, call):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_text("old")
+    original, calls = os.replace, []
+
+    def interrupted(source, target):
+        calls.append(target)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        original(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), replace_folder(tmp_path / "a", lambda path: True) as temporary:
+        (temporary / "x").write_text("new")
+    assert (tmp_path / "a" / "x").read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
 def test_a_folder_that_is_not_ours_is_never_replaced(tmp_path):
     (tmp_path / "thesis").mkdir()
     with (

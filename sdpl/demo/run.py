@@ -1,6 +1,6 @@
 """The demo: the main path from data to measured bundle, on the embedded digit scenes.
 
-Each step runs the command that a user would type and is skipped when its result is already there.
+Each step runs the command that a user would type; data and finished epochs are not made again.
 """
 
 import json
@@ -19,7 +19,7 @@ from sdpl.bundle import Bundle
 from sdpl.demo import tiny_clip
 from sdpl.demo.scenes import SCENE_SIDE, write_coco
 from sdpl.errors import UserError
-from sdpl.files import replace_folder
+from sdpl.files import replace_folder, writing
 from sdpl.runtime import Recognizer
 from sdpl.runtime.bench import Latency, environment, measure, summarise
 from sdpl.runtime.heatmap import draw_ap_bars
@@ -49,7 +49,8 @@ def run(out: Path) -> None:
 
 def _prepare(out: Path, console: Console) -> None:
     """Data, encoder weights and configuration."""
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     data = out / "data"
     if not data.exists():
         console.print(f"composing {TRAIN_SCENES} + {TEST_SCENES} scenes from scikit-learn's handwritten digits")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -78,10 +79,18 @@ def _write_manifest(
         probability=config.model.probability,
         inverse_temperature=float(model.inverse_temperature),
         checkpoint_sha256=sha256(checkpoint),
-        config=asdict(config),
+        config=_shareable(config),
         map_size=tuple(model.map_size),
         targets={DEFAULT_TARGET: target},
     )
+
+
+def _shareable(config: Config) -> dict[str, Any]:
+    """Model and training configuration, with file names instead of paths: a bundle travels, folders do not."""
+    model = asdict(config.model)
+    for key in ("backbone_config", "weights", "word_vectors"):
+        model[key] = model[key] and Path(model[key]).name
+    return {"model": model, "train": asdict(config.train)}
 
 
 def _proof_images(held_out: torch.Tensor, paths: list[Path] | None, image_size: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Engines that run a bundle's target: arrays in, arrays out."""
 
+import math
 from typing import Protocol
 
 import numpy as np
@@ -49,6 +50,13 @@ class OnnxRuntimeCpu:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except failures as error:
             raise UserError(f"{path}: ONNX Runtime cannot load it ({str(error).splitlines()[0]}).") from None
+        manifest = bundle.manifest
+        expected = [manifest.preprocessing.image_size, len(manifest.categories), math.prod(manifest.map_size)]
+        (image,), (scores, attention) = self._session.get_inputs(), self._session.get_outputs()
+        if [image.shape[1], scores.shape[1], attention.shape[2]] != expected:
+            raise UserError(
+                f"{path}: does not fit its manifest (size, categories or map). Export the checkpoint again."
+            )
         self._description = {
             "backend": self.name,
             "onnxruntime": onnxruntime.__version__,

@@ -94,7 +94,8 @@ def environment() -> dict[str, str | int | None]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "system": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": _cpu_info("model name") or platform.processor(),
+        "cpu_mhz": _cpu_info("cpu MHz"),
         "cores": os.cpu_count(),
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -117,13 +118,13 @@ def _jpeg(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _cpu_name() -> str:
+def _cpu_info(key: str) -> str | None:
+    """The first core's entry in /proc/cpuinfo; None where there is no such file."""
     try:
         with open("/proc/cpuinfo") as lines:
-            names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+            return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), None)
     except OSError:
-        names = []
-    return names[0] if names else platform.processor()
+        return None
 
 
 def table(result: dict):
@@ -133,7 +134,8 @@ def table(result: dict):
     backend, environment = result["backend"], result["environment"]
     rendered = Table(
         title=f"{backend['backend']} {backend['onnxruntime']}, {backend['threads']}, {environment['cpu']}, "
-        f"{result['image_size']} px, {result['categories']} categories"
+        f"{result['image_size']} px, {result['categories']} categories",
+        caption=f"runs: warm-up + timed; clock at the end {environment['cpu_mhz']} MHz",
     )
     rendered.add_column("boundary")
     for name in ("batch", "p50 ms", "p95 ms", "p99 ms", "spread", "images/s", "runs"):
@@ -145,6 +147,6 @@ def table(result: dict):
             *(f"{row[name]:.2f}" for name in ("p50_ms", "p95_ms", "p99_ms")),
             f"{row['spread']:.1%}{'' if row['stable'] else ' *'}",
             f"{row['images_per_s']:.1f}",
-            str(row["runs"]),
+            f"{row['warmup_runs']}+{row['runs']}",
         )
     return rendered

@@ -1,6 +1,7 @@
 """Predictions of many images, as the command prints and draws them."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -59,10 +60,10 @@ def predict(
                     yield Prediction(path, recognizer.recognition(scores, threshold), attention)
 
 
-def attention_name(path: Path, paths: list[Path]) -> str:
-    """The picture's name: that of the image, with its position in front when two images share a name."""
-    same = sum(other.stem == path.stem for other in paths)
-    return f"{paths.index(path):04d}-{path.stem}.png" if same > 1 else f"{path.stem}.png"
+def attention_names(paths: list[Path]) -> list[str]:
+    """The pictures' names: those of the images, with the position in front where two images share a name."""
+    count = Counter(path.stem for path in paths)
+    return [f"{i:04d}-{p.stem}.png" if count[p.stem] > 1 else f"{p.stem}.png" for i, p in enumerate(paths)]
 
 
 def draw(prediction: Prediction, top: int, out: Path) -> None:

@@ -66,8 +66,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: is truncated or not a checkpoint; copy it again or train again.") from None
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise UserError(f"{path}: was not written by sdpl-train.")
-    if content["format_version"] > FORMAT_VERSION:
-        version = content["format_version"]
+    version = content.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
         raise UserError(
             f"{path}: its format version is {version}, this sdpl reads up to {FORMAT_VERSION}: update sdpl."
         )
@@ -80,10 +80,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def restore_model(content: dict[str, Any], name: str = "checkpoint") -> tuple[Config, PartialLabelModel]:
     """The configuration and the model of a checkpoint's content, in eval mode on the CPU."""
     config = check_config(content["config"], name)
-    model = PartialLabelModel(config.model, tuple(content["categories"]), content["clip_config"], content["words"])
     try:
+        model = PartialLabelModel(config.model, tuple(content["categories"]), content["clip_config"], content["words"])
         model.load_state_dict(content["state"])
-    except RuntimeError as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{name}: its weights do not fit its configuration ({reason}).") from None
     return config, model.eval()

@@ -13,6 +13,7 @@ from sdpl.errors import UserError, nearest
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 def _focusing_power(value: float) -> float:
@@ -46,7 +47,7 @@ class DataConfig:
     val: Split | None = None  # without it, `val_fraction` of the training images is held out
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     known_proportion: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the training labels
-    mask_seed: Annotated[int, Field(ge=0)] = 0
+    mask_seed: Seed = 0
     workers: Count = 2  # threads that decode images
 
 
@@ -81,7 +82,7 @@ class TrainConfig:
     warmup_epochs: Annotated[int, Field(ge=0)] = 1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NotNegative = 0.0005
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1"
 
 
@@ -117,7 +118,7 @@ def read_config(path: Path) -> Config:
         raise UserError(f"{path}: no such configuration file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}).") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: is not YAML: {error}.") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: is not a mapping; it needs at least data.train.annotations.")

@@ -1,12 +1,12 @@
 """COCO-format data: which images there are, which categories, which labels are known."""
 
-import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel, Field, ValidationError
 
 from sdpl.errors import UserError, listed
 from sdpl.preprocess import preprocess
@@ -60,30 +60,59 @@ def coco_images(annotations: Path) -> Path:
     return usual if annotations.parent.name == "annotations" and usual.is_dir() else annotations.parent
 
 
-def read_coco(annotations: str | Path, images: str | Path | None = None) -> LabelledImages:
-    """Read a COCO-format file: a category with an annotation in an image is present there, the others absent.
+class CocoImage(BaseModel):
+    id: int
+    file_name: str
+    neg_category_ids: list[int] | None = None  # LVIS: known to be absent; categories named nowhere are then unknown
 
-    Categories are in the order of their ids. All images count, also those without annotations.
-    Raises UserError for anything that does not fit together, naming the first offenders.
+
+class CocoAnnotation(BaseModel):
+    image_id: int
+    category_id: int
+
+
+class CocoCategory(BaseModel):
+    id: int
+    name: str
+
+
+class CocoFile(BaseModel):
+    """The parts of a COCO-format file that image-level labels need; everything else in it is passed over."""
+
+    images: list[CocoImage] = Field(min_length=1)
+    annotations: list[CocoAnnotation]
+    categories: list[CocoCategory] = Field(min_length=1)
+
+
+def read_coco(annotations: str | Path, images: str | Path | None = None) -> LabelledImages:
+    """Read a COCO-format file: a category with an annotation in an image is present there.
+
+    The other categories are absent; but where an image lists `neg_category_ids`, as LVIS does, only those are absent
+    and the rest is unknown. Categories are in the order of their ids. All images count, also those without
+    annotations. Raises UserError for anything that does not fit together, naming the first offenders.
     """
     annotations = Path(annotations)
-    content = _read_json(annotations)
-    categories = sorted(content["categories"], key=lambda c: c["id"])
-    names = tuple(str(c["name"]) for c in categories)
-    column = {c["id"]: i for i, c in enumerate(categories)}
+    content = _parse(annotations)
+    categories = sorted(content.categories, key=lambda c: c.id)
+    names = tuple(c.name for c in categories)
+    column = {c.id: i for i, c in enumerate(categories)}
+    row = {image.id: i for i, image in enumerate(content.images)}
     if len(set(names)) < len(names) or len(column) < len(names):
         raise UserError(f"{annotations}: a category id or name stands twice; each must be unique.")
-    row = {image["id"]: i for i, image in enumerate(content["images"])}
+    if len(row) < len(content.images):
+        raise UserError(f"{annotations}: an image id stands twice; each must be unique.")
+    named = {a.category_id for a in content.annotations}.union(*(i.neg_category_ids or () for i in content.images))
+    _require_listed(annotations, "categories", named, column)
+    _require_listed(annotations, "images", {a.image_id for a in content.annotations}, row)
     labels = np.full((len(row), len(names)), -1, dtype=np.int8)  # [N,C]
-    for key, known in (("category_id", column), ("image_id", row)):
-        unknown = sorted({a[key] for a in content["annotations"]} - set(known))
-        if unknown:
-            what = "categories" if key == "category_id" else "images"
-            raise UserError(f"{annotations}: annotations name {what} that the file does not list: {listed(unknown)}.")
-    for annotation in content["annotations"]:
-        labels[row[annotation["image_id"]], column[annotation["category_id"]]] = 1
+    for i, image in enumerate(content.images):
+        if image.neg_category_ids is not None:
+            labels[i] = 0
+            labels[i, [column[c] for c in image.neg_category_ids]] = -1
+    for annotation in content.annotations:
+        labels[row[annotation.image_id], column[annotation.category_id]] = 1
     folder = Path(images) if images is not None else coco_images(annotations)
-    return LabelledImages(_existing(folder, content["images"], annotations), labels, names)
+    return LabelledImages(_existing(folder, content.images, annotations), labels, names)
 
 
 def require_known_labels(data: LabelledImages) -> None:
@@ -96,36 +125,38 @@ def require_known_labels(data: LabelledImages) -> None:
         )
 
 
-def _existing(folder: Path, images: list[dict], annotations: Path) -> tuple[Path, ...]:
-    paths = tuple(folder / image["file_name"] for image in images)
-    present = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-    missing = [p for p in paths if p.name not in present and not p.is_file()]
+def _require_listed(annotations: Path, what: str, named: set[int], listed_ids: dict[int, int]) -> None:
+    unknown = sorted(named - listed_ids.keys())
+    if unknown:
+        raise UserError(f"{annotations}: annotations name {what} that the file does not list: {listed(unknown)}.")
+
+
+def _existing(folder: Path, images: list[CocoImage], annotations: Path) -> tuple[Path, ...]:
+    outside = [i.file_name for i in images if Path(i.file_name).is_absolute() or ".." in Path(i.file_name).parts]
+    if outside:
+        raise UserError(f"{annotations}: file names must lie inside the images folder: {listed(outside, 3)}.")
+    paths = tuple(folder / image.file_name for image in images)
+    missing = [p for p in paths if not p.is_file()]
     if missing:
         raise UserError(
             f"{annotations}: {len(missing)} of {len(paths)} images are not in {folder} "
             f"({listed((p.name for p in missing), 3)}): check the images folder."
         )
-    if not paths:
-        raise UserError(f"{annotations}: lists no images.")
     return paths
 
 
-def _read_json(path: Path) -> dict:
+def _parse(path: Path) -> CocoFile:
     try:
-        content = json.loads(path.read_bytes())
+        return CocoFile.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: no such annotation file.") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder; name the annotation file (.json) in it.") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not JSON ({error}).") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
-    needed = {"images": ("id", "file_name"), "annotations": ("image_id", "category_id"), "categories": ("id", "name")}
-    for key, fields in needed.items():
-        rows = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(rows, list) or not all(isinstance(r, dict) and all(f in r for f in fields) for r in rows):
-            raise UserError(f"{path}: is not COCO format: needs a list {key!r} of objects with {' and '.join(fields)}.")
-    if not content["categories"]:
-        raise UserError(f"{path}: lists no categories.")
-    return content
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "json_invalid":
+            raise UserError(f"{path}: is not JSON ({first['msg']}).") from None
+        raise UserError(f"{path}: is not COCO format: {where or 'the file'}: {first['msg']}.") from None

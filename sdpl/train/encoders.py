@@ -4,10 +4,12 @@ import json
 import logging
 import tempfile
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import open_clip
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
 
@@ -37,12 +39,16 @@ class FrozenClip(nn.Module):
         return super().train(False)
 
     def feature_map(self, images: torch.Tensor) -> torch.Tensor:
-        """The trunk's map before its own pooling, average-pooled: uint8 [B,S,S,3] -> [B,D,h,w]."""
+        """The trunk's map, average-pooled: uint8 [B,S,S,3] -> [B,D,h,w]."""
+        return F.avg_pool2d(self.unpooled_map(images), self.map_pool)
+
+    def unpooled_map(self, images: torch.Tensor) -> torch.Tensor:
+        """The trunk's map before CLIP's own pooling: uint8 [B,S,S,3] -> [B,D,H,W]."""
         x = (images.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std  # [B,3,S,S]
         maps = self.clip.visual.forward_intermediates(
             x, indices=1, normalize_intermediates=True, intermediates_only=True
         )
-        return F.avg_pool2d(maps["image_intermediates"][-1], self.map_pool)  # [B,D,h,w]
+        return maps["image_intermediates"][-1]  # [B,D,H,W]
 
     def locations(self, images: torch.Tensor) -> torch.Tensor:
         """f [B,L,D] from images uint8 [B,S,S,3]."""
@@ -52,8 +58,13 @@ class FrozenClip(nn.Module):
         """D, height and width of the map, from one black image."""
         with torch.no_grad():
             image = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8, device=self.mean.device)
-            _, channels, height, width = self.feature_map(image).shape
-        return channels, height, width
+            channels, height, width = self.unpooled_map(image).shape[1:]
+        if min(height, width) < self.map_pool:
+            raise UserError(
+                f"model.map_pool = {self.map_pool}: the map of a {image_size}-pixel image is only {height}x{width}; "
+                "lower map_pool or raise image_size."
+            )
+        return channels, height // self.map_pool, width // self.map_pool
 
     def encode_embeddings(self, x: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
         """Text features [C,E] of token embeddings x [C,T,d], read at position end [C]. T may be less than the
@@ -90,7 +101,8 @@ def clip_config(config: ModelConfig) -> dict[str, Any]:
     if model_cfg is None:
         hint = nearest(config.backbone, open_clip.list_models())
         raise UserError(f"model.backbone = {config.backbone!r} is no open_clip model; {hint}")
-    if model_cfg["text_cfg"].keys() & {"hf_model_name", "hf_tokenizer_name", "no_causal_mask"}:
+    text_cfg = model_cfg["text_cfg"]
+    if any(text_cfg.get(key) for key in ("hf_model_name", "hf_tokenizer_name", "no_causal_mask", "embed_cls")):
         raise UserError(
             f"model.backbone = {config.backbone!r}: its text tower is not CLIP's causal transformer, for which prompts "
             "are learned; choose a plain CLIP backbone, such as RN101 or ViT-B-16."
@@ -117,8 +129,8 @@ def load_weights(encoder: FrozenClip, config: ModelConfig) -> None:
         if not Path(path).is_file():
             path = open_clip.download_pretrained(_pretrained_tag(config))
         open_clip.load_checkpoint(encoder.clip, path)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, UnpicklingError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"model.weights = {config.weights!r} cannot be loaded for {config.backbone} ({reason}): "
             "name a file with its weights, or connect to the network once."
@@ -147,6 +159,8 @@ def _build(clip_config: dict[str, Any]) -> tuple[nn.Module, Any]:
         logging.disable(logging.WARNING)  # it warns that the weights are random, which is what is wanted
         try:
             return open_clip.create_model(name, load_weights=False), open_clip.get_tokenizer(name)
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, AssertionError) as error:
+            raise UserError(f"open_clip cannot build the backbone from its configuration ({error}).") from error
         finally:
             logging.disable(logging.NOTSET)
 
@@ -154,7 +168,7 @@ def _build(clip_config: dict[str, Any]) -> tuple[nn.Module, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-        content["vision_cfg"], content["text_cfg"], content["embed_dim"]
+        dict(content["vision_cfg"]), dict(content["text_cfg"]), int(content["embed_dim"])
         return content
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"model.backbone_config = {str(path)!r} is not an open_clip model config ({error}).") from None

@@ -1,6 +1,7 @@
 """The training loop: SGD, warm-up and cosine, one CSV row per epoch, best and last checkpoint, resume."""
 
 import csv
+import hashlib
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from sdpl.train.model import PartialLabelModel, new_model
 from sdpl.train.partial import mask_labels
 
 PROOF_IMAGES = 8
+CHECKPOINTS = ("model.ckpt", "last.ckpt")
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,12 @@ def train(config: Config, out: Path, resume: bool = False, console: Console | No
     run = _Run(config, out, model, train_data, val_data, device)
     if resume:
         run.restore()
-    elif (out / "last.ckpt").exists():
+    elif any((out / name).exists() for name in CHECKPOINTS):
         raise UserError(f"{out} already holds a run: add --resume to go on with it, or choose another --out.")
     else:
         run.start_files()
+    if not (val_data.labels > 0).any():
+        console.print("no validation image has a known positive: without a validation mAP, the newest epoch is kept.")
     if not run.parameters:
         console.print("nothing is trainable: the checkpoint is written as it is.")
     with Progress(
@@ -133,9 +137,10 @@ class _Run:
         self.epoch += 1
         log = EpochLog(self.epoch, lr, loss, val_map, time.monotonic() - started)
         self.history.append(asdict(log))
-        is_best = val_map > self.best_map or not (self.out / "model.ckpt").exists()
-        self.best_map = max(self.best_map, val_map if math.isfinite(val_map) else -math.inf)
-        for name in ("last.ckpt", "model.ckpt") if is_best else ("last.ckpt",):
+        is_best = not val_map <= self.best_map  # without any validation mAP (nan) the newest is taken
+        if is_best and math.isfinite(val_map):
+            self.best_map = val_map
+        for name in ("model.ckpt", "last.ckpt") if is_best else ("last.ckpt",):  # a stop between them loses no best
             save_checkpoint(self.out / name, self.config, self.model, self.proof_images, self._resume_state())
         self._write_log()
         return log
@@ -144,6 +149,10 @@ class _Run:
         """Take the state of `last.ckpt`. Raises UserError when its configuration is not this one."""
         content = load_checkpoint(self.out / "last.ckpt")
         differences = _differences(content["config"], asdict(self.config))
+        if content["resume"]["data"] != self._fingerprint():
+            differences.append("data: other images, labels or categories than then")
+        if not (self.out / "model.ckpt").exists():
+            raise UserError(f"{self.out}/model.ckpt, the best checkpoint, is missing: put it back or train anew.")
         if differences:
             raise UserError(f"{self.out}/last.ckpt was trained with another configuration: {'; '.join(differences)}.")
         self.model.load_state_dict(content["state"])
@@ -160,12 +169,20 @@ class _Run:
             writer.writeheader()
             writer.writerows(self.history)
 
+    def _fingerprint(self) -> str:
+        """SHA-256 of what is trained and validated on: categories, image names and labels, in order."""
+        digest = hashlib.sha256(repr(self.train_data.categories).encode())
+        for data in (self.train_data, self.val_data):
+            digest.update(repr([path.name for path in data.images]).encode() + data.labels.tobytes())
+        return digest.hexdigest()
+
     def _resume_state(self) -> dict:
         return {
             "optimiser": self.optimiser.state_dict(),
             "epoch": self.epoch,
             "best_map": self.best_map,
             "history": self.history,
+            "data": self._fingerprint(),
             "shuffle": self.shuffle.get_state(),
             "rng": torch.get_rng_state(),
         }
@@ -219,6 +236,10 @@ class _Run:
             lambda done: progress.advance(task, done),
         )
         progress.remove_task(task)
+        if not np.isfinite(scores).all():
+            raise UserError(
+                f"the model diverged in epoch {self.epoch + 1} (its scores are not numbers): lower train.lr."
+            )
         return 100 * mean_average_precision(scores, self.val_data.labels)
 
     def _choose_proof_images(self) -> torch.Tensor:

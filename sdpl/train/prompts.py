@@ -22,7 +22,7 @@ class PromptLearner(nn.Module):
         super().__init__()
         self.kind = config.prompts
         if self.kind == "manual":
-            sentences = [config.manual_prompt.format(name) for name in categories]
+            sentences = [config.manual_prompt.replace("{}", name) for name in categories]
         else:
             sentences = [" ".join([PLACEHOLDER] * config.prompt_tokens + [f"{name}."]) for name in categories]
         tokens, end = _tokenize(encoder, sentences, categories)  # [C,T], [C]

@@ -38,7 +38,7 @@ def _from_npz(stream: BinaryIO, source: str, categories: Sequence[str]) -> np.nd
     try:
         with np.load(stream, allow_pickle=False) as archive:
             rows = dict(zip(archive["names"].tolist(), archive["vectors"], strict=True))
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{source}: needs the arrays 'names' and 'vectors' of one length ({error}).") from None
     missing = [name for name in categories if name not in rows]
     if missing:
@@ -51,7 +51,7 @@ def _from_glove(path: Path, categories: Sequence[str]) -> np.ndarray:
     needed = {word for name in categories for word in _words(name)}
     found: dict[str, np.ndarray] = {}
     vocabulary: list[str] = []
-    with open(path, encoding="utf-8") as lines:
+    with open(path, encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             word, _, numbers = line.rstrip("\n").partition(" ")
             vocabulary.append(word)

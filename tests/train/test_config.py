@@ -54,6 +54,7 @@ def test_cannot_be_changed():
         (with_value("model", "image_size", 8), r"model.image_size = 8: .*32"),
         (with_value("model", "prompts", "none"), r"'category-specific', 'shared' or 'manual'"),
         (with_value("model", "manual_prompt", "a photo"), r"model.manual_prompt = 'a photo': .*\{\}"),
+        (with_value("train", "seed", 2**70), r"train.seed = .*less than 4294967296"),
         (with_value("model", "backbone", None), r"model.backbone = None: .*valid string"),
     ],
 )
@@ -90,7 +91,13 @@ def test_paths_are_relative_to_the_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [", "is not YAML"), ("- 1", "is not a mapping"), ("", "is not a mapping"), ("data: 3", "data = 3")],
+    [
+        ("a: [", "is not YAML"),
+        ("[" * 3000, "is not YAML"),
+        ("- 1", "is not a mapping"),
+        ("", "is not a mapping"),
+        ("data: 3", "data = 3"),
+    ],
 )
 def test_a_file_that_is_no_configuration(tmp_path, text, message):
     (tmp_path / "c.yaml").write_text(text)

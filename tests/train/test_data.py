@@ -43,13 +43,48 @@ def test_images_are_found_where_coco_keeps_them(scenes, tmp_path):
         ({"annotations": ((1, 99),)}, "annotations name categories that the file does not list: 99"),
         ({"annotations": ((7, 10),)}, "annotations name images that the file does not list: 7"),
         ({"categories": ((1, "cat"), (2, "cat")), "annotations": ()}, "a category id or name stands twice"),
-        ({"categories": (), "annotations": ()}, "lists no categories"),
-        ({"images": (), "annotations": ()}, "lists no images"),
+        ({"categories": (), "annotations": ()}, "categories: List should have at least 1 item"),
+        ({"images": (1, 1), "annotations": ()}, "an image id stands twice"),
+        ({"images": (), "annotations": ()}, "images: List should have at least 1 item"),
     ],
 )
 def test_what_does_not_fit_together_is_named(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         read_coco(coco(tmp_path, **change))
+
+
+def test_lvis_style_negatives_leave_the_rest_unknown(tmp_path):
+    path = coco(tmp_path, annotations=((1, 10),), categories=((10, "cat"), (20, "dog"), (30, "cow")))
+    content = json.loads(path.read_text())
+    content["images"][0]["neg_category_ids"] = [30]
+    path.write_text(json.dumps(content))
+    np.testing.assert_array_equal(read_coco(path).labels, [[1, 0, -1], [-1, -1, -1]])
+    content["images"][0]["neg_category_ids"] = [99]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="categories that the file does not list: 99"):
+        read_coco(path)
+
+
+@pytest.mark.parametrize("name", ["../secret.jpg", "/etc/passwd"])
+def test_file_names_stay_inside_the_folder(tmp_path, name):
+    path = coco(tmp_path)
+    content = json.loads(path.read_text())
+    content["images"][0]["file_name"] = name
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="must lie inside the images folder"):
+        read_coco(path)
+
+
+def test_wrong_types_are_named(tmp_path):
+    path = coco(tmp_path)
+    for key, field, value in (
+        ("images", "id", [1]), ("images", "file_name", 5), ("annotations", "category_id", None), ("categories", "id", {})
+    ):  # fmt: skip
+        content = json.loads(coco(tmp_path).read_text())
+        content[key][0][field] = value
+        path.write_text(json.dumps(content))
+        with pytest.raises(UserError, match=f"is not COCO format: {key}.0.{field}: "):
+            read_coco(path)
 
 
 def test_missing_images_are_counted_and_named(tmp_path):

@@ -74,6 +74,59 @@ def test_a_run_is_never_overwritten_by_accident(fails, config, tmp_path, run_fol
     assert "no such checkpoint" in fails("train", config(), "--out", tmp_path / "new", "--resume")
 
 
+def test_a_stop_between_the_two_checkpoints_loses_no_best(sdpl, config, tmp_path, monkeypatch):
+    import sdpl.train.loop as loop
+
+    values = iter([10.0, 90.0, 50.0])
+    monkeypatch.setattr(loop._Run, "_validate", lambda self, progress: next(values))
+    original, saved = loop.save_checkpoint, []
+
+    def stop_at_fourth(path, *rest):
+        saved.append(path.name)
+        if len(saved) == 4:  # epoch 2 has written one of its two
+            raise KeyboardInterrupt
+        original(path, *rest)
+
+    monkeypatch.setattr(loop, "save_checkpoint", stop_at_fourth)
+    path = config(train={"epochs": 3})
+    sdpl("train", path, "--out", tmp_path / "run")
+    monkeypatch.setattr(loop, "save_checkpoint", original)
+    values = iter([90.0, 50.0])
+    assert sdpl("train", path, "--out", tmp_path / "run", "--resume").exit_code == 0
+    assert load_checkpoint(tmp_path / "run" / "model.ckpt")["resume"]["epoch"] == 2
+
+
+def test_resuming_on_other_data_is_refused(sdpl, fails, config, scenes, tmp_path):
+    moved = shutil.copytree(scenes, tmp_path / "scenes")
+    annotations = moved / "annotations" / "instances_train.json"
+    path = config(data={"train": {"annotations": str(annotations)}}, train={"epochs": 1})
+    assert sdpl("train", path, "--out", tmp_path / "run").exit_code == 0
+    text = annotations.read_text()
+    annotations.write_text(text.replace('"one"', '"swap"').replace('"two"', '"one"').replace('"swap"', '"two"'))
+    assert "data: other images, labels or categories" in fails("train", path, "--out", tmp_path / "run", "--resume")
+    annotations.write_text(text)
+    (tmp_path / "run" / "model.ckpt").unlink()
+    assert "the best checkpoint, is missing" in fails("train", path, "--out", tmp_path / "run", "--resume")
+
+
+def test_without_validation_positives_the_newest_epoch_is_kept(sdpl, config, tmp_path, monkeypatch):
+    import sdpl.train.loop as loop
+
+    monkeypatch.setattr(loop._Run, "_validate", lambda self, progress: float("nan"))
+    assert sdpl("train", config(), "--out", tmp_path / "run").exit_code == 0
+    assert load_checkpoint(tmp_path / "run" / "model.ckpt")["resume"]["epoch"] == 2
+
+
+def test_a_stop_before_the_first_epoch_does_not_promise_a_resume(fails, config, tmp_path, monkeypatch):
+    import sdpl.train.loop as loop
+
+    def stop(self, progress):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop._Run, "run_epoch", stop)
+    assert "interrupted; no epoch was finished" in fails("train", config(), "--out", tmp_path / "run")
+
+
 def test_an_unwritable_folder_is_named(fails, config, tmp_path):
     (tmp_path / "file").write_text("")
     assert "cannot write" in fails("train", config(), "--out", tmp_path / "file" / "run")
@@ -121,6 +174,8 @@ def test_a_device_that_is_not_here_is_named(fails, config, tmp_path, device):
 def test_a_loss_that_is_not_finite_stops_the_run(fails, config, tmp_path):
     message = fails("train", config(train={"lr": 1e30, "warmup_lr": 1e30, "epochs": 4}), "--out", tmp_path / "run")
     assert "the loss is nan in epoch" in message
+    one_batch = config(train={"lr": 1e30, "warmup_lr": 1e30, "batch_size": 64})
+    assert "the model diverged in epoch 1" in fails("train", one_batch, "--out", tmp_path / "other")
 
 
 @pytest.mark.parametrize(

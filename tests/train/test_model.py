@@ -177,6 +177,7 @@ def test_clip_word_vectors_differ_and_are_scaled(settings):
             "neither a file nor a tag of RN101; did you mean 'openai'",
         ),
         ({"backbone_config": "/nowhere.json"}, "is not an open_clip model config"),
+        ({"map_pool": 3}, "the map of a 64-pixel image is only 2x2; lower map_pool"),
         ({"prompt_tokens": 30}, "need more than the text tower's 32 tokens: lower model.prompt_tokens"),
         ({"backbone": "roberta-ViT-B-32", "backbone_config": None}, "text tower is not CLIP's causal transformer"),
         ({"backbone": "ViT-B-16-SigLIP", "backbone_config": None}, "text tower is not CLIP's causal transformer"),
@@ -185,6 +186,26 @@ def test_clip_word_vectors_differ_and_are_scaled(settings):
 def test_a_backbone_that_cannot_be_used_is_named(settings, change, message):
     with pytest.raises(UserError, match=message):
         build(settings(**change))
+
+
+def test_braces_in_a_manual_prompt_are_only_text(settings):
+    build(settings(prompts="manual", manual_prompt="{} {x} {"))
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors", "empty.pt"])
+def test_files_that_are_no_weights_are_named(settings, tmp_path, name):
+    (tmp_path / name).write_text("" if "empty" in name else "not weights")
+    with pytest.raises(UserError, match="cannot be loaded for b"):
+        build(settings(weights=str(tmp_path / name)))
+
+
+@pytest.mark.parametrize(
+    "change", [{"vision_cfg": 5}, {"vision_cfg": {"no_such_key": 1}}, {"text_cfg": {"width": "x"}}]
+)
+def test_a_backbone_config_that_open_clip_refuses_is_named(settings, tmp_path, change):
+    (tmp_path / "bad.json").write_text(json.dumps({**BACKBONE, **change}))
+    with pytest.raises(UserError, match=r"is not an open_clip model config|cannot build the backbone"):
+        build(settings(backbone_config=str(tmp_path / "bad.json")))
 
 
 def test_weights_that_do_not_fit_are_named(settings, tmp_path):
