@@ -77,9 +77,13 @@ def test_file_names_stay_inside_the_folder(tmp_path, name):
 
 def test_wrong_types_are_named(tmp_path):
     path = coco(tmp_path)
-    for key, field, value in (
-        ("images", "id", [1]), ("images", "file_name", 5), ("annotations", "category_id", None), ("categories", "id", {})
-    ):  # fmt: skip
+    wrong = {
+        ("images", "id"): [1],
+        ("images", "file_name"): 5,
+        ("annotations", "category_id"): None,
+        ("categories", "id"): {},
+    }
+    for (key, field), value in wrong.items():
         content = json.loads(coco(tmp_path).read_text())
         content[key][0][field] = value
         path.write_text(json.dumps(content))
