@@ -1,6 +1,5 @@
 """The one configuration: frozen dataclasses, checked once, saved in the checkpoint, copied to the manifest."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -91,9 +90,6 @@ class Config:
     data: DataConfig
     model: ModelConfig = Field(default_factory=ModelConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 _SCHEMA = TypeAdapter(Config)

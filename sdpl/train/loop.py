@@ -123,6 +123,7 @@ class _Run:
         self.best_map = -math.inf
         self.history: list[dict] = []
         self.shuffle = torch.Generator().manual_seed(config.train.seed)
+        self.fingerprint = _fingerprint(train_data, val_data)
         self.proof_images = self._choose_proof_images()
 
     def start_files(self) -> None:
@@ -149,7 +150,7 @@ class _Run:
         """Take the state of `last.ckpt`. Raises UserError when its configuration is not this one."""
         content = load_checkpoint(self.out / "last.ckpt")
         differences = _differences(content["config"], asdict(self.config))
-        if content["resume"]["data"] != self._fingerprint():
+        if content["resume"]["data"] != self.fingerprint:
             differences.append("data: other images, labels or categories than then")
         if not (self.out / "model.ckpt").exists():
             raise UserError(f"{self.out}/model.ckpt, the best checkpoint, is missing: put it back or train anew.")
@@ -169,20 +170,13 @@ class _Run:
             writer.writeheader()
             writer.writerows(self.history)
 
-    def _fingerprint(self) -> str:
-        """SHA-256 of what is trained and validated on: categories, image names and labels, in order."""
-        digest = hashlib.sha256(repr(self.train_data.categories).encode())
-        for data in (self.train_data, self.val_data):
-            digest.update(repr([path.name for path in data.images]).encode() + data.labels.tobytes())
-        return digest.hexdigest()
-
     def _resume_state(self) -> dict:
         return {
             "optimiser": self.optimiser.state_dict(),
             "epoch": self.epoch,
             "best_map": self.best_map,
             "history": self.history,
-            "data": self._fingerprint(),
+            "data": self.fingerprint,
             "shuffle": self.shuffle.get_state(),
             "rng": torch.get_rng_state(),
         }
@@ -247,6 +241,14 @@ class _Run:
         paths = self.val_data.images[:PROOF_IMAGES]
         images = [preprocess(path, self.config.model.image_size) for path in paths]
         return torch.from_numpy(np.stack(images))
+
+
+def _fingerprint(*splits: LabelledImages) -> str:
+    """SHA-256 of what is trained and validated on: categories, image names and labels, in order."""
+    digest = hashlib.sha256(repr(splits[0].categories).encode())
+    for data in splits:
+        digest.update(repr([path.name for path in data.images]).encode() + data.labels.tobytes())
+    return digest.hexdigest()
 
 
 def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:

@@ -25,7 +25,7 @@ def test_defaults_are_the_paper_s():
 
 def test_survives_being_saved():
     config = check_config(MINIMAL)
-    assert check_config(yaml.safe_load(yaml.safe_dump(config.to_dict()))) == config
+    assert check_config(yaml.safe_load(yaml.safe_dump(dataclasses.asdict(config)))) == config
 
 
 def test_cannot_be_changed():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import sdpl.train.loop as loop
 from sdpl.train.checkpoint import load_checkpoint
 from sdpl.train.config import TrainConfig, read_config
 from sdpl.train.data import read_coco
@@ -43,8 +44,6 @@ def test_resuming_ends_with_the_same_weights(sdpl, config, tmp_path):
     path = config(train={"epochs": 4})
     assert sdpl("train", path, "--out", tmp_path / "whole").exit_code == 0
 
-    import sdpl.train.loop as loop
-
     original, calls = loop._Run.run_epoch, []
 
     def stop_after_two(self, progress):
@@ -75,8 +74,6 @@ def test_a_run_is_never_overwritten_by_accident(fails, config, tmp_path, run_fol
 
 
 def test_a_stop_between_the_two_checkpoints_loses_no_best(sdpl, config, tmp_path, monkeypatch):
-    import sdpl.train.loop as loop
-
     values = iter([10.0, 90.0, 50.0])
     monkeypatch.setattr(loop._Run, "_validate", lambda self, progress: next(values))
     original, saved = loop.save_checkpoint, []
@@ -110,16 +107,12 @@ def test_resuming_on_other_data_is_refused(sdpl, fails, config, scenes, tmp_path
 
 
 def test_without_validation_positives_the_newest_epoch_is_kept(sdpl, config, tmp_path, monkeypatch):
-    import sdpl.train.loop as loop
-
     monkeypatch.setattr(loop._Run, "_validate", lambda self, progress: float("nan"))
     assert sdpl("train", config(), "--out", tmp_path / "run").exit_code == 0
     assert load_checkpoint(tmp_path / "run" / "model.ckpt")["resume"]["epoch"] == 2
 
 
 def test_a_stop_before_the_first_epoch_does_not_promise_a_resume(fails, config, tmp_path, monkeypatch):
-    import sdpl.train.loop as loop
-
     def stop(self, progress):
         raise KeyboardInterrupt
 
