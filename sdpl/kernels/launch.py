@@ -1,4 +1,5 @@
 """Launching the kernels: which entry point and grid a shape takes, and the launch itself through cuda-python.
+`pycuda_launch.py` launches the same cubins from PyCUDA.
 
 Device arrays are anything with `__cuda_array_interface__` (PyTorch, CuPy, PyCUDA, Numba), or a `DeviceArray`.
 """
@@ -129,15 +130,9 @@ class Kernels:
 
     def __init__(self, dtype: str, code: bytes | None = None, device_id: int = 0):
         """code: a cubin for this GPU; None compiles one. Raises UserError when there is none and no NVRTC."""
-        from cuda.core import Device, ObjectCode
-
         self.dtype = dtype
-        self.device = Device(device_id)
-        self.device.set_current()
-        self.multiprocessors = self.device.properties.multiprocessor_count
-        major, minor = self.device.compute_capability
-        self._module = ObjectCode.from_cubin(code or cubin(f"{major}{minor}", dtype))
-        self._kernels: dict[str, Any] = {}
+        self._functions: dict[str, Any] = {}
+        self.multiprocessors, self._module = self._load(code, device_id)
 
     def forward(self, u, v, q, g, t, logits, attention=None, stream=None, eps: float = EPS) -> None:
         """Fill logits [B,C] and, if given, attention [B,C,L] (float32) from u [B,L,K], v [C,K], q [K], g [B,L,E],
@@ -199,17 +194,34 @@ class Kernels:
         return Shape(batch, locations, v.shape[0], joint, embed)
 
     def _launch(self, plan: Launch, stream, *arguments) -> None:
-        from cuda.core import LEGACY_DEFAULT_STREAM, LaunchConfig, Stream, launch
-
         if 0 in plan.grid:  # an empty batch
             return
-        if plan.entry not in self._kernels:
-            self._kernels[plan.entry] = self._module.get_kernel(plan.entry)
+        if plan.entry not in self._functions:
+            self._functions[plan.entry] = self._function(plan.entry)
+        self._enqueue(self._functions[plan.entry], plan, stream, arguments)
+
+    # What a binding of the driver must do: these three with cuda-python, in `pycuda_launch.py` with PyCUDA.
+
+    def _load(self, code: bytes | None, device_id: int) -> tuple[int, Any]:
+        """The number of multiprocessors, and the cubin as a loaded module."""
+        from cuda.core import Device, ObjectCode
+
+        device = Device(device_id)
+        device.set_current()
+        major, minor = device.compute_capability
+        code = code or cubin(f"{major}{minor}", self.dtype)
+        return device.properties.multiprocessor_count, ObjectCode.from_cubin(code)
+
+    def _function(self, entry: str) -> Any:
+        return self._module.get_kernel(entry)
+
+    def _enqueue(self, function: Any, plan: Launch, stream: Any, arguments: tuple) -> None:
+        from cuda.core import LEGACY_DEFAULT_STREAM, LaunchConfig, Stream, launch
+
         if isinstance(stream, int):
             stream = Stream.from_handle(stream) if stream else LEGACY_DEFAULT_STREAM
         config = LaunchConfig(grid=plan.grid, block=plan.block, shmem_size=plan.shared_bytes)
-        kernel = self._kernels[plan.entry]
-        launch(LEGACY_DEFAULT_STREAM if stream is None else stream, config, kernel, *arguments)
+        launch(LEGACY_DEFAULT_STREAM if stream is None else stream, config, function, *arguments)
 
 
 def _ints(*values: int) -> tuple:

@@ -11,6 +11,7 @@ Letters: B batch, L locations, C categories, K joint dimension, E embedding dime
 from array_api_compat import array_namespace
 
 EPS = 1e-6
+BLOCK_C = 256  # categories pooled at once: e of all of them, [B,C,E], would be 630 MB at B=32, C=9600
 
 
 def attention_scores(u, v, q):
@@ -30,9 +31,13 @@ def attention_pool(s, g, t, eps: float = EPS):
     """logits [B,C] and attention [B,C,L] from s [B,C,L], g [B,L,E], t [C,E]."""
     xp = array_namespace(s, g, t)
     a = softmax(s)  # [B,C,L]
-    e = a @ g  # [B,C,E]
-    norm = xp.linalg.vector_norm(e, axis=-1)  # [B,C]
-    return xp.sum(e * t, axis=-1) / xp.clip(norm, min=eps), a
+    logits = []
+    for start in range(0, t.shape[0], BLOCK_C):
+        block = slice(start, start + BLOCK_C)
+        e = a[:, block] @ g  # [B,BLOCK_C,E]
+        norm = xp.linalg.vector_norm(e, axis=-1)  # [B,BLOCK_C]
+        logits.append(xp.sum(e * t[block], axis=-1) / xp.clip(norm, min=eps))
+    return xp.concat(logits, axis=1), a
 
 
 def bilinear_attention_pool(u, v, q, g, t, eps: float = EPS):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdpl.kernels.reference import EPS, bilinear_attention_pool
+from sdpl.kernels.reference import BLOCK_C, EPS, bilinear_attention_pool
 
 
 def operands(batch=2, locations=5, categories=3, joint=7, embed=4, seed=0, scale=1.0):
@@ -65,3 +65,10 @@ def test_empty_batch():
     logits, attention = bilinear_attention_pool(*operands(batch=0))
     assert logits.shape == (0, 3)
     assert attention.shape == (0, 3, 5)
+
+
+def test_more_categories_than_one_block():
+    u, v, q, g, t = operands(categories=2 * BLOCK_C + 3)
+    logits, _ = bilinear_attention_pool(u, v, q, g, t)
+    alone = [bilinear_attention_pool(u, v[c : c + 1], q, g, t[c : c + 1])[0] for c in range(len(v))]
+    np.testing.assert_allclose(logits, np.concatenate(alone, axis=1), rtol=1e-12)

@@ -1,0 +1,206 @@
+"""The CUDA kernel on one GPU, beside what it replaces and beside what the GPU can do at most; all in one run.
+
+    python benchmarks/kernel.py [--out docs/benchmarks/kernel-NAME.json] [--quick]
+
+Sides: this kernel; the research formulation; the folded formula in PyTorch eager (one category at a time, as the
+reference) and under torch.compile with max-autotune (all categories in one expression, for the compiler to fuse).
+Ceilings: the rate of the tanh unit, by a kernel that does nothing else, and the device memory's bandwidth, by a copy.
+Every time is device time: many calls between two CUDA events, this kernel's inside a CUDA graph.
+"""
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from research import ResearchHead
+
+from sdpl.kernels.launch import Kernels
+from sdpl.kernels.reference import bilinear_attention_pool
+from sdpl.kernels.tolerance import KERNEL
+from sdpl.kernels.torch_op import attention_scores
+from sdpl.runtime.bench import environment
+
+K, E = 1024, 512
+GRID = list(
+    itertools.product((20, 80, 500, 9600), (1, 8, 32, 128), (49, 196), ("float16", "float32"))
+)  # C, B, L, dtype
+COMPILED = {(80, 1), (80, 8), (80, 32), (500, 8)}  # C, B where torch.compile runs: max-autotune takes minutes for each
+TANH_CHAINS, TANH_STEPS = 8, 4096  # per thread of the ceiling's kernel
+TANH_SOURCE = f"""
+extern "C" __global__ void tanh_rate(float* out) {{
+  float x[{TANH_CHAINS}];
+  for (int i = 0; i < {TANH_CHAINS}; i++) x[i] = threadIdx.x * 1e-3f + i;
+  for (int step = 0; step < {TANH_STEPS}; step++)
+#pragma unroll
+    for (int i = 0; i < {TANH_CHAINS}; i++) asm volatile("tanh.approx.f32 %0, %0;" : "+f"(x[i]));
+  float sum = 0;
+  for (int i = 0; i < {TANH_CHAINS}; i++) sum += x[i];
+  out[blockIdx.x * blockDim.x + threadIdx.x] = sum;
+}}
+"""
+
+
+def device_us(call: Callable[[], object], calls: int = 20, rounds: int = 7) -> float:
+    """Median device time of one call in microseconds, after a warm-up."""
+    for _ in range(3):
+        call()
+    times = []
+    for _ in range(rounds):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(calls):
+            call()
+        end.record()
+        end.synchronize()
+        times.append(1000 * start.elapsed_time(end) / calls)
+    return float(np.median(times))
+
+
+def in_graph(call: Callable[[int], None]) -> Callable[[], None]:
+    """The call, given a stream's address, as the replay of a CUDA graph."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        call(stream.cuda_stream)  # loads the kernel: not allowed while capturing
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        call(stream.cuda_stream)
+    return graph.replay
+
+
+def tanh_per_s() -> float:
+    """The most tanh.approx.f32 a second that this GPU reaches."""
+    from cuda.core import Device, LaunchConfig, Program, ProgramOptions, Stream, launch
+
+    device = Device(torch.cuda.current_device())
+    device.set_current()
+    options = ProgramOptions(arch="sm_{}{}".format(*device.compute_capability), std="c++17")
+    kernel = Program(TANH_SOURCE, "c++", options).compile("cubin").get_kernel("tanh_rate")
+    blocks, threads = 8 * device.properties.multiprocessor_count, 256
+    out = torch.empty(blocks * threads, device="cuda")
+    stream = Stream.from_handle(torch.cuda.current_stream().cuda_stream)
+    config = LaunchConfig(grid=blocks, block=threads)
+    us = device_us(lambda: launch(stream, config, kernel, out.data_ptr()))
+    return blocks * threads * TANH_CHAINS * TANH_STEPS / us * 1e6
+
+
+def bytes_per_s() -> float:
+    """Device-memory bandwidth, read and written, of a 1 GiB copy."""
+    source = torch.empty(1 << 28, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * 4 * source.numel() / device_us(lambda: target.copy_(source)) * 1e6
+
+
+def operands(C: int, B: int, L: int, dtype: str) -> list[torch.Tensor]:
+    """u, v, q, g, t of usual sizes."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    make = lambda *shape: torch.randn(shape, generator=generator, device="cuda")  # noqa: E731
+    narrow = getattr(torch, dtype)
+    q, t = 3 * make(K) / K**0.5, 10 * make(C, E) / E**0.5  # [K], [C,E]
+    return [make(B, L, K).to(narrow), make(C, K).to(narrow), q, make(B, L, E).to(narrow), t]
+
+
+def folded(u, v, q, g, t):
+    """The operator in one expression, for a compiler that fuses: logits [B,C]."""
+    s = (torch.tanh(u[:, None] * v[None, :, None]).float() * q).sum(-1)  # [B,C,L]
+    e = s.softmax(-1) @ g.float()  # [B,C,E]
+    return (e * t).sum(-1) / e.norm(dim=-1).clamp(min=1e-6)
+
+
+def attempt(call: Callable[[], object], calls: int) -> float | str:
+    """Device time in us, or why there is none."""
+    try:
+        return device_us(call, calls, rounds=3)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return "out of memory"
+
+
+@torch.inference_mode()
+def one_shape(C: int, B: int, L: int, dtype: str, kernels: Kernels, ceiling: float, with_compile: bool) -> dict:
+    u, v, q, g, t = operands(C, B, L, dtype)
+    logits = torch.empty(B, C, device="cuda")
+    views = [_array(x) for x in (u, v, q, g, t, logits)]
+    kernels.forward(*views)
+    torch.cuda.synchronize()
+    some = slice(0, min(C, 128))
+    expected = bilinear_attention_pool(u[:2].double(), v[some].double(), q.double(), g[:2].double(), t[some].double())[
+        0
+    ]
+    difference = (logits[:2, some].double() - expected).abs().max().item()
+    allowed = KERNEL.relative * (1 + q.abs().sum() * t.norm(dim=1).max()).item()
+    assert difference <= allowed, f"C={C}, B={B}, L={L}, {dtype}: off by {difference}, allowed {allowed}"
+    us = device_us(in_graph(lambda stream: kernels.forward(*views, stream=stream)))
+    row = {"C": C, "B": B, "L": L, "dtype": dtype, "kernel_us": us, "difference": difference}
+    row["share_of_tanh_ceiling"] = B * C * L * K / (us * 1e-6) / ceiling
+    few = 1 if C * B * L > 1e6 else 3
+    row["folded_eager_us"] = attempt(lambda: bilinear_attention_pool(u, v, q.to(u.dtype), g, t.to(u.dtype)), few)
+    head = ResearchHead(C).cuda().to(u.dtype)
+    f = torch.randn(B, L, 2048, device="cuda", dtype=u.dtype)
+    fits = B * C * L * K * u.element_size() * 3 < torch.cuda.mem_get_info()[0]
+    row["research_us"] = attempt(lambda: head(f), few) if fits else "does not fit into the GPU's memory"
+    if with_compile:
+        compiled = torch.compile(folded, mode="max-autotune", dynamic=False)
+        row["compiled_us"] = attempt(lambda: compiled(u, v, q, g, t), 20)
+    return row
+
+
+def training(B: int = 64, C: int = 80, L: int = 49) -> dict:
+    """Forward and backward of the attention scores: this operator, and the research formulation under autograd."""
+
+    def once(score: Callable) -> dict:
+        u = torch.randn(B, L, K, device="cuda", requires_grad=True)
+        v, q = (torch.randn(s, device="cuda", requires_grad=True) for s in ((C, K), (K,)))
+        joint = torch.nn.Linear(K, K).cuda()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call = lambda: score(u, v, q, joint).sum().backward()  # noqa: E731
+        us = device_us(call, calls=3, rounds=3)
+        return {"ms": us / 1000, "peak_mb": (torch.cuda.max_memory_allocated() - before) / 1e6}
+
+    ours = once(lambda u, v, q, joint: attention_scores(u, v, joint.weight.T @ q))
+    theirs = once(lambda u, v, q, joint: joint(torch.tanh(u[:, :, None] * v[None, None])) @ q)
+    return {"B": B, "C": C, "L": L, "operator": ours, "research": theirs}
+
+
+def _array(x: torch.Tensor):
+    from sdpl.kernels.launch import DeviceArray
+
+    return DeviceArray(x.data_ptr(), tuple(x.shape), str(x.dtype).removeprefix("torch."))
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path))
+@click.option("--quick", is_flag=True, help="L=49 in float16 only, without torch.compile.")
+def main(out: Path | None, quick: bool) -> None:
+    if not torch.cuda.is_available():
+        raise click.ClickException("this benchmark needs a GPU; tests/kernels show what can be shown without one.")
+    ceiling, bandwidth = tanh_per_s(), bytes_per_s()
+    print(f"ceilings: {ceiling / 1e12:.2f} T tanh/s, {bandwidth / 1e12:.2f} TB/s", flush=True)
+    kernels = {dtype: Kernels(dtype) for dtype in ("float16", "float32")}
+    rows = []
+    for C, B, L, dtype in GRID:
+        if quick and (L, dtype) != (49, "float16"):
+            continue
+        with_compile = not quick and (C, B) in COMPILED and (L, dtype) == (49, "float16")
+        rows.append(one_shape(C, B, L, dtype, kernels[dtype], ceiling, with_compile))
+        print(json.dumps(rows[-1]), flush=True)
+        torch.cuda.empty_cache()
+    report = {
+        "environment": {**environment(), "torch": torch.__version__, "gpu": torch.cuda.get_device_name()},
+        "tanh_per_s": ceiling,
+        "bytes_per_s": bandwidth,
+        "forward": rows,
+        "training": training(),
+    }
+    print(json.dumps(report["training"]))
+    if out is not None:
+        out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
