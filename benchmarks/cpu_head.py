@@ -23,7 +23,8 @@ from torch import nn
 
 from sdpl.export.fold import FoldedHead
 from sdpl.export.onnx import add_head, encoder_to_onnx
-from sdpl.runtime.bench import environment, measure, summarise
+from sdpl.runtime.bench import measure, summarise
+from sdpl.runtime.environment import environment
 
 CATEGORIES = (20, 80, 500, 2000)
 

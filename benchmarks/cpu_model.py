@@ -23,7 +23,8 @@ import torch
 from research import ResearchHead
 
 from sdpl.runtime import Recognizer
-from sdpl.runtime.bench import environment, measure, summarise
+from sdpl.runtime.bench import measure, summarise
+from sdpl.runtime.environment import environment
 from sdpl.train.checkpoint import load_checkpoint, restore_model, save_checkpoint
 from sdpl.train.config import check_config
 from sdpl.train.model import new_model

@@ -18,7 +18,8 @@ from cpu_head import peak_growth_mb
 from research import K, L
 
 from sdpl.kernels.torch_op import attention_scores
-from sdpl.runtime.bench import environment, measure, summarise
+from sdpl.runtime.bench import measure, summarise
+from sdpl.runtime.environment import environment
 
 C = 80
 BATCHES = (4, 16, 64)

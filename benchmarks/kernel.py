@@ -22,7 +22,7 @@ from sdpl.kernels.launch import Kernels
 from sdpl.kernels.reference import bilinear_attention_pool
 from sdpl.kernels.tolerance import KERNEL
 from sdpl.kernels.torch_op import attention_scores
-from sdpl.runtime.bench import environment
+from sdpl.runtime.environment import environment
 
 K, E = 1024, 512
 GRID = list(

@@ -20,7 +20,7 @@ import yaml
 from sdpl.demo import tiny_clip
 from sdpl.demo.run import CONFIG
 from sdpl.demo.scenes import CATEGORIES, write_coco
-from sdpl.runtime.bench import environment
+from sdpl.runtime.environment import environment
 from sdpl.train.config import check_config
 from sdpl.train.data import batches, read_coco
 from sdpl.train.loop import learning_rate

@@ -15,11 +15,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from sdpl.errors import UserError, listed
+from sdpl.files import replace_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 PROOF = "proof.safetensors"  # images uint8 [N,S,S,3] and PyTorch's scores float32 [N,C]
-DEFAULT_TARGET = "cpu:fp32"
+HEAD = "head.safetensors"  # the operator's constants v [C,K], q [K], t [C,E], float32
+CACHE = "cache"  # folder of what engines write on the serving machine; no part of the manifest
 
 
 class _Record(BaseModel):
@@ -33,24 +35,73 @@ class FileRecord(_Record):
     size: int
 
 
-class Verification(_Record):
-    """One comparison of a target's scores with PyTorch's on real images."""
+class Accuracy(_Record):
+    """mAP, OF1 and CF1 in percent on one labelled data set, for PyTorch and for the target."""
 
+    images: int
+    pytorch: dict[str, float]
+    target: dict[str, float]
+
+
+class Verification(_Record):
+    """One comparison of a target's scores with PyTorch's on real images.
+
+    of: "target" when the target itself ran; "graph" when its engine cannot run on the machine that built it, and the
+    ONNX graph it was built from ran in ONNX Runtime instead, with the head by its specification.
+    """
+
+    of: Literal["target", "graph"]
     images: int
     max_score_difference: float
     mean_score_difference: float
     tolerance: float
     top_k: int
     same_top_k: float = Field(description="fraction of images whose k best categories are the same, in order")
+    accuracy: Accuracy | None = None
+    environment: dict[str, str] = Field(description="library versions, and the device, of the machine that compared")
+
+
+class Profile(_Record):
+    """The batch sizes an engine takes, and the one it is tuned for."""
+
+    min: PositiveInt = 1
+    opt: PositiveInt = 8
+    max: PositiveInt = 64
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Profile":
+        if not self.min <= self.opt <= self.max:
+            raise ValueError("needs min <= opt <= max")
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.min}:{self.opt}:{self.max}"
+
+
+Backend = Literal["onnxruntime-cpu", "onnxruntime-cuda", "tensorrt-rtx", "tensorrt"]
 
 
 class Target(_Record):
-    """One way to run the model, what it was built with, and the proof that it gives PyTorch's answers."""
+    """One way to run the model, what it was built with, and the proof that it gives PyTorch's answers.
 
-    file: str
-    precision: Literal["float32"]
+    files: by role. "model" is a whole ONNX graph; "encoder" an ONNX graph image -> u, g; "engine" a built encoder;
+    "head" the operator's constants; "cubin sm86" and so on the kernel for a compute capability.
+    """
+
+    backend: Backend
+    precision: Literal["fp32", "fp16", "bf16", "int8"]
+    files: dict[str, str]
     built_with: dict[str, str]
+    compute_capability: str | None = None
+    profile: Profile | None = None
+    workspace_bytes: int | None = None
+    build_s: float
+    notes: dict[str, Any] = {}
     verification: Verification
+
+    @property
+    def status(self) -> str:
+        return "verified" if self.verification.of == "target" else "built, not run"
 
 
 class Preprocessing(_Record):
@@ -112,10 +163,11 @@ class Bundle:
         text = (path / MANIFEST).read_bytes()
         try:
             version = _VersionOnly.model_validate_json(text).format_version
-            if version > FORMAT_VERSION:
+            if version != FORMAT_VERSION:
+                mend = "update sdpl, or export" if version > FORMAT_VERSION else "export"
                 raise UserError(
-                    f"{path}: its format version is {version}, this sdpl reads up to {FORMAT_VERSION}: "
-                    "update sdpl, or export the checkpoint again with this version."
+                    f"{path}: its format version is {version}, this sdpl reads version {FORMAT_VERSION}: "
+                    f"{mend} the checkpoint again with this version."
                 )
             return cls(path, Manifest.model_validate_json(text))
         except ValidationError as error:
@@ -144,6 +196,12 @@ class Bundle:
             raise UserError(f"{path}: is not the file that was exported (hash differs). Export the checkpoint again.")
         return path
 
+    def replace_targets(self, targets: dict[str, Target]) -> None:
+        """Write new records of some targets into the manifest, in one step."""
+        self.manifest = self.manifest.model_copy(update={"targets": self.manifest.targets | targets})
+        with replace_file(self.path / MANIFEST) as temporary:
+            temporary.write_text(_text(self.manifest))
+
     def proof(self) -> tuple[np.ndarray, np.ndarray]:
         """The images of the proof, uint8 [N,S,S,3], and PyTorch's scores for them, float32 [N,C]."""
         try:
@@ -157,6 +215,14 @@ class _VersionOnly(BaseModel):
     format_version: int
 
 
+def to_scores(logits: np.ndarray, probability: str) -> np.ndarray:
+    """Scores in 0..1 from logits [B,C]: each category's own sigmoid, or the softmax over categories."""
+    if probability == "softmax":
+        exp = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return exp / exp.sum(axis=1, keepdims=True)
+    return 1 / (1 + np.exp(-logits))
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, as hexadecimal text."""
     with open(path, "rb") as stream:
@@ -168,9 +234,8 @@ def is_bundle(path: Path) -> bool:
     try:
         content = json.loads((path / MANIFEST).read_bytes())
         known = {MANIFEST, *content["files"]}
-        return content["format_version"] > 0 and all(
-            p.relative_to(path).as_posix() in known for p in path.rglob("*") if not p.is_dir()
-        )
+        inside = [p.relative_to(path) for p in path.rglob("*") if not p.is_dir()]
+        return content["format_version"] > 0 and all(p.as_posix() in known or p.parts[0] == CACHE for p in inside)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -183,5 +248,9 @@ def write_manifest(folder: Path, **fields: Any) -> Manifest:
         if file.is_file()
     }
     manifest = Manifest(format_version=FORMAT_VERSION, files=files, **fields)
-    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+    (folder / MANIFEST).write_text(_text(manifest))
     return manifest
+
+
+def _text(manifest: Manifest) -> str:
+    return manifest.model_dump_json(indent=2, exclude_none=True) + "\n"

@@ -13,11 +13,14 @@ from sdpl.errors import UserError
 PATH = click.Path(path_type=Path)
 EXTRAS = {  # which extra brings a module
     "array_api_compat": "train",
+    "cuda": "cuda",
+    "ml_dtypes": "export",
     "matplotlib": "pictures",
     "onnx": "export",
     "onnxruntime": "runtime",
     "onnxscript": "export",
     "open_clip": "train",
+    "platformdirs": "cuda",
     "sklearn": "eval",
     "torch": "train",
     "yaml": "train",
@@ -75,24 +78,71 @@ def train(config: Path, out: Path, resume: bool) -> None:
 @main.command()
 @click.argument("checkpoint", type=PATH)
 @click.option("--out", type=PATH, help="The bundle to write.  [default: CHECKPOINT with suffix .sdpl]")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="NAME",
+    help="What to export for; may be repeated: cpu:fp32, cpu:int8, cuda:fp16, rtx:sm86:fp16, tensorrt:fp16 and more.  "
+    "[default: cpu:fp32, and rtx:sm86:fp16 where TensorRT-RTX is installed]",
+)
+@click.option("--batch", default="1:8:64", show_default=True, metavar="MIN:OPT:MAX", help="Batch sizes of engines.")
+@click.option(
+    "--head",
+    type=click.Choice(["exact", "separable"]),
+    default="exact",
+    show_default=True,
+    help="separable: a matrix product in place of the loop over categories, for cpu targets with thousands of them.",
+)
+@click.option("--calibrate", type=PATH, multiple=True, help="Images or folders for int8 and the separable head.")
 @click.option("--images", type=PATH, multiple=True, help="Verify on these images or folders, not the held-out ones.")
-def export(checkpoint: Path, out: Path | None, images: tuple[Path, ...]) -> None:
+@click.option("--eval", "annotations", type=PATH, help="Labelled data on which mAP is compared too.")
+@click.option("--eval-images", type=PATH, help="Folder of that data's images.  [default: where COCO keeps them]")
+@click.option("--max-score-diff", type=click.FloatRange(min=0), help="Largest difference of a score.")
+@click.option("--max-map-drop", type=click.FloatRange(min=0), help="Largest loss of mAP in points (with --eval).")
+def export(
+    checkpoint, out, targets, batch, head, calibrate, images, annotations, eval_images, max_score_diff, max_map_drop
+) -> None:
     """Export CHECKPOINT as a bundle that runs without PyTorch, and prove that it gives the same scores."""
     from rich.console import Console
 
-    from sdpl.export.build import export
+    from sdpl.export.build import Options, export
+    from sdpl.export.targets import parse_targets
+    from sdpl.export.verify import Limits
     from sdpl.preprocess import find_images
+    from sdpl.proof import describe
+    from sdpl.runtime.verify import run_here
+    from sdpl.train.data import read_coco
 
+    specs, profile = parse_targets(targets), _profile(batch)
+    options = Options(
+        targets=specs,
+        head=head,
+        profile=profile,
+        images=find_images(list(images)) if images else None,
+        calibrate=find_images(list(calibrate)) if calibrate else None,
+        evaluation=read_coco(annotations, eval_images) if annotations else None,
+        limits=Limits(max_score_diff, max_map_drop),
+    )
     out = out or checkpoint.parent / f"{checkpoint.stem}.sdpl"
-    paths = find_images(list(images)) if images else None
     console = Console(stderr=True)
     with console.status("reading the checkpoint") as status:
-        proof = export(checkpoint, out, paths, lambda step: (console.print(step), status.update(step)))
-    click.echo(
-        f"verified on {proof.images} images: scores differ by at most {proof.max_score_difference:.1e}, "
-        f"{proof.mean_score_difference:.1e} on average (tolerance {proof.tolerance:.0e}); "
-        f"same {proof.top_k} best on {proof.same_top_k:.0%}"
-    )
+        made = export(checkpoint, out, options, lambda step: (console.print(step), status.update(step)), run_here)
+    for name, target in made.items():
+        click.echo(f"{name}: {target.status}; {describe(target.verification)}")
+
+
+def _profile(text: str):
+    """The batch profile of --batch."""
+    from sdpl.bundle import Profile
+
+    try:
+        low, best, high = (int(part) for part in text.split(":"))
+        return Profile(min=low, opt=best, max=high)
+    except ValueError:
+        raise UserError(
+            f"--batch {text!r}: expected MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX, such as 1:8:64."
+        ) from None
 
 
 @main.command(name="eval")
@@ -177,34 +227,107 @@ def predict(bundle, images, as_json, top, threshold, attention, backend) -> None
 @main.command()
 @click.argument("bundle", type=PATH)
 @click.option("--batch", "batches", default="1,2,4,8", show_default=True, help="Batch sizes, comma-separated.")
+@click.option("--callers", default="1", show_default=True, help="Threads calling at once, comma-separated.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=3.0, show_default=True, help="Per row.")
 @click.option("--threads", type=click.IntRange(min=1), help="Cores used by one call.  [default: all]")
-@click.option("--backend", default="auto", show_default=True)
+@click.option("--backend", default="auto", show_default=True, help="A backend or a target of the bundle.")
+@click.option("--against", type=PATH, help="Also measure this checkpoint in PyTorch: eager, channels_last, compiled.")
 @click.option("--json", "json_path", type=PATH, help="Also write the numbers to this file.")
-def bench(bundle, batches, seconds, threads, backend, json_path) -> None:
-    """Latency and throughput of BUNDLE: from pixels in memory, and end to end from JPEG bytes."""
+@click.option("--plot", type=PATH, help="Also draw throughput over latency to this PNG file.")
+def bench(bundle, batches, callers, seconds, threads, backend, against, json_path, plot) -> None:
+    """Latency and throughput of BUNDLE: on the device, from pixels in memory, and end to end from JPEG bytes."""
     from rich.console import Console
 
     from sdpl.files import replace_file
     from sdpl.runtime import Recognizer
-    from sdpl.runtime.bench import benchmark, table, to_json
+    from sdpl.runtime.bench import Inputs, benchmark, to_json
+    from sdpl.runtime.environment import clock_mhz
+    from sdpl.runtime.tables import draw_latencies, latency_table
 
-    try:
-        sizes = [int(size) for size in batches.split(",")]
-    except ValueError:
-        sizes = []
-    if not sizes or min(sizes) < 1 or max(sizes) > 1024:
-        raise UserError(f"--batch {batches!r}: expected batch sizes up to 1024, such as 1,8,32.")
+    sizes, threads_at_once = _numbers("--batch", batches), _numbers("--callers", callers)
+    sides = {}
+    if against is not None:
+        from sdpl.train.against import pytorch_scorers
+
+        sides = pytorch_scorers(against)
+    rows, clock = [], clock_mhz()
     console = Console(stderr=True)
     with Recognizer.open(bundle, backend, threads) as recognizer, console.status("measuring") as status:
-        rows = benchmark(recognizer, sizes, seconds, lambda r: status.update(f"{r.boundary}, batch {r.batch}: done"))
-        result = to_json(recognizer, rows)
-    Console().print(table(result))
+        inputs = Inputs(recognizer.bundle)
+        on_device = getattr(recognizer.backend, "on_device", None)
+        for side, scorer in {"sdpl": recognizer.scores, **sides}.items():
+            at_device = on_device if side == "sdpl" else None
+            for row in benchmark(side, scorer, inputs, sizes, threads_at_once, seconds, at_device):
+                rows.append(row)
+                status.update(f"{side}, {row.boundary}, batch {row.batch}: done")
+            recognizer.close()  # waiting threads of one library slow the next one down
+        result = to_json(recognizer, rows, clock)
+    Console().print(latency_table(result))
+    for target, obstacle in result["passed_over"].items():
+        click.echo(f"passed over {target}: {obstacle}")
     if not all(row.stable for row in rows):
-        click.echo("not stable: rows marked * spread more than 10 % around their median; quiet the machine and repeat.")
+        click.echo("not stable: rows marked * spread or drift by more than 10 %; quiet the machine and repeat.")
     if json_path is not None:
         with replace_file(json_path) as temporary:
             temporary.write_text(json.dumps(result, indent=2) + "\n")
+    if plot is not None:
+        draw_latencies(result, plot)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """Numbers from 1 to 1024, comma-separated."""
+    try:
+        numbers = [int(number) for number in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1 or max(numbers) > 1024:
+        raise UserError(f"{option} {text!r}: expected numbers up to 1024, such as 1,8,32.")
+    return numbers
+
+
+@main.command()
+@click.argument("bundle", type=PATH)
+def verify(bundle: Path) -> None:
+    """Repeat BUNDLE's proof on this machine: every target that runs here against PyTorch's scores on its images.
+
+    The results go into the manifest.
+    """
+    from rich.console import Console
+
+    from sdpl.bundle import Verification
+    from sdpl.proof import describe
+    from sdpl.runtime.verify import verify
+
+    console = Console(stderr=True)
+    results = verify(bundle, lambda target, line: console.print(f"{target}: {line}"))
+    for name, result in results.items():
+        line = f"verified; {describe(result)}" if isinstance(result, Verification) else f"not run: {result}"
+        click.echo(f"{name}: {line}")
+    if not any(isinstance(result, Verification) for result in results.values()):
+        raise UserError("nothing was verified: no target of the bundle runs here.")
+
+
+@main.command()
+@click.argument("bundle", type=PATH, required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def info(bundle: Path | None, as_json: bool) -> None:
+    """What runs on this machine, what is missing, and whether the targets of BUNDLE fit it."""
+    from rich.console import Console
+
+    from sdpl.bundle import Bundle
+    from sdpl.runtime.environment import describe
+    from sdpl.runtime.tables import environment_table, target_table
+    from sdpl.runtime.usable import target_obstacle
+
+    opened = Bundle.open(bundle) if bundle else None
+    if as_json:
+        targets = opened.manifest.targets if opened else {}
+        here = {n: {"status": t.status, "here": target_obstacle(n, t) or "usable"} for n, t in targets.items()}
+        click.echo(json.dumps({"environment": describe(), "targets": here}, indent=2))
+        return
+    Console().print(environment_table(describe()))
+    if opened:
+        Console().print(target_table(opened))
 
 
 @main.command()

@@ -105,3 +105,14 @@ def bundle(checkpoint, tmp_path_factory) -> Path:
     result = CliRunner().invoke(main, ["export", str(checkpoint), "--out", str(out)])
     assert result.exit_code == 0, result.output
     return out
+
+
+@pytest.fixture(scope="session")
+def gpu_bundle(checkpoint, scenes, tmp_path_factory) -> Path:
+    """A bundle with targets for a CPU and for an RTX 3090, its engine really built. Read only."""
+    out = tmp_path_factory.mktemp("gpu-bundle") / "model.sdpl"
+    targets = ["--target", "cpu:fp32", "--target", "cpu:int8", "--target", "rtx:sm86:fp16"]
+    words = ["export", str(checkpoint), "--out", str(out), *targets, "--calibrate", str(scenes / "test")]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    return out

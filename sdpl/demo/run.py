@@ -21,7 +21,8 @@ from sdpl.demo.scenes import SCENE_SIDE, write_coco
 from sdpl.errors import UserError
 from sdpl.files import replace_folder, writing
 from sdpl.runtime import Recognizer
-from sdpl.runtime.bench import Latency, environment, measure, summarise
+from sdpl.runtime.bench import Latency, measure, summarise
+from sdpl.runtime.environment import environment
 from sdpl.runtime.heatmap import draw_ap_bars
 from sdpl.train.checkpoint import load_checkpoint, restore_model
 from sdpl.train.data import LabelledImages, read_coco

@@ -1,7 +1,8 @@
-"""model.ckpt to model.sdpl: fold, write, prove, and only then put the bundle in place."""
+"""model.ckpt to model.sdpl: fold, write and prove every target, and only then put the bundle in place."""
 
+import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,62 +14,131 @@ import torch
 from safetensors.numpy import save_file
 
 from sdpl import __version__
-from sdpl.bundle import (
-    DEFAULT_TARGET,
-    PROOF,
-    Preprocessing,
-    Target,
-    Verification,
-    is_bundle,
-    sha256,
-    write_manifest,
-)
+from sdpl.bundle import PROOF, Preprocessing, Profile, Target, is_bundle, sha256, write_manifest
 from sdpl.errors import UserError
-from sdpl.export.fold import fold
-from sdpl.export.onnx import OPSET, write_onnx
-from sdpl.export.verify import compare, in_batches, onnx_scorer, require_within
+from sdpl.export.artifacts import Artifacts
+from sdpl.export.onnx import OPSET
+from sdpl.export.targets import BACKENDS, PACKAGES, TargetSpec, default_targets
+from sdpl.export.tensorrt import build_engine, require_buildable
+from sdpl.export.verify import Limits, Prover, encoder_scorer, model_scorer
 from sdpl.files import replace_folder
+from sdpl.kernels.compile import require_nvrtc
 from sdpl.preprocess import preprocess
 from sdpl.train.checkpoint import load_checkpoint, restore_model
 from sdpl.train.config import Config
+from sdpl.train.data import LabelledImages
+from sdpl.train.evaluate import require_categories
 from sdpl.train.model import PartialLabelModel
 
-ONNX_FILE = "model.onnx"
 MAX_PROOF_IMAGES = 32
+MAX_CALIBRATION_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to export and how to prove it.
+
+    images: of the proof, instead of those the checkpoint carries. calibrate: images for int8 and for the separable
+    head. evaluation: labelled data, on which every target's mAP is compared with PyTorch's.
+    """
+
+    targets: tuple[TargetSpec, ...] = field(default_factory=default_targets)
+    head: str = "exact"
+    profile: Profile = field(default_factory=Profile)
+    images: list[Path] | None = None
+    calibrate: list[Path] | None = None
+    evaluation: LabelledImages | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    def check(self) -> None:
+        """Raise UserError for what cannot work, before anything that takes long."""
+        for spec in self.targets:
+            if spec.precision == "int8" and not self.calibrate:
+                raise UserError(f"--target {spec}: int8 needs real images to calibrate on: add --calibrate FOLDER.")
+            if spec.kind != "cpu":
+                require_nvrtc()
+            require_buildable(spec)
+        if self.head == "separable" and not self.calibrate:
+            raise UserError("--head separable is fitted to real images: add --calibrate FOLDER.")
 
 
 def export(
-    checkpoint: Path, out: Path, image_paths: list[Path] | None = None, report: Callable[[str], None] = print
-) -> Verification:
-    """Export a checkpoint as the bundle `out`, verified on the checkpoint's held-out images or on the given ones.
+    checkpoint: Path,
+    out: Path,
+    options: Options,
+    report: Callable[[str], None] = print,
+    run_here: Callable[[Path], None] = lambda bundle: None,
+) -> dict[str, Target]:
+    """Export a checkpoint as the bundle `out`; returns its targets.
 
-    `report` is told each step. Raises UserError when anything is wrong, when scores differ from PyTorch's by
-    more than the tolerance, or when `out` cannot be written; what was at `out` before is then untouched.
+    report: is told each step. run_here: is given the finished bundle before it is put in place, to run on this
+    machine what can run. Raises UserError when anything is wrong, when scores differ from PyTorch's by more than the
+    limits, or when `out` cannot be written; what was at `out` before is then untouched.
     """
+    options.check()
     content = load_checkpoint(checkpoint)
     config, model = restore_model(content, str(checkpoint))
-    images = _proof_images(content["proof_images"], image_paths, config.model.image_size)
+    size, probability = config.model.image_size, config.model.probability
+    images = _proof_images(content["proof_images"], options.images, size)
+    data = options.evaluation and require_categories(options.evaluation, model.categories, "--eval")
     with replace_folder(out, is_bundle) as folder:
-        report("folding the head and writing the ONNX graph")
-        write_onnx(model.encoder, fold(model), config.model.image_size, config.model.probability, folder / ONNX_FILE)
-        report(f"comparing ONNX Runtime with PyTorch on {len(images)} images")
-        expected = in_batches(model.scorer(), images)
-        actual = in_batches(onnx_scorer(folder / ONNX_FILE), images)
-        verification = compare(expected, actual, "float32")
-        require_within(verification, DEFAULT_TARGET)
-        save_file({"images": images, "scores": expected}, folder / PROOF)
-        _write_manifest(folder, checkpoint, config, model, verification)
+        report(f"PyTorch's scores of {len(images)} images" + (f" and of {len(data)} for accuracy" if data else ""))
+        prover = Prover(model.scorer(), images, data, options.limits)
+        save_file({"images": images, "scores": prover.expected}, folder / PROOF)
+        artifacts = Artifacts(folder, model, size, probability, _calibration(options.calibrate, size), report)
+        targets = {str(spec): _make(spec, artifacts, prover, options, probability, report) for spec in options.targets}
+        _write_manifest(folder, checkpoint, config, model, targets)
+        run_here(folder)
     report(f"wrote {out}")
-    return verification
+    return targets
+
+
+def _make(
+    spec: TargetSpec,
+    artifacts: Artifacts,
+    prover: Prover,
+    options: Options,
+    probability: str,
+    report: Callable[[str], None],
+) -> Target:
+    """Write one target's files and prove it."""
+    report(f"[bold]{spec}[/bold]")
+    start = time.perf_counter()
+    fields: dict[str, Any] = {}
+    built_with = {"torch": torch.__version__, "onnx": onnx.__version__, "opset": str(OPSET)}
+    if spec.kind == "cpu":
+        name, notes = artifacts.whole_model(spec.precision, options.head, prover.images)
+        files, scorer, of = {"model": name}, model_scorer(artifacts.folder / name), "target"
+        fields["built_with"] = {**built_with, "onnxruntime": onnxruntime.__version__}
+    else:
+        name, encoder, notes = artifacts.gpu_encoder(spec.precision)
+        files = {"encoder": name, "head": artifacts.head_file, **artifacts.cubins(spec)}
+        scorer, of = encoder_scorer(encoder, artifacts.head.constants, probability), "graph"
+        fields.update(built_with=built_with, profile=options.profile)
+        if spec.kind in PACKAGES:
+            engine = build_engine(artifacts.folder / name, spec, options.profile, report)
+            files["engine"] = f"targets/{str(spec).replace(':', '-')}/encoder.engine"
+            path = artifacts.folder / files["engine"]
+            path.parent.mkdir(parents=True)
+            path.write_bytes(engine.code)
+            fields["built_with"] = {**built_with, **engine.built_with}
+            fields.update(compute_capability=engine.compute_capability, workspace_bytes=engine.workspace_bytes)
+    build_s = time.perf_counter() - start
+    report("comparing with PyTorch")
+    return Target(
+        backend=BACKENDS[spec.kind],
+        precision=spec.precision,
+        files=files,
+        build_s=round(build_s, 2),
+        notes=notes,
+        verification=prover.prove(scorer, str(spec), spec.precision, of),
+        **fields,
+    )
 
 
 def _write_manifest(
-    folder: Path, checkpoint: Path, config: Config, model: PartialLabelModel, proof: Verification
+    folder: Path, checkpoint: Path, config: Config, model: PartialLabelModel, targets: dict[str, Target]
 ) -> None:
-    versions = {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
-    target = Target(
-        file=ONNX_FILE, precision="float32", built_with={**versions, "opset": str(OPSET)}, verification=proof
-    )
     write_manifest(
         folder,
         sdpl_version=__version__,
@@ -81,7 +151,7 @@ def _write_manifest(
         checkpoint_sha256=sha256(checkpoint),
         config=_shareable(config),
         map_size=tuple(model.map_size),
-        targets={DEFAULT_TARGET: target},
+        targets=targets,
     )
 
 
@@ -100,3 +170,11 @@ def _proof_images(held_out: torch.Tensor, paths: list[Path] | None, image_size: 
     if len(held_out) == 0:
         raise UserError("the checkpoint carries no held-out images to verify on: name some with --images.")
     return held_out.numpy()
+
+
+def _calibration(paths: list[Path] | None, image_size: int) -> np.ndarray | None:
+    """uint8 [N,S,S,3] of at most `MAX_CALIBRATION_IMAGES`, evenly spread over the given ones."""
+    if not paths:
+        return None
+    chosen = np.linspace(0, len(paths) - 1, min(len(paths), MAX_CALIBRATION_IMAGES)).astype(int)
+    return np.stack([preprocess(paths[i], image_size) for i in chosen])

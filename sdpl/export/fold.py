@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from sdpl.train.model import PartialLabelModel
@@ -23,6 +24,11 @@ class FoldedHead:
     @property
     def joint_dim(self) -> int:
         return len(self.q)
+
+    @property
+    def constants(self) -> dict[str, np.ndarray]:
+        """The operator's constants v [C,K], q [K], t [C,E]."""
+        return {"v": self.v.numpy(), "q": self.q.numpy(), "t": self.t.numpy()}
 
 
 @torch.no_grad()

@@ -1,59 +1,106 @@
-"""The proof: an exported target gives PyTorch's scores on real images."""
+"""PyTorch's scores against those of an exported graph, before there is a bundle around it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
+import torch
 
-from sdpl.bundle import Verification
+from sdpl.bundle import Accuracy, Verification, to_scores
 from sdpl.errors import UserError
+from sdpl.export.precision import widen
+from sdpl.kernels.reference import bilinear_attention_pool
 from sdpl.kernels.tolerance import TOLERANCES
+from sdpl.proof import compare, failure
+from sdpl.train.data import LabelledImages
+from sdpl.train.evaluate import evaluate, score_all
 
-TOP_K = 5
-
-
-def compare(expected: np.ndarray, actual: np.ndarray, precision: str) -> Verification:
-    """Compare scores [N,C] of a target with PyTorch's. Categories whose scores differ by less than the tolerance
-    may swap places among the k best: that is no disagreement."""
-    tolerance = TOLERANCES[precision].score
-    difference = np.abs(expected.astype(np.float64) - actual.astype(np.float64))  # [N,C]
-    top_k = min(TOP_K, expected.shape[1])
-    same = [_same_best(e, a, top_k, tolerance) for e, a in zip(expected, actual, strict=True)]
-    return Verification(
-        images=len(expected),
-        max_score_difference=float(np.nan_to_num(difference, nan=np.inf).max()),
-        mean_score_difference=float(difference.mean()),
-        tolerance=tolerance,
-        top_k=top_k,
-        same_top_k=float(np.mean(same)),
-    )
+Scorer = Callable[[np.ndarray], np.ndarray]  # uint8 [B,S,S,3] -> float32 [B,C]
+BATCH = 4  # the last batch of the proof is smaller, so two batch sizes are tried
 
 
-def require_within(verification: Verification, target: str) -> None:
-    """Raise UserError with the numbers when a comparison is above its tolerance."""
-    v = verification
-    if not (v.max_score_difference <= v.tolerance and v.same_top_k == 1.0):
-        raise UserError(
-            f"{target} does not give PyTorch's answers: scores differ by up to {v.max_score_difference:.2e} "
-            f"(tolerance {v.tolerance:.0e}), the {v.top_k} best agree on {v.same_top_k:.1%} of {v.images} images. "
-            "Nothing was exported; what was there before is untouched. Please report it with the configuration."
+@dataclass(frozen=True)
+class Limits:
+    """How far a target may be from PyTorch; None stands for the precision's own limit."""
+
+    score_difference: float | None = None
+    map_drop: float | None = None
+
+
+class Prover:
+    """Compares targets with PyTorch on the same images, and on labelled data when there is any.
+
+    What PyTorch says is computed once.
+    """
+
+    def __init__(self, pytorch: Scorer, images: np.ndarray, data: LabelledImages | None, limits: Limits):
+        """images: of the proof, uint8 [N,S,S,3]."""
+        self.images, self._data, self._limits = images, data, limits
+        self.expected = in_batches(pytorch, images)  # [N,C]
+        self._pytorch_accuracy = self._accuracy(pytorch)
+
+    def prove(self, scorer: Scorer, target: str, precision: str, of: str) -> Verification:
+        """The comparison of a target. Raises UserError with the numbers when it is outside of the limits."""
+        tolerance = TOLERANCES[precision]
+        limits = self._limits
+        accuracy = self._accuracy(scorer)
+        result = compare(
+            self.expected,
+            in_batches(scorer, self.images),
+            tolerance.score if limits.score_difference is None else limits.score_difference,
+            of=of,
+            accuracy=accuracy and Accuracy(images=len(self._data), pytorch=self._pytorch_accuracy, target=accuracy),
+            environment={"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
         )
+        wrong = failure(result, tolerance.map_drop if limits.map_drop is None else limits.map_drop)
+        if wrong:
+            raise UserError(
+                f"{target} does not give PyTorch's answers: {wrong}. Nothing was exported; what was there before is "
+                "untouched."
+            )
+        return result
+
+    def _accuracy(self, scorer: Scorer) -> dict[str, float] | None:
+        if self._data is None:
+            return None
+        result = evaluate(score_all(scorer, self._data, self.images.shape[1], BATCH), self._data)
+        return {"mAP": result.mAP, "OF1": result.f1["OF1"], "CF1": result.f1["CF1"]}
 
 
-def onnx_scorer(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Scores of an ONNX file in ONNX Runtime on the CPU, before there is a bundle around it."""
+def model_scorer(path: Path) -> Scorer:
+    """Scores of a whole ONNX model in ONNX Runtime on the CPU."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: session.run(["scores"], {"image": images})[0]
 
 
-def in_batches(scorer: Callable[[np.ndarray], np.ndarray], images: np.ndarray, batch: int = 4) -> np.ndarray:
-    """Scores [N,C] of images [N,S,S,3], a few at a time; the last batch is smaller, so two batch sizes are tried."""
+def encoder_runner(encoder: onnx.ModelProto) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """u [B,L,K] and g [B,L,E] of an encoder graph in ONNX Runtime on the CPU, as float32."""
+    if encoder.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.BFLOAT16:
+        encoder = widen(encoder)
+    session = onnxruntime.InferenceSession(encoder.SerializeToString(), providers=["CPUExecutionProvider"])
+
+    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        u, g = session.run(["u", "g"], {"image": images})
+        return u.astype(np.float32), g.astype(np.float32)
+
+    return run
+
+
+def encoder_scorer(encoder: onnx.ModelProto, constants: dict[str, np.ndarray], probability: str) -> Scorer:
+    """Scores of an encoder graph in ONNX Runtime on the CPU, with the head by its specification."""
+    run = encoder_runner(encoder)
+
+    def score(images: np.ndarray) -> np.ndarray:
+        u, g = run(images)
+        logits, _ = bilinear_attention_pool(u, constants["v"], constants["q"], g, constants["t"])  # [B,C]
+        return to_scores(logits, probability)
+
+    return score
+
+
+def in_batches(scorer: Scorer, images: np.ndarray, batch: int = BATCH) -> np.ndarray:
+    """Scores [N,C] of images [N,S,S,3], a few at a time."""
     return np.concatenate([scorer(images[i : i + batch]) for i in range(0, len(images), batch)])
-
-
-def _same_best(expected: np.ndarray, actual: np.ndarray, k: int, tolerance: float) -> bool:
-    """Whether the k best of `actual` [C] are, rank by rank, as good in `expected` [C] as its own k best."""
-    own = np.sort(expected)[::-1][:k]
-    chosen = expected[np.argsort(-actual, kind="stable")[:k]]
-    return bool(np.all(np.abs(own - chosen) <= 2 * tolerance))

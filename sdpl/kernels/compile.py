@@ -11,6 +11,7 @@ from sdpl.files import replace_file
 SOURCE = Path(__file__).with_name("bilinear_attention_pool.cu")
 CAPABILITIES = ("80", "86", "89", "90", "100", "120")  # compute capabilities, major and minor together
 DTYPES = {"float32": 32, "float16": 16, "bfloat16": 17}  # of u, v and g; the source's SDPL_DTYPE
+OF_PRECISION = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "float32"}  # what an encoder writes
 
 
 @functools.cache
@@ -57,6 +58,11 @@ def _compile(source: str, capability: str, definitions: list[tuple[str, str]]) -
 
     options = ProgramOptions(arch=f"sm_{capability}", std="c++17", define_macro=definitions)
     return bytes(Program(source, "c++", options).compile("cubin").code)
+
+
+def require_nvrtc() -> None:
+    """Raise UserError with the mend when kernels cannot be compiled here."""
+    _nvrtc_version()
 
 
 def _nvrtc_version() -> tuple[int, ...]:

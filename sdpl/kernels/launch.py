@@ -4,12 +4,15 @@
 Device arrays are anything with `__cuda_array_interface__` (PyTorch, CuPy, PyCUDA, Numba), or a `DeviceArray`.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from sdpl.kernels import EPS
 from sdpl.kernels.compile import constants, cubin
-from sdpl.kernels.reference import EPS
 
 MAX_LOCATIONS = 1024
 MAX_GRID_YZ = 65535  # CUDA's limit for the second and third dimension of a grid
@@ -115,6 +118,46 @@ def check(name: str, array: DeviceArray, shape: tuple[int, ...], dtype: str) -> 
     """Raise ValueError unless an array has this shape and dtype."""
     if array.shape != shape or array.dtype != dtype:
         raise ValueError(f"{name}: expected {dtype} {list(shape)}, got {array.dtype} {list(array.shape)}")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU of this machine: its name, compute capability ("86"), memory and driver version."""
+
+    name: str
+    capability: str
+    memory_bytes: int
+    driver: str
+
+
+@functools.cache
+def find_gpu(device_id: int = 0) -> Gpu | str:
+    """The GPU, or one line that says why none can be used."""
+    try:
+        from cuda.bindings import runtime
+    except ImportError:
+        return 'cuda-python is not installed: pip install "sdpl[cuda]"'
+    status, count = runtime.cudaGetDeviceCount()
+    if int(status) != 0 or count <= device_id:
+        reason = runtime.cudaGetErrorString(status)[1]
+        return f"no CUDA GPU was found ({reason.decode() if int(status) else f'{count} devices'})"
+    properties = runtime.cudaGetDeviceProperties(device_id)[1]
+    version = runtime.cudaDriverGetVersion()[1]
+    return Gpu(
+        name=properties.name.decode().rstrip("\0"),
+        capability=f"{properties.major}{properties.minor}",
+        memory_bytes=properties.totalGlobalMem,
+        driver=f"CUDA {version // 1000}.{version % 1000 // 10}",
+    )
+
+
+def narrow(x: np.ndarray, dtype: str) -> np.ndarray:
+    """Values rounded to a dtype, in memory as the kernels read them; bfloat16, which NumPy lacks, as its bits."""
+    x = np.ascontiguousarray(x, dtype=np.float32)
+    if dtype == "bfloat16":
+        bits = x.view(np.uint32)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return x.astype(dtype)
 
 
 def is_aligned(shape: Shape, *arrays: DeviceArray) -> bool:
@@ -226,14 +269,10 @@ class Kernels:
 
 def _ints(*values: int) -> tuple:
     """As C ints: cuda-python takes a plain Python int for a pointer."""
-    import numpy as np
-
     return tuple(np.int32(value) for value in values)
 
 
 def _float(value: float):
-    import numpy as np
-
     return np.float32(value)
 
 

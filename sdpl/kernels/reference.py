@@ -10,7 +10,8 @@ Letters: B batch, L locations, C categories, K joint dimension, E embedding dime
 
 from array_api_compat import array_namespace
 
-EPS = 1e-6
+from sdpl.kernels import EPS
+
 BLOCK_C = 256  # categories pooled at once: e of all of them, [B,C,E], would be 630 MB at B=32, C=9600
 
 

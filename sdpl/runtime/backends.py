@@ -1,18 +1,20 @@
 """Engines that run a bundle's target: arrays in, arrays out."""
 
 import math
+import warnings
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from sdpl.bundle import Bundle
-from sdpl.errors import UserError, nearest
+from sdpl.bundle import Bundle, Target
+from sdpl.errors import UserError, listed, nearest
+from sdpl.kernels.compile import OF_PRECISION
+from sdpl.runtime.usable import BACKENDS, in_order, rebuild, target_obstacle
 
 
 class Backend(Protocol):
     """Runs one target. Thread-safe."""
-
-    name: str
 
     def scores(self, images: np.ndarray) -> np.ndarray:
         """float32 [B,C] from uint8 [B,S,S,3]."""
@@ -28,22 +30,17 @@ class Backend(Protocol):
 
 
 class OnnxRuntimeCpu:
-    """The target `cpu:fp32` on ONNX Runtime's CPU provider."""
+    """A whole model on ONNX Runtime's CPU provider."""
 
-    name = "onnxruntime-cpu"
-    target = "cpu:fp32"
-
-    def __init__(self, bundle: Bundle, threads: int | None = None):
+    def __init__(self, bundle: Bundle, target: Target, threads: int | None = None):
         """threads: cores used inside one call; None for all physical cores."""
-        try:
-            import onnxruntime
-        except ImportError:
-            raise UserError('onnxruntime is not installed: pip install "sdpl[runtime]"') from None
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
-        path = bundle.file(bundle.manifest.targets[self.target].file)
+        path = bundle.file(target.files["model"])
         state = vars(onnxruntime.capi.onnxruntime_pybind11_state).values()  # its errors share no base class
         failures = tuple(e for e in state if isinstance(e, type) and issubclass(e, Exception))
         try:
@@ -58,8 +55,8 @@ class OnnxRuntimeCpu:
                 f"{path}: does not fit its manifest (size, categories or map). Export the checkpoint again."
             )
         self._description = {
-            "backend": self.name,
-            "onnxruntime": onnxruntime.__version__,
+            "backend": "onnxruntime-cpu",
+            "library": f"onnxruntime {onnxruntime.__version__}",
             "provider": "CPUExecutionProvider",
             "threads": f"{threads} threads" if threads else "all cores",
         }
@@ -83,15 +80,54 @@ class OnnxRuntimeCpu:
         return self._session.run(outputs, {"image": images})
 
 
-BACKENDS = {backend.name: backend for backend in (OnnxRuntimeCpu,)}
+@dataclass(frozen=True)
+class Choice:
+    """A target that was opened, and why others that would have come first were not."""
+
+    target: str
+    backend: Backend
+    passed_over: dict[str, str]
 
 
-def open_backend(bundle: Bundle, name: str = "auto", threads: int | None = None) -> Backend:
-    """The named backend, or with "auto" the first in the order of `BACKENDS` whose target the bundle has."""
-    if name != "auto" and name not in BACKENDS:
-        raise UserError(f"backend {name!r}: {nearest(name, ['auto', *BACKENDS])}")
-    for backend in BACKENDS.values() if name == "auto" else (BACKENDS[name],):
-        if backend.target in bundle.manifest.targets:
-            return backend(bundle, threads)
-    have = ", ".join(bundle.manifest.targets)
-    raise UserError(f"{bundle.path}: no backend here runs its targets ({have}): export it again for this machine.")
+def open_backend(bundle: Bundle, name: str = "auto", threads: int | None = None) -> Choice:
+    """Open a bundle's target: of that name ("cpu:int8"), of that backend ("tensorrt-rtx"), or with "auto" the fastest
+    that this machine can run.
+
+    Raises UserError that says, for each target that was asked for, why it cannot run here.
+    """
+    targets = bundle.manifest.targets
+    if name not in ("auto", *targets, *BACKENDS):
+        raise UserError(f"backend {name!r}: {nearest(name, ['auto', *BACKENDS, *targets])}")
+    asked = [n for n in in_order(targets) if name in ("auto", n, targets[n].backend)]
+    passed_over: dict[str, str] = {}
+    for candidate in asked:
+        obstacle = target_obstacle(candidate, targets[candidate])
+        if obstacle is None:
+            return Choice(candidate, _open(bundle, candidate, threads), passed_over)
+        passed_over[candidate] = obstacle
+    if not asked:
+        raise UserError(f"{bundle.path} has no target for {name}: sdpl-export makes one (it has {listed(targets)}).")
+    why = "; ".join(f"{target}: {obstacle}" for target, obstacle in passed_over.items())
+    raise UserError(f"{bundle.path}: nothing of it runs here. {why}")
+
+
+def _open(bundle: Bundle, name: str, threads: int | None) -> Backend:
+    target = bundle.manifest.targets[name]
+    if target.backend == "onnxruntime-cpu":
+        return OnnxRuntimeCpu(bundle, target, threads)
+    from sdpl.kernels.launch import Kernels, find_gpu
+    from sdpl.runtime.device import Cuda
+    from sdpl.runtime.encoders import ENCODERS
+    from sdpl.runtime.two_stage import TwoStage
+
+    device, gpu = Cuda(), find_gpu()
+    cubin = target.files.get(f"cubin.sm{gpu.capability}")
+    kernels = Kernels(OF_PRECISION[target.precision], bundle.file(cubin).read_bytes() if cubin else None)
+    if not cubin:
+        warnings.warn(
+            f"{bundle.path} has no kernel for compute capability {gpu.capability}: it was compiled now. "
+            f"{rebuild(name, gpu)} puts it into the bundle.",
+            stacklevel=2,
+        )
+    encoder = ENCODERS[target.backend](bundle, name, target, device)
+    return TwoStage(target.backend, bundle, target, encoder, kernels, device)

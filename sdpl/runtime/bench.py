@@ -1,40 +1,47 @@
 """Latency and throughput, measured so that the numbers can be trusted (design, section 7).
 
-Every latency names its boundary: "model" is uint8 [B,S,S,3] in memory to scores; "end to end" is B encoded
-JPEG files in memory to scores, with decoding in as many threads as cores.
+Every latency names its boundary: "device" is both stages on a GPU, inputs and results staying there; "model" is uint8
+[B,S,S,3] in memory to scores in memory, transfers included; "end to end" is B encoded JPEG files in memory to scores,
+with decoding in as many threads as cores.
 """
 
 import io
 import os
-import platform
+import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from sdpl import __version__
+from sdpl.bundle import Bundle
+from sdpl.preprocess import preprocess
+from sdpl.runtime.environment import clock_mhz, environment
 from sdpl.runtime.recognizer import Recognizer
 
-BOUNDARIES = ("model", "end to end")
-UNSTABLE = 0.10  # half the runs spread over more than this share of the median
+UNSTABLE = 0.10  # of the median: the spread of half the runs, or the drift from the first half of them to the second
+Scorer = Callable[[np.ndarray], Any]  # uint8 [B,S,S,3] -> scores
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Times of one call, in milliseconds. `spread` is the interquartile range over the median."""
+    """Times of one call, in milliseconds. `spread` is the interquartile range over the median; `drift` how far the
+    medians of the earlier and the later half of the runs lie apart. Throughput is that of all callers together."""
 
+    side: str
     boundary: str
     batch: int
+    callers: int
     runs: int
     warmup_runs: int
     p50_ms: float
     p95_ms: float
     p99_ms: float
     spread: float
+    drift: float
     images_per_s: float
     stable: bool
 
@@ -56,56 +63,93 @@ def measure(call: Callable[[], object], seconds: float, min_runs: int = 10) -> t
     return np.array(times), warmup_runs
 
 
-def summarise(boundary: str, batch: int, times_ms: np.ndarray, warmup_runs: int) -> Latency:
+def summarise(
+    boundary: str, batch: int, times_ms: np.ndarray, warmup_runs: int, side: str = "sdpl", callers: int = 1
+) -> Latency:
     p25, p50, p75, p95, p99 = np.percentile(times_ms, (25, 50, 75, 95, 99)).tolist()
-    spread = (p75 - p25) / p50
+    early, late = np.median(times_ms[: len(times_ms) // 2]), np.median(times_ms[len(times_ms) // 2 :])
+    spread, drift = (p75 - p25) / p50, float(abs(late - early) / p50)
     return Latency(
-        boundary, batch, len(times_ms), warmup_runs, p50, p95, p99, spread, 1000 * batch / p50, spread <= UNSTABLE
+        side=side,
+        boundary=boundary,
+        batch=batch,
+        callers=callers,
+        runs=len(times_ms),
+        warmup_runs=warmup_runs,
+        p50_ms=p50,
+        p95_ms=p95,
+        p99_ms=p99,
+        spread=spread,
+        drift=drift,
+        images_per_s=1000 * batch * callers / p50,
+        stable=max(spread, drift) <= UNSTABLE,
     )
 
 
+def measure_callers(call: Callable[[], object], callers: int, seconds: float) -> tuple[np.ndarray, int]:
+    """As `measure`, with several threads calling at once: the times of all of them."""
+    if callers == 1:
+        return measure(call, seconds)
+    with ThreadPoolExecutor(callers) as pool:
+        results = [f.result() for f in [pool.submit(measure, call, seconds) for _ in range(callers)]]
+    order = np.argsort(np.concatenate([np.cumsum(times) for times, _ in results]), kind="stable")
+    return np.concatenate([times for times, _ in results])[order], sum(warmup for _, warmup in results)
+
+
+class Inputs:
+    """The images of a bundle's proof, as arrays and as JPEG files, repeated to any batch."""
+
+    def __init__(self, bundle: Bundle):
+        self._images, _ = bundle.proof()
+        self._files = [_jpeg(image) for image in self._images]
+        self.image_size = bundle.manifest.preprocessing.image_size
+
+    def array(self, batch: int) -> np.ndarray:
+        """uint8 [B,S,S,3]."""
+        return np.ascontiguousarray(self._images[np.arange(batch) % len(self._images)])
+
+    def files(self, batch: int) -> list[bytes]:
+        return [self._files[i % len(self._files)] for i in range(batch)]
+
+
 def benchmark(
-    recognizer: Recognizer, batch_sizes: list[int], seconds: float, report: Callable[[Latency], None] = lambda row: None
-) -> list[Latency]:
-    """Measure every boundary at every batch size, `seconds` each, on the images of the bundle's proof."""
-    images, _ = recognizer.bundle.proof()
-    files = [_jpeg(image) for image in images]
-    rows = []
+    side: str,
+    scorer: Scorer,
+    inputs: Inputs,
+    batch_sizes: list[int],
+    callers: list[int],
+    seconds: float,
+    on_device: Callable[[np.ndarray], Callable[[], object]] | None = None,
+) -> Iterator[Latency]:
+    """Measure one side's boundaries at every batch size and number of callers, `seconds` each.
+
+    on_device: for images, a call that runs them on the GPU without transfers.
+    """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for batch in batch_sizes:
-            chosen = np.arange(batch) % len(images)
-            inputs = np.ascontiguousarray(images[chosen])  # [B,S,S,3]
-            encoded = [files[i] for i in chosen]
+            images, files = inputs.array(batch), inputs.files(batch)
+            if on_device is not None:
+                yield summarise("device", batch, *measure(on_device(images), seconds), side)
 
-            def end_to_end(encoded=encoded):
-                return recognizer.scores(np.stack(list(pool.map(recognizer.preprocess, encoded))))
+            def end_to_end(files=files):
+                decoded = pool.map(lambda file: preprocess(file, inputs.image_size), files)
+                return scorer(np.stack(list(decoded)))
 
-            calls = (lambda inputs=inputs: recognizer.scores(inputs), end_to_end)
-            for boundary, call in zip(BOUNDARIES, calls, strict=True):
-                rows.append(summarise(boundary, batch, *measure(call, seconds)))
-                report(rows[-1])
-    return rows
-
-
-def environment() -> dict[str, str | int | None]:
-    """The machine and the versions that a number belongs to."""
-    return {
-        "sdpl": __version__,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "system": platform.platform(),
-        "cpu": _cpu_info("model name") or platform.processor(),
-        "cpu_mhz": _cpu_info("cpu MHz"),
-        "cores": os.cpu_count(),
-        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+            for boundary, call in (("model", lambda images=images: scorer(images)), ("end to end", end_to_end)):
+                for count in callers:
+                    times, warmup_runs = measure_callers(call, count, seconds)
+                    yield summarise(boundary, batch, times, warmup_runs, side, count)
 
 
-def to_json(recognizer: Recognizer, rows: list[Latency]) -> dict:
+def to_json(recognizer: Recognizer, rows: list[Latency], clock_before: str | None) -> dict:
     """Everything measured, with what it was measured on, as plain values."""
     return {
         "environment": environment(),
+        "clock_mhz": {"before": clock_before, "after": clock_mhz()},
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "target": recognizer.target,
         "backend": recognizer.backend.describe(),
+        "passed_over": recognizer.passed_over,
         "image_size": recognizer.image_size,
         "categories": len(recognizer.categories),
         "latencies": [asdict(row) for row in rows],
@@ -116,37 +160,3 @@ def _jpeg(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
-
-
-def _cpu_info(key: str) -> str | None:
-    """The first core's entry in /proc/cpuinfo; None where there is no such file."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), None)
-    except OSError:
-        return None
-
-
-def table(result: dict):
-    """The measurements as a table; rows that are not stable carry a star."""
-    from rich.table import Table
-
-    backend, environment = result["backend"], result["environment"]
-    rendered = Table(
-        title=f"{backend['backend']} {backend['onnxruntime']}, {backend['threads']}, {environment['cpu']}, "
-        f"{result['image_size']} px, {result['categories']} categories",
-        caption=f"runs: warm-up + timed; clock at the end {environment['cpu_mhz']} MHz",
-    )
-    rendered.add_column("boundary")
-    for name in ("batch", "p50 ms", "p95 ms", "p99 ms", "spread", "images/s", "runs"):
-        rendered.add_column(name, justify="right")
-    for row in result["latencies"]:
-        rendered.add_row(
-            row["boundary"],
-            str(row["batch"]),
-            *(f"{row[name]:.2f}" for name in ("p50_ms", "p95_ms", "p99_ms")),
-            f"{row['spread']:.1%}{'' if row['stable'] else ' *'}",
-            f"{row['images_per_s']:.1f}",
-            f"{row['warmup_runs']}+{row['runs']}",
-        )
-    return rendered

@@ -3,12 +3,13 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sdpl.bundle import Bundle
 from sdpl.preprocess import ImageSource, preprocess
-from sdpl.runtime.backends import Backend, open_backend
+from sdpl.runtime.backends import Choice, open_backend
 
 BATCH = 16  # images per engine call in `recognize`
 
@@ -25,13 +26,17 @@ class Recognition:
 class Recognizer:
     """Scores images with a bundle. Thread-safe; use as a context manager, or call `close`."""
 
-    def __init__(self, bundle: Bundle, backend: Backend):
+    def __init__(self, bundle: Bundle, choice: Choice):
         self.bundle = bundle
-        self.backend = backend
+        self.target, self.backend, self.passed_over = choice.target, choice.backend, choice.passed_over
 
     @classmethod
     def open(cls, path: str | Path, backend: str = "auto", threads: int | None = None) -> "Recognizer":
-        """Open a bundle. Raises UserError when it is damaged or no backend here can run it."""
+        """Open a bundle. backend: a backend's name, a target's name, or "auto" for the fastest that runs here;
+        `passed_over` then says why faster ones do not. threads: cores of one call, on a CPU.
+
+        Raises UserError when the bundle is damaged or nothing of it runs here.
+        """
         bundle = Bundle.open(path)
         return cls(bundle, open_backend(bundle, backend, threads))
 
@@ -43,17 +48,18 @@ class Recognizer:
     def image_size(self) -> int:
         return self.bundle.manifest.preprocessing.image_size
 
-    def scores(self, images: np.ndarray) -> np.ndarray:
+    def scores(self, images: Any) -> np.ndarray:
         """float32 [B,C] in 0..1 from preprocessed images, uint8 [B,S,S,3]. An empty batch gives [0,C].
 
-        Raises ValueError for another shape or type.
+        On a GPU backend the images may also lie on that GPU: anything with `__cuda_array_interface__`, read without a
+        copy. Raises ValueError for another shape or type.
         """
         self._check(images)
-        if len(images) == 0:
+        if images.shape[0] == 0:
             return np.zeros((0, len(self.categories)), dtype=np.float32)
         return self.backend.scores(images)
 
-    def attention(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def attention(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
         """Scores [B,C] and, for each category, where the model looked: float32 [B,C,h,w], adding up to 1."""
         self._check(images)
         scores, attention = self.backend.attention(images)
@@ -91,7 +97,8 @@ class Recognizer:
     def __exit__(self, *exception) -> None:
         self.close()
 
-    def _check(self, images: np.ndarray) -> None:
-        side = self.image_size
-        if images.ndim != 4 or images.shape[1:] != (side, side, 3) or images.dtype != np.uint8:
-            raise ValueError(f"expected images uint8 [B,{side},{side},3], got {images.dtype} {list(images.shape)}")
+    def _check(self, images: Any) -> None:
+        side, shape = self.image_size, tuple(images.shape)
+        dtype = np.dtype(getattr(images, "__cuda_array_interface__", {}).get("typestr") or images.dtype)
+        if len(shape) != 4 or shape[1:] != (side, side, 3) or dtype != np.uint8:
+            raise ValueError(f"expected images uint8 [B,{side},{side},3], got {dtype} {list(shape)}")

@@ -44,7 +44,8 @@ class FrozenClip(nn.Module):
 
     def unpooled_map(self, images: torch.Tensor) -> torch.Tensor:
         """The trunk's map before CLIP's own pooling: uint8 [B,S,S,3] -> [B,D,H,W]."""
-        x = (images.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std  # [B,3,S,S]
+        pixels = images.to(self.mean.dtype).permute(0, 3, 1, 2)  # [B,3,S,S]; TensorRT transposes no uint8
+        x = (pixels - self.mean) / self.std  # [B,3,S,S]
         maps = self.clip.visual.forward_intermediates(
             x, indices=1, normalize_intermediates=True, intermediates_only=True
         )

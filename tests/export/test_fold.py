@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from sdpl.export.fold import fold
-from sdpl.kernels.reference import EPS, bilinear_attention_pool
+from sdpl.kernels import EPS
+from sdpl.kernels.reference import bilinear_attention_pool
 from sdpl.train.checkpoint import load_checkpoint, restore_model
 from sdpl.train.decoupling import SemanticDecoupling
 

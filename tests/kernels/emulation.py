@@ -7,26 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sdpl.kernels import EPS
 from sdpl.kernels.compile import DTYPES, SOURCE
-from sdpl.kernels.launch import Launch, Shape, plan_backward_u, plan_backward_vq, plan_tiled
-from sdpl.kernels.reference import EPS
+from sdpl.kernels.launch import Launch, Shape, narrow, plan_backward_u, plan_backward_vq, plan_tiled
 
 HERE = Path(__file__).parent
 MULTIPROCESSORS = 4  # of an imagined small GPU: small shapes then reach every tile size
 
 
-def to_bits(x: np.ndarray, dtype: str) -> np.ndarray:
-    """Values rounded to a dtype, as that dtype's bits."""
-    x = np.ascontiguousarray(x, dtype=np.float32)
-    if dtype == "bfloat16":
-        bits = x.view(np.uint32)
-        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    return x.astype(np.float16) if dtype == "float16" else x
-
-
 def rounded(x: np.ndarray, dtype: str) -> np.ndarray:
     """Values as the kernel sees them, in float64."""
-    bits = to_bits(x, dtype)
+    bits = narrow(x, dtype)
     if dtype == "bfloat16":
         return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
     return bits.astype(np.float64)
@@ -67,9 +58,13 @@ class Emulated:
     def forward(self, u, v, q, g, t, aligned=True, multiprocessors=MULTIPROCESSORS):
         shape = Shape(*u.shape[:2], len(v), len(q), g.shape[-1])
         plan = plan_tiled("forward", shape, self.dtype, aligned and shape.K % 8 == 0, multiprocessors)
+        return self.launch_forward(plan, u, v, q, g, t)
+
+    def launch_forward(self, plan, u, v, q, g, t):
+        """logits [B,C] and attention [B,C,L] of one launch."""
+        shape = Shape(*u.shape[:2], len(v), len(q), g.shape[-1])
         arrays = (self._bits(u), self._bits(v), _f32(q), self._bits(g), _f32(t))
-        logits, attention = self._run(plan, shape, arrays, [(shape.B, shape.C), (shape.B, shape.C, shape.L)])
-        return logits, attention
+        return self._run(plan, shape, arrays, [(shape.B, shape.C), (shape.B, shape.C, shape.L)])
 
     def scores(self, u, v, q, aligned=True):
         shape = Shape(*u.shape[:2], len(v), len(q))
@@ -90,7 +85,7 @@ class Emulated:
         return self._bits(u), self._bits(v), _f32(q)
 
     def _bits(self, x):
-        return to_bits(x, self.dtype)
+        return narrow(x, self.dtype)
 
     def _run(self, plan: Launch, shape: Shape, arrays, results, slices=1) -> list[np.ndarray]:
         numbers = (*plan.grid, plan.block, plan.shared_bytes, shape.B, shape.L, shape.C, shape.K, shape.E, slices, EPS)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sdpl.kernels.reference import BLOCK_C, EPS, bilinear_attention_pool
+from sdpl.kernels import EPS
+from sdpl.kernels.reference import BLOCK_C, bilinear_attention_pool
 
 
 def operands(batch=2, locations=5, categories=3, joint=7, embed=4, seed=0, scale=1.0):

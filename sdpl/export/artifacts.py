@@ -1,0 +1,125 @@
+"""The files of a bundle under construction. What several targets need is made once."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from safetensors.numpy import save_file
+
+from sdpl.bundle import HEAD
+from sdpl.export.fold import FoldedHead, fold
+from sdpl.export.onnx import add_head, encoder_to_onnx
+from sdpl.export.precision import narrow
+from sdpl.export.quantize import Quantised, quantise
+from sdpl.export.separable import separate
+from sdpl.export.targets import TargetSpec
+from sdpl.export.verify import encoder_runner, encoder_scorer, in_batches
+from sdpl.kernels.compile import CAPABILITIES, OF_PRECISION, cubin
+from sdpl.kernels.tolerance import TOLERANCES
+from sdpl.train.model import PartialLabelModel
+
+
+class Artifacts:
+    """Writes graphs, constants and cubins into a folder, and returns their names in it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model: PartialLabelModel,
+        image_size: int,
+        probability: str,
+        calibration: np.ndarray | None,
+        report: Callable[[str], None],
+    ):
+        """calibration: images uint8 [N,S,S,3] for what is fitted to real features."""
+        self.folder, self._model, self._image_size, self._probability = folder, model, image_size, probability
+        self._calibration, self._report = calibration, report
+        self._encoders: dict[tuple[str, bool], tuple[onnx.ModelProto, dict[str, Any]]] = {}
+
+    def whole_model(self, precision: str, head: str, held_out: np.ndarray) -> tuple[str, dict[str, Any]]:
+        """An ONNX model image -> scores, attention; its name, and what is worth knowing about it.
+
+        held_out: images for measuring a separable head.
+        """
+        encoder, notes = self.encoder(precision)
+        constants = self.head.constants
+        if head == "separable":
+            constants, moved = self._separable(held_out)
+            notes = {**notes, "separable_head": moved}
+        name = "model.onnx" if precision == "fp32" else f"model.{precision}.onnx"
+        copied = onnx.ModelProto()
+        copied.CopyFrom(encoder)
+        onnx.save(add_head(copied, constants, self._probability, head), self.folder / name)
+        return name, notes
+
+    def encoder(self, precision: str, for_tensorrt: bool = False) -> tuple[onnx.ModelProto, dict[str, Any]]:
+        """The encoder's graph, and what is worth knowing about it."""
+        key = (precision, for_tensorrt)
+        if key not in self._encoders:
+            self._encoders[key] = self._make_encoder(precision, for_tensorrt)
+        return self._encoders[key]
+
+    def _make_encoder(self, precision: str, for_tensorrt: bool) -> tuple[onnx.ModelProto, dict[str, Any]]:
+        if precision == "fp32":
+            image = torch.zeros(2, self._image_size, self._image_size, 3, dtype=torch.uint8)
+            self._report("writing the encoder's ONNX graph")
+            return encoder_to_onnx(self._model.encoder, self.head, image), {}
+        exact, _ = self.encoder("fp32")
+        if precision in ("fp16", "bf16"):
+            return narrow(exact, precision), {}
+        self._report(f"quantising on {len(self._calibration)} images")
+        limit = TOLERANCES["int8"].score / 2
+        result = quantise(exact, self._calibration, self._score, limit, for_tensorrt, self._report)
+        return result.encoder, {"int8": _notes(result)}
+
+    def gpu_encoder(self, precision: str) -> tuple[str, onnx.ModelProto, dict[str, Any]]:
+        """The encoder for engines on a GPU, written as a file of its own: its name, graph and notes."""
+        name = f"encoder.{precision}.onnx"
+        encoder, notes = self.encoder(precision, for_tensorrt=precision == "int8")
+        if not (self.folder / name).exists():
+            onnx.save(encoder, self.folder / name)
+        return name, encoder, notes
+
+    @functools.cached_property
+    def head(self) -> FoldedHead:
+        return fold(self._model)
+
+    @functools.cached_property
+    def head_file(self) -> str:
+        save_file(self.head.constants, self.folder / HEAD)
+        return HEAD
+
+    def cubins(self, spec: TargetSpec) -> dict[str, str]:
+        """The kernel for the target's GPU, or for every known one: names by role."""
+        dtype = OF_PRECISION[spec.precision]
+        names = {}
+        for capability in [spec.capability] if spec.capability else CAPABILITIES:
+            name = f"kernels/sm{capability}.{dtype}.cubin"
+            (self.folder / "kernels").mkdir(exist_ok=True)
+            (self.folder / name).write_bytes(cubin(capability, dtype))
+            names[f"cubin.sm{capability}"] = name
+        return names
+
+    def _score(self, encoder: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
+        return in_batches(encoder_scorer(encoder, self.head.constants, self._probability), images)
+
+    def _separable(self, held_out: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        self._report(f"fitting a separable head on {len(self._calibration)} images")
+        run = encoder_runner(self.encoder("fp32")[0])
+        u, unseen = (in_batches(lambda x: run(x)[0], images) for images in (self._calibration, held_out))
+        exact = self.head.constants
+        fitted = separate(u, unseen, exact["v"], exact["q"])
+        notes = {"terms": fitted.rank, "attention_moved": fitted.attention_moved}
+        return {"x": fitted.x, "weight": fitted.weight, "t": exact["t"]}, notes
+
+
+def _notes(result: Quantised) -> dict[str, Any]:
+    return {
+        "calibration_images": result.images,
+        "max_score_difference_on_them": result.max_score_difference,
+        "left_in_float": result.left_in_float,
+    }

@@ -1,0 +1,150 @@
+"""An encoder's ONNX graph to an engine, with TensorRT-RTX (ahead of time, no GPU) or TensorRT (on the GPU at hand).
+
+Both packages have one API. Their differences: TensorRT-RTX is told a compute capability and must not be asked for a
+timing cache, which needs a GPU. Precision is the graph's: networks are strongly typed.
+"""
+
+import importlib
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdpl.bundle import Profile
+from sdpl.errors import UserError
+from sdpl.export.targets import PACKAGES, TargetSpec
+
+WORKSPACE_BYTES = 2 << 30
+MENDS = {"rtx": 'pip install "sdpl[rtx]"', "tensorrt": 'pip install "sdpl[tensorrt]"'}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A serialised engine and what it was built with."""
+
+    code: bytes
+    built_with: dict[str, str]
+    compute_capability: str
+    workspace_bytes: int
+    build_s: float
+
+
+def require_buildable(spec: TargetSpec) -> None:
+    """Raise UserError with the mend when this machine cannot build the target's engine."""
+    if spec.kind not in PACKAGES:
+        return
+    name = PACKAGES[spec.kind]
+    try:
+        importlib.import_module(name)
+    except (ImportError, OSError, RuntimeError) as error:  # the package, or a library that it loads
+        reason = (str(error).splitlines() or ["cannot be imported"])[0]
+        raise UserError(f"--target {spec}: {name} is not usable here ({reason}): {MENDS[spec.kind]}") from None
+    if spec.kind == "tensorrt":
+        from sdpl.kernels.launch import find_gpu
+
+        gpu = find_gpu()
+        if isinstance(gpu, str):
+            raise UserError(f"--target {spec}: TensorRT builds on the GPU that will run the engine, and {gpu}.")
+
+
+def build_engine(
+    graph: Path, spec: TargetSpec, profile: Profile, report: Callable[[str], None] = lambda line: None
+) -> Engine:
+    """Build the engine of an encoder graph (input `image` uint8 [B,S,S,3]) for a target.
+
+    Raises UserError with the library's own first complaint, and KeyboardInterrupt after SIGINT, which stops the
+    build at its next step.
+    """
+    require_buildable(spec)
+    trt = importlib.import_module(PACKAGES[spec.kind])
+    log = _log(trt)
+    builder = trt.Builder(log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(str(graph)):
+        reason = parser.get_error(0).desc() if parser.num_errors else "no reason given"
+        raise UserError(f"--target {spec}: {PACKAGES[spec.kind]} cannot read the graph ({reason}).")
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
+    config.add_optimization_profile(_profile(builder, network.get_input(0), profile))
+    if spec.kind == "rtx":
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{spec.capability}"), 0)
+    start = time.perf_counter()
+    with _interruptible() as interrupted:
+        config.progress_monitor = progress = _progress(trt, report, interrupted)
+        code = builder.build_serialized_network(network, config)
+        del progress
+    if interrupted.is_set():
+        raise KeyboardInterrupt
+    if code is None:
+        raise UserError(f"--target {spec}: {PACKAGES[spec.kind]} cannot build the engine ({log.first_error}).")
+    built_with, capability = _built_with(trt, spec)
+    return Engine(bytes(code), built_with, capability, WORKSPACE_BYTES, time.perf_counter() - start)
+
+
+def _profile(builder, image, profile: Profile):
+    sides = tuple(image.shape)[1:]
+    made = builder.create_optimization_profile()
+    made.set_shape(image.name, *((batch, *sides) for batch in (profile.min, profile.opt, profile.max)))
+    return made
+
+
+def _built_with(trt, spec: TargetSpec) -> tuple[dict[str, str], str]:
+    """Versions, and driver and GPU where the engine belongs to one; its compute capability ("86")."""
+    versions = {PACKAGES[spec.kind]: trt.__version__}
+    if spec.kind == "rtx":
+        return versions, spec.capability
+    from sdpl.kernels.launch import find_gpu
+
+    gpu = find_gpu()
+    return {**versions, "gpu": gpu.name, "driver": gpu.driver}, gpu.capability
+
+
+def _log(trt):
+    class Log(trt.ILogger):
+        """Keeps the library's first error; says nothing."""
+
+        def __init__(self):
+            super().__init__()
+            self.first_error = "no reason given"
+
+        def log(self, severity, message):
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR) and self.first_error == "no reason given":
+                self.first_error = " ".join(message.split())
+
+    return Log()
+
+
+def _progress(trt, report: Callable[[str], None], interrupted: threading.Event):
+    class Progress(trt.IProgressMonitor):
+        """Tells each phase once, and stops the build after an interrupt."""
+
+        def phase_start(self, phase_name, parent_phase, num_steps):
+            if parent_phase is None:
+                report(f"engine: {phase_name}")
+
+        def step_complete(self, phase_name, step):
+            return not interrupted.is_set()
+
+        def phase_finish(self, phase_name):
+            pass
+
+    return Progress()
+
+
+@contextmanager
+def _interruptible():
+    """An event that SIGINT sets, instead of an exception that would cross the library's own code."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
