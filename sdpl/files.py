@@ -59,10 +59,27 @@ def replace_folder(path: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path
             yield temporary
             for entry in (temporary, *temporary.rglob("*")):
                 entry.chmod((0o777 if entry.is_dir() else 0o666) & ~_umask())
-            _swap(temporary, path)
+            with _one_at_a_time(path.parent):
+                _swap(temporary, path)
         finally:
             with suppress(FileNotFoundError):
                 shutil.rmtree(temporary)
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Waits while another process swaps something in this folder; where folders cannot be locked, does not."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _swap(new: Path, path: Path) -> None:

@@ -102,7 +102,7 @@ def checkpoint(run_folder) -> Path:
 def bundle(checkpoint, tmp_path_factory) -> Path:
     """The bundle of `checkpoint`, through the command line. Read only: copy it before changing it."""
     out = tmp_path_factory.mktemp("bundle") / "model.sdpl"
-    result = CliRunner().invoke(main, ["export", str(checkpoint), "--out", str(out)])
+    result = CliRunner().invoke(main, ["export", str(checkpoint), "--out", str(out), "--target", "cpu:fp32"])
     assert result.exit_code == 0, result.output
     return out
 

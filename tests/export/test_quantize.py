@@ -1,0 +1,54 @@
+"""int8: calibrated on real images, everything but the head, and the sensitive parts left in float32 when it matters."""
+
+import numpy as np
+import onnx
+import pytest
+
+from sdpl.export.quantize import quantise
+from sdpl.export.verify import encoder_runner
+
+
+def features(encoder, images):
+    """u of an encoder, as the scores that the quantisation watches; scaled to 1."""
+    u = encoder_runner(encoder)(images)[0]
+    return (u / 10).reshape(len(u), -1)
+
+
+def ops(model):
+    return [node.op_type for node in model.graph.node]
+
+
+@pytest.mark.parametrize("for_tensorrt", [False, True])
+def test_convolutions_get_pairs_and_the_last_layer_does_not(encoder, images, for_tensorrt):
+    result = quantise(encoder, images, features, np.inf, for_tensorrt)
+    assert result.left_in_float == {}
+    assert (result.images, ops(result.encoder).count("Conv")) == (len(images), ops(encoder).count("Conv"))
+    producers = {out: node for node in result.encoder.graph.node for out in node.output}
+    for node in result.encoder.graph.node:
+        if node.op_type == "Conv":
+            assert [producers[name].op_type for name in node.input[:2]] == ["DequantizeLinear"] * 2
+    last = [node for node in result.encoder.graph.node if node.op_type in ("MatMul", "Gemm")][-1]
+    weight = next(name for name in last.input if name not in producers)
+    assert weight in {i.name for i in result.encoder.graph.initializer if i.data_type == onnx.TensorProto.FLOAT}
+    assert 0 < result.max_score_difference < 0.2 * np.abs(features(encoder, images)).max()
+
+
+def test_tensorrt_gets_symmetric_scales_and_float_biases(encoder, images):
+    graph = quantise(encoder, images, features, np.inf, for_tensorrt=True).encoder.graph
+    points = {n.input[2] for n in graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    values = [onnx.numpy_helper.to_array(i) for i in graph.initializer if i.name in points]
+    assert values
+    assert all((value == 0).all() and value.dtype == np.int8 for value in values)
+
+
+def test_sensitive_parts_are_found_by_measurement(encoder, images):
+    lines = []
+    everything = quantise(encoder, images, features, np.inf, False)
+    limit = everything.max_score_difference * 0.8
+    result = quantise(encoder, images, features, limit, False, lines.append)
+    assert result.left_in_float
+    assert result.max_score_difference <= limit
+    assert ops(result.encoder).count("QuantizeLinear") < ops(everything.encoder).count("QuantizeLinear")
+    assert "looking for the sensitive parts" in lines[0]
+    costs = list(result.left_in_float.values())
+    assert costs == sorted(costs, reverse=True)

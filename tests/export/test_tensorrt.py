@@ -1,0 +1,97 @@
+"""Engines for an RTX 3090, really built by TensorRT-RTX on a machine without a GPU."""
+
+import signal
+import threading
+import time
+
+import pytest
+import tensorrt_rtx
+
+import sdpl.export.tensorrt as module
+from sdpl.bundle import Bundle, Profile
+from sdpl.errors import UserError
+from sdpl.export.targets import parse_targets
+from sdpl.export.tensorrt import build_engine, require_buildable
+from sdpl.kernels.launch import Gpu
+from sdpl.runtime.usable import invalid_engine
+
+
+def spec(name):
+    return parse_targets((name,))[0]
+
+
+@pytest.fixture
+def graph(gpu_bundle):
+    return gpu_bundle / "encoder.fp16.onnx"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+def test_every_precision_builds_from_a_checkpoint(sdpl, checkpoint, scenes, tmp_path, precision):
+    target = f"rtx:sm86:{precision}"
+    words = ["--target", target, "--batch", "1:2:4", "--calibrate", scenes / "test"]
+    result = sdpl("export", checkpoint, "--out", tmp_path / "m.sdpl", *words)
+    assert result.exit_code == 0, result.output
+    assert f"{target}: built, not run; 6 images: scores differ" in result.stdout
+    bundle = Bundle.open(tmp_path / "m.sdpl")
+    record = bundle.manifest.targets[target]
+    assert record.compute_capability == "86"
+    assert record.profile == Profile(min=1, opt=2, max=4)
+    assert record.built_with["tensorrt_rtx"] == tensorrt_rtx.__version__
+    assert record.workspace_bytes > 0
+    assert record.verification.of == "graph"
+    assert {"encoder", "engine", "head", "cubin.sm86"} == set(record.files)
+    for name in record.files.values():
+        assert bundle.file(name).stat().st_size > 0
+
+
+def test_the_engine_is_one_that_the_runtime_knows(gpu_bundle):
+    """As far as a machine without a GPU can tell: a whole engine has a sound header, a cut one does not."""
+    log = module._log(tensorrt_rtx)
+    runtime = tensorrt_rtx.Runtime(log)
+    code = (gpu_bundle / "targets" / "rtx-sm86-fp16" / "encoder.engine").read_bytes()
+    assert "damaged" not in (invalid_engine(runtime, code) or "")
+    assert "the file is damaged" in invalid_engine(runtime, b"no engine" * 100)
+
+
+def test_a_graph_that_is_none_is_one_line(tmp_path):
+    (tmp_path / "x.onnx").write_bytes(b"no graph")
+    with pytest.raises(UserError, match="tensorrt_rtx cannot read the graph"):
+        build_engine(tmp_path / "x.onnx", spec("rtx:sm86:fp16"), Profile())
+
+
+def test_a_missing_package_is_named_with_its_mend(monkeypatch):
+    monkeypatch.setitem(module.PACKAGES, "rtx", "no_such_tensorrt")
+    with pytest.raises(UserError, match=r'no_such_tensorrt is not usable here .*pip install "sdpl\[rtx\]"'):
+        require_buildable(spec("rtx:sm86:fp16"))
+
+
+def test_tensorrt_without_a_gpu_is_named(monkeypatch):
+    """The package's name stands for TensorRT, which cannot be installed here; the check is the real one."""
+    monkeypatch.setitem(module.PACKAGES, "tensorrt", "tensorrt_rtx")
+    with pytest.raises(UserError, match="builds on the GPU that will run the engine, and no CUDA GPU was found"):
+        require_buildable(spec("tensorrt:fp16"))
+
+
+def test_the_same_code_builds_with_tensorrt_on_a_gpu(monkeypatch, graph):
+    """TensorRT's path through the API that both packages share; only the package's name and the GPU are made up."""
+    gpu = Gpu("a GPU", "86", 24 << 30, "CUDA 13.0")
+    monkeypatch.setitem(module.PACKAGES, "tensorrt", "tensorrt_rtx")
+    monkeypatch.setattr("sdpl.kernels.launch.find_gpu", lambda: gpu)
+    engine = build_engine(graph, spec("tensorrt:fp16"), Profile())
+    assert len(engine.code) > 100_000
+    assert engine.compute_capability == "86"
+    version = tensorrt_rtx.__version__
+    assert engine.built_with == {"tensorrt_rtx": version, "gpu": "a GPU", "driver": "CUDA 13.0"}
+
+
+def test_an_interrupt_stops_the_build(monkeypatch, graph):
+    """SIGINT while the library builds: it is told to stop, and KeyboardInterrupt comes after."""
+
+    def interrupt_soon(line):
+        threading.Timer(0, signal.raise_signal, [signal.SIGINT]).start()
+        time.sleep(0.2)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(graph, spec("rtx:sm86:fp16"), Profile(), interrupt_soon)
+    assert signal.getsignal(signal.SIGINT) is before

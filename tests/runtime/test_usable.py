@@ -1,0 +1,98 @@
+"""What runs here and what does not, and the line that a user gets for it."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+import sdpl.runtime.usable as usable
+from sdpl.bundle import Bundle
+from sdpl.errors import UserError
+from sdpl.kernels.launch import Gpu
+from sdpl.runtime import Recognizer
+from sdpl.runtime.usable import backend_obstacle, in_order, invalid_engine, target_obstacle
+
+NAME = "rtx:sm86:fp16"
+RTX_3090 = Gpu("NVIDIA GeForce RTX 3090", "86", 24 << 30, "CUDA 13.0")
+RTX_4090 = Gpu("NVIDIA GeForce RTX 4090", "89", 24 << 30, "CUDA 13.0")
+
+
+@pytest.fixture
+def target(gpu_bundle):
+    return Bundle.open(gpu_bundle).manifest.targets[NAME]
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """gpu(record) puts a GPU, or the reason for none, into this machine."""
+    return lambda record: monkeypatch.setattr(usable, "find_gpu", lambda: record)
+
+
+def test_a_missing_package_is_named_with_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert backend_obstacle("tensorrt") == 'tensorrt is not installed: pip install "sdpl[tensorrt]"'
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert backend_obstacle("onnxruntime-cpu") == 'onnxruntime is not installed: pip install "sdpl[runtime]"'
+
+
+def test_no_gpu(gpu):
+    gpu("no CUDA GPU was found (no driver)")
+    assert backend_obstacle("tensorrt-rtx") == "no CUDA GPU was found (no driver)"
+    assert backend_obstacle("onnxruntime-cpu") is None
+
+
+def test_onnxruntime_without_cuda(gpu):
+    gpu(RTX_3090)
+    assert 'was built without CUDA: pip install "sdpl[gpu]"' in backend_obstacle("onnxruntime-cuda")
+
+
+def test_an_engine_that_fits(gpu, target):
+    gpu(RTX_3090)
+    assert target_obstacle(NAME, target) is None
+
+
+def test_an_engine_for_another_gpu_comes_with_the_command_that_rebuilds_it(gpu, target):
+    gpu(RTX_4090)
+    assert target_obstacle(NAME, target) == (
+        "built for compute capability 86, NVIDIA GeForce RTX 4090 has 89: sdpl-export CHECKPOINT --target rtx:sm89:fp16"
+    )
+
+
+def test_an_engine_of_another_version_comes_with_the_command_that_rebuilds_it(gpu, target):
+    gpu(RTX_3090)
+    old = target.model_copy(update={"built_with": {"tensorrt_rtx": "1.3.0"}})
+    assert target_obstacle(NAME, old).startswith("built with tensorrt_rtx 1.3.0, here is ")
+    assert target_obstacle(NAME, old).endswith("sdpl-export CHECKPOINT --target rtx:sm86:fp16")
+
+
+@pytest.mark.parametrize(
+    ("bits", "reason"),
+    [(1, "it was built with another version"), (2 | 32, "capability, the file is damaged"), (0, "no")],
+)
+def test_what_tensorrt_rtx_says_of_an_engine_in_words(bits, reason):
+    runtime = SimpleNamespace(get_engine_validity=lambda code: ("EngineValidity.INVALID", bits))
+    assert reason in invalid_engine(runtime, b"")
+    assert invalid_engine(SimpleNamespace(get_engine_validity=lambda code: ("EngineValidity.VALID", 0)), b"") is None
+    assert invalid_engine(SimpleNamespace(), b"") is None  # TensorRT itself cannot be asked
+
+
+def test_the_fastest_target_comes_first(gpu_bundle):
+    assert in_order(Bundle.open(gpu_bundle).manifest.targets) == [NAME, "cpu:int8", "cpu:fp32"]
+
+
+def test_auto_takes_the_fastest_usable_and_says_why_not_the_others(gpu_bundle, gpu):
+    gpu("no CUDA GPU was found (no driver)")
+    with Recognizer.open(gpu_bundle) as recognizer:
+        assert recognizer.target == "cpu:int8"
+        assert recognizer.passed_over == {NAME: "no CUDA GPU was found (no driver)"}
+
+
+def test_a_target_or_a_backend_may_be_named(gpu_bundle, gpu):
+    gpu("no CUDA GPU was found (no driver)")
+    for name in ("cpu:fp32", "cpu:int8"):
+        with Recognizer.open(gpu_bundle, name) as recognizer:
+            assert recognizer.target == name
+    with pytest.raises(UserError, match=r"nothing of it runs here. rtx:sm86:fp16: no CUDA GPU was found"):
+        Recognizer.open(gpu_bundle, "tensorrt-rtx")
+    with pytest.raises(UserError, match=r"has no target for onnxruntime-cuda: sdpl-export makes one"):
+        Recognizer.open(gpu_bundle, "onnxruntime-cuda")

@@ -1,0 +1,67 @@
+"""sdpl-verify and sdpl-info: the proof again on this machine, and what fits it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from sdpl.bundle import Bundle
+from sdpl.runtime.backends import OnnxRuntimeCpu
+
+
+@pytest.fixture
+def copy(gpu_bundle, tmp_path):
+    return shutil.copytree(gpu_bundle, tmp_path / "copy.sdpl")
+
+
+def test_what_runs_here_is_verified_and_written_down(sdpl, copy):
+    before = Bundle.open(copy).manifest
+    result = sdpl("verify", copy)
+    assert result.exit_code == 0, result.output
+    assert "cpu:fp32: verified; 6 images: scores differ by at most" in result.stdout
+    assert "rtx:sm86:fp16: not run: no CUDA GPU was found" in result.stdout
+    after = Bundle.open(copy).manifest
+    record = after.targets["cpu:int8"].verification
+    assert record.environment["provider"] == "CPUExecutionProvider"
+    assert record.of == "target"
+    assert after.targets["rtx:sm86:fp16"] == before.targets["rtx:sm86:fp16"]
+    assert after.targets["rtx:sm86:fp16"].status == "built, not run"
+    assert after.files == before.files
+
+
+def test_wrong_scores_fail_with_the_numbers_and_change_nothing(fails, copy, monkeypatch):
+    right = OnnxRuntimeCpu.scores
+    monkeypatch.setattr(OnnxRuntimeCpu, "scores", lambda self, images: np.clip(right(self, images) + 0.5, 0, 1))
+    before = (copy / "manifest.json").read_bytes()
+    line = fails("verify", copy)
+    assert "cpu:fp32 does not give PyTorch's answers on this machine: scores differ by up to" in line
+    assert (copy / "manifest.json").read_bytes() == before
+
+
+def test_nothing_to_verify_is_said(fails, checkpoint, sdpl, tmp_path):
+    assert sdpl("export", checkpoint, "--out", tmp_path / "m.sdpl", "--target", "rtx:sm86:fp16").exit_code == 0
+    assert "nothing was verified: no target of the bundle runs here" in fails("verify", tmp_path / "m.sdpl")
+
+
+def test_info_about_the_machine(sdpl):
+    result = sdpl("info")
+    assert result.exit_code == 0
+    assert "onnxruntime-cpu" in result.stdout
+    assert "usable" in result.stdout
+    found = json.loads(sdpl("info", "--json").stdout)
+    assert found["environment"]["backends"]["onnxruntime-cpu"] == "usable"
+    assert "onnxruntime" in found["environment"]["packages"]
+    assert found["targets"] == {}
+
+
+def test_info_about_a_bundle(sdpl, gpu_bundle):
+    result = sdpl("info", gpu_bundle)
+    assert "built, not run" in result.stdout
+    targets = json.loads(sdpl("info", gpu_bundle, "--json").stdout)["targets"]
+    assert targets["cpu:fp32"] == {"status": "verified", "here": "usable"}
+    assert targets["rtx:sm86:fp16"]["status"] == "built, not run"
+
+
+def test_info_about_no_bundle(fails, tmp_path):
+    assert "no such bundle" in fails("info", tmp_path / "gone.sdpl")
