@@ -21,7 +21,7 @@ from research import ResearchHead
 from sdpl.kernels.launch import Kernels
 from sdpl.kernels.reference import bilinear_attention_pool
 from sdpl.kernels.tolerance import KERNEL
-from sdpl.kernels.torch_op import attention_scores
+from sdpl.kernels.torch_op import attention_scores, device_array
 from sdpl.runtime.environment import environment
 
 K, E = 1024, 512
@@ -124,7 +124,7 @@ def attempt(call: Callable[[], object], calls: int) -> float | str:
 def one_shape(C: int, B: int, L: int, dtype: str, kernels: Kernels, ceiling: float, with_compile: bool) -> dict:
     u, v, q, g, t = operands(C, B, L, dtype)
     logits = torch.empty(B, C, device="cuda")
-    views = [_array(x) for x in (u, v, q, g, t, logits)]
+    views = [device_array(x) for x in (u, v, q, g, t, logits)]
     kernels.forward(*views)
     torch.cuda.synchronize()
     some = slice(0, min(C, 128))
@@ -165,12 +165,6 @@ def training(B: int = 64, C: int = 80, L: int = 49) -> dict:
     ours = once(lambda u, v, q, joint: attention_scores(u, v, joint.weight.T @ q))
     theirs = once(lambda u, v, q, joint: joint(torch.tanh(u[:, :, None] * v[None, None])) @ q)
     return {"B": B, "C": C, "L": L, "operator": ours, "research": theirs}
-
-
-def _array(x: torch.Tensor):
-    from sdpl.kernels.launch import DeviceArray
-
-    return DeviceArray(x.data_ptr(), tuple(x.shape), str(x.dtype).removeprefix("torch."))
 
 
 @click.command()

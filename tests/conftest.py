@@ -4,11 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 
+from sdpl.bundle import Bundle
 from sdpl.cli import main
 from sdpl.demo.scenes import write_coco
+from sdpl.export.fold import fold
+from sdpl.export.onnx import encoder_to_onnx
+from sdpl.train.checkpoint import load_checkpoint, restore_model
 
 # A CLIP with CLIP's own structure and random weights; 64-pixel images give a 2x2 map.
 BACKBONE = {
@@ -116,3 +121,16 @@ def gpu_bundle(checkpoint, scenes, tmp_path_factory) -> Path:
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output
     return out
+
+
+@pytest.fixture(scope="session")
+def encoder(checkpoint):
+    """The float32 encoder's graph of the trained checkpoint. Read only."""
+    _, model = restore_model(load_checkpoint(checkpoint))
+    return encoder_to_onnx(model.encoder, fold(model), torch.zeros(2, 64, 64, 3, dtype=torch.uint8))
+
+
+@pytest.fixture(scope="session")
+def images(bundle):
+    """The images of the proof, uint8 [6,64,64,3]."""
+    return Bundle.open(bundle).proof()[0]

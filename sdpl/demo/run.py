@@ -19,6 +19,7 @@ from sdpl.bundle import Bundle
 from sdpl.demo import tiny_clip
 from sdpl.demo.scenes import SCENE_SIDE, write_coco
 from sdpl.errors import UserError
+from sdpl.export.targets import default_targets
 from sdpl.files import replace_folder, writing
 from sdpl.runtime import Recognizer
 from sdpl.runtime.bench import Latency, measure, summarise
@@ -30,6 +31,7 @@ from sdpl.train.evaluate import Evaluation, evaluate, score_all
 
 TRAIN_SCENES, TEST_SCENES = 1200, 400
 PICTURES = 6
+SHOWN = ("cpu:fp32", "cpu:int8")
 CONFIG = Path(__file__).with_name("config.yaml")
 
 
@@ -41,11 +43,19 @@ def run(out: Path) -> None:
     checkpoint, bundle = out / "run" / "model.ckpt", out / "model.sdpl"
     resume = ["--resume"] if (out / "run" / "last.ckpt").exists() else []
     _command(console, "train", out / "config.yaml", "--out", out / "run", *resume)
-    _command(console, "export", checkpoint, "--out", bundle)
+    targets = [word for name in (*SHOWN, *_engines()) for word in ("--target", name)]
+    _command(console, "export", checkpoint, "--out", bundle, *targets, "--calibrate", out / "data" / "train")
+    _command(console, "info", bundle)
     test = read_coco(out / "data" / "annotations" / "instances_test.json")
     _command(console, "predict", bundle, *test.images[:PICTURES], "--attention", out / "attention")
-    _command(console, "bench", bundle, "--batch", "1,8", "--seconds", "2", "--json", out / "bench.json")
+    bench = ["--batch", "1,8", "--seconds", "2", "--json", out / "bench.json", "--plot", out / "bench.png"]
+    _command(console, "bench", bundle, "--backend", SHOWN[0], *bench)
     _summary(out, checkpoint, bundle, test, console)
+
+
+def _engines() -> list[str]:
+    """The engines that an export without --target would build here."""
+    return [str(spec) for spec in default_targets() if str(spec) not in SHOWN]
 
 
 def _prepare(out: Path, console: Console) -> None:
@@ -72,27 +82,33 @@ def _command(console: Console, *words: object) -> None:
 
 
 def _summary(out: Path, checkpoint: Path, bundle: Path, test: LabelledImages, console: Console) -> None:
-    """Both models on all test scenes: accuracy, differences, latency, sizes; a table, a JSON file and a picture."""
+    """PyTorch and the bundle on all test scenes: accuracy, differences, latency, sizes; a table, JSON, a picture."""
     config, model = restore_model(load_checkpoint(checkpoint), str(checkpoint))
-    size = config.model.image_size
-    with Recognizer.open(bundle) as recognizer:
-        scorers = {"PyTorch": model.scorer(), "bundle": recognizer.scores}
-        with console.status("scoring the test scenes with both models"):
-            scores = {name: score_all(scorer, test, size, 16) for name, scorer in scorers.items()}
-        with console.status("measuring both models"):
-            latency = {name: _latency(scorer, recognizer.bundle) for name, scorer in scorers.items()}
-            pointing, chance = pointing_accuracy(recognizer, test)
+    scores, latency, sizes = {}, {}, {"PyTorch": checkpoint.stat().st_size}
+
+    def look_at(name: str, scorer: Callable, opened: Bundle) -> None:
+        with console.status(f"scoring the test scenes with {name}"):
+            scores[name] = score_all(scorer, test, config.model.image_size, 16)
+            latency[name] = _latency(scorer, opened)
+
+    opened = Bundle.open(bundle)
+    look_at("PyTorch", model.scorer(), opened)
+    for name in SHOWN:
+        with Recognizer.open(bundle, name) as recognizer:
+            look_at(name, recognizer.scores, opened)
+            sizes[name] = sum(opened.manifest.files[file].size for file in opened.manifest.targets[name].files.values())
+            if name == SHOWN[0]:
+                pointing, chance = pointing_accuracy(recognizer, test)
     results = {name: evaluate(values, test) for name, values in scores.items()}
     draw_ap_bars({name: result.ap for name, result in results.items()}, out / "ap.png")
-    sizes = {"PyTorch": checkpoint.stat().st_size, "bundle": sum(f.stat().st_size for f in bundle.rglob("*"))}
-    difference = np.abs(scores["PyTorch"] - scores["bundle"])
+    differences = [f"{np.abs(scores['PyTorch'] - scores[name]).max():.1e}" for name in SHOWN]
     chance_map = 100 * float((test.labels > 0).mean(axis=0).mean())
     rows = _rows(results, latency, sizes)
-    rows.append(("largest score difference", "", f"{difference.max():.1e}"))
-    rows.append(("mAP of random scores", f"{chance_map:.1f}", ""))
-    rows.append((f"attention peak on the right digit (random: {chance:.0f} %)", "", f"{pointing:.0f} %"))
+    rows.append(("largest score difference", "", *differences))
+    rows.append(("mAP of random scores", f"{chance_map:.1f}", "", ""))
+    rows.append((f"attention peak on the right digit (random: {chance:.0f} %)", "", f"{pointing:.0f} %", ""))
     table = Table(title=f"{len(test)} test scenes, {config.data.known_proportion:.0%} of the training labels known")
-    for column in ("", "PyTorch", "bundle"):
+    for column in ("", *results):
         table.add_column(column, justify="left" if not column else "right")
     for row in rows:
         table.add_row(*row)
@@ -102,7 +118,9 @@ def _summary(out: Path, checkpoint: Path, bundle: Path, test: LabelledImages, co
     (out / "summary.json").write_text(
         json.dumps({"environment": {**machine, "torch": torch.__version__}, "rows": rows}, indent=2) + "\n"
     )
-    console.print(f"pictures: {out / 'attention'}/*.png, {out / 'ap.png'}; numbers: {out / 'summary.json'}")
+    console.print(
+        f"pictures: {out / 'attention'}/*.png, {out / 'ap.png'}, {out / 'bench.png'}; numbers: {out / 'summary.json'}"
+    )
 
 
 def _rows(results: dict[str, Evaluation], latency: dict[str, Latency], sizes: dict[str, int]) -> list[tuple[str, ...]]:

@@ -93,7 +93,7 @@ _scores.register_autograd(_backward, setup_context=_save_inputs)
 def _(u, v, q):
     kernels, views = _on_gpu(u, v, q)
     s = torch.empty(u.shape[0], v.shape[0], u.shape[1], device=u.device)
-    kernels.scores(*views, _view(s), torch.cuda.current_stream(u.device).cuda_stream)
+    kernels.scores(*views, device_array(s), torch.cuda.current_stream(u.device).cuda_stream)
     return s
 
 
@@ -110,15 +110,15 @@ def _(ds, u, v, q):
     dq = torch.empty(slices, plan.grid[1], shape.K, device=u.device)
     if shape.B == 0:
         return du.to(u.dtype), torch.zeros_like(v), torch.zeros_like(q)
-    kernels.backward_u(*views, _view(ds), _view(du), stream)
-    kernels.backward_vq(*views, _view(ds), _view(dv), _view(dq), stream)
+    kernels.backward_u(*views, device_array(ds), device_array(du), stream)
+    kernels.backward_vq(*views, device_array(ds), device_array(dv), device_array(dq), stream)
     return du.to(u.dtype), dv.sum(0).to(v.dtype), dq.sum((0, 1))
 
 
 def _on_gpu(u, v, q):
     if u.dtype == torch.float64:
         raise ValueError("u: expected float32, float16 or bfloat16 on a GPU, got float64")
-    return _kernels(str(u.dtype).removeprefix("torch."), u.device.index), [_view(x) for x in (u, v, q)]
+    return _kernels(str(u.dtype).removeprefix("torch."), u.device.index), [device_array(x) for x in (u, v, q)]
 
 
 @functools.cache
@@ -128,7 +128,8 @@ def _kernels(dtype: str, device_id: int):
     return Kernels(dtype, device_id=device_id)
 
 
-def _view(x: torch.Tensor):
+def device_array(x: torch.Tensor):
+    """A contiguous tensor on a GPU as the launcher takes it; of any dtype, which `__cuda_array_interface__` is not."""
     from sdpl.kernels.launch import DeviceArray
 
     return DeviceArray(x.data_ptr(), tuple(x.shape), str(x.dtype).removeprefix("torch."))
