@@ -12,7 +12,7 @@ from sdpl.errors import UserError
 from sdpl.files import replace_file
 from sdpl.kernels.compile import OF_PRECISION
 from sdpl.runtime.device import Cuda, OutOfMemoryError
-from sdpl.runtime.usable import PACKAGES, invalid_engine
+from sdpl.runtime.usable import INSTALL, PACKAGES, invalid_engine
 
 TENSORS = ("image", "u", "g")
 
@@ -27,14 +27,20 @@ class OnnxRuntimeCuda:
         import onnxruntime
 
         path = bundle.file(target.files["encoder"])
+        onnxruntime.preload_dlls()  # CUDA's libraries from wheels, where they are installed so
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(path, options, providers=["CUDAExecutionProvider"])
+        if "CUDAExecutionProvider" not in self._session.get_providers():  # it falls back to the CPU without a word
+            raise UserError(f"{name}: ONNX Runtime cannot load its CUDA provider: {INSTALL['onnxruntime-cuda']}.")
         self._dtype = {"float32": np.float32, "float16": np.float16}[OF_PRECISION[target.precision]]
         self._shapes = {
             value.name: value.shape[1:] for value in (*self._session.get_inputs(), *self._session.get_outputs())
         }
         self._device, self._version = device, onnxruntime.__version__
+
+    def prepare(self, batch: int) -> None:
+        """Nothing: ONNX Runtime takes its memory while it runs."""
 
     def enqueue(self, batch: int, image: int, u: int, g: int, stream: int) -> None:
         self._device.synchronize(stream)  # the images are there before another stream reads them
@@ -80,8 +86,13 @@ class TensorRt:
         self._workspace_bytes = engine.device_memory_size_v2
         self._workspace = device.allocate(self._workspace_bytes)
 
+    def prepare(self, batch: int) -> None:
+        if batch not in self._contexts:
+            self._contexts[batch] = self._make_context(batch)
+
     def enqueue(self, batch: int, image: int, u: int, g: int, stream: int) -> None:
-        context = self._contexts.get(batch) or self._make_context(batch)
+        self.prepare(batch)  # images already on the GPU come in any number
+        context = self._contexts[batch]
         for name, pointer in zip(TENSORS, (image, u, g), strict=True):
             context.set_tensor_address(name, pointer)
         if not context.execute_async_v3(stream):
@@ -110,7 +121,6 @@ class TensorRt:
         context.set_device_memory(self._workspace, self._workspace_bytes)
         if not context.set_input_shape("image", (batch, *self._sides)):
             raise UserError(f"batch {batch} is outside of the engine's profile.")
-        self._contexts[batch] = context
         return context
 
     def _runtime_config(self, cache: Path):

@@ -21,6 +21,9 @@ from sdpl.runtime.device import Cuda, OutOfMemoryError, Pinned
 class Encoder(Protocol):
     """An engine for image uint8 [B,S,S,3] -> u [B,L,K], g [B,L,E] in the kernel's dtype."""
 
+    def prepare(self, batch: int) -> None:
+        """Take the memory that a batch size needs. Raises OutOfMemoryError."""
+
     def enqueue(self, batch: int, image: int, u: int, g: int, stream: int) -> None:
         """Enqueue one batch; arguments are addresses on the GPU."""
 
@@ -227,6 +230,7 @@ class TwoStage:
                 bucket.pointers[name] = self._device.allocate(size)
                 if name in ("image", "logits", "attention"):
                     bucket.pinned[name] = self._device.allocate_pinned(size)
+            self._encoder.prepare(batch)
         except OutOfMemoryError:
             self._free(bucket)
             raise

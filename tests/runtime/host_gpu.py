@@ -89,7 +89,11 @@ class HostEncoder:
     def __init__(self, path, captured=True):
         self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         self.captured, self.batches, self.closed = captured, [], False
-        self.side = self.session.get_inputs()[0].shape[1]
+        self.side, self.most = self.session.get_inputs()[0].shape[1], 1 << 20
+
+    def prepare(self, batch):
+        if batch > self.most:
+            raise OutOfMemoryError("no room for the engine's own memory")
 
     def enqueue(self, batch, image, u, g, stream):
         assert stream == 7

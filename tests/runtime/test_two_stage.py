@@ -130,6 +130,13 @@ def test_a_full_gpu_takes_smaller_batches_and_then_says_so(make, proof):
     np.testing.assert_allclose(crowded.scores(proof[0]), proof[1], atol=5e-3)
 
 
+def test_an_engine_that_runs_out_of_memory_gets_smaller_batches(make, proof):
+    recognizer, device, encoder = make(profile=Profile(min=1, opt=4, max=4))
+    encoder.most = 2
+    np.testing.assert_allclose(recognizer.scores(proof[0]), proof[1], atol=5e-3)
+    assert max(encoder.batches) == 2
+
+
 def test_an_error_of_the_engine_leaves_it_usable(make, proof):
     recognizer, _, encoder = make()
     right = encoder.enqueue
