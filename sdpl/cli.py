@@ -103,10 +103,12 @@ def train(config: Path, out: Path, resume: bool) -> None:
 def export(
     checkpoint, out, targets, batch, head, calibrate, images, annotations, eval_images, max_score_diff, max_map_drop
 ) -> None:
-    """Export CHECKPOINT as a bundle that runs without PyTorch, and prove that it gives the same scores."""
+    """Export CHECKPOINT as a bundle that runs without PyTorch, and prove that it gives the same scores.
+
+    Given a bundle in place of the checkpoint, builds engines from its own graphs and adds them to it; needs no PyTorch.
+    """
     from rich.console import Console
 
-    from sdpl.export.build import Options, export
     from sdpl.export.targets import parse_targets
     from sdpl.export.verify import Limits
     from sdpl.preprocess import find_images
@@ -114,7 +116,25 @@ def export(
     from sdpl.runtime.verify import run_here
     from sdpl.train.data import read_coco
 
-    specs, profile = parse_targets(targets), _profile(batch)
+    specs, profile, limits = parse_targets(targets), _profile(batch), Limits(max_score_diff, max_map_drop)
+    console = Console(stderr=True)
+
+    def show(make, *arguments) -> None:
+        with console.status("reading") as status:
+            made = make(*arguments, lambda step: (console.print(step), status.update(step)), run_here)
+        for name, target in made.items():
+            click.echo(f"{name}: {target.status}; {describe(target.verification)}")
+
+    if checkpoint.is_dir():
+        from sdpl.export.engines import add_engines
+
+        given = {"--out": out, "--images": images, "--calibrate": calibrate, "--eval": annotations}
+        for option in (name for name, value in given.items() if value):
+            raise UserError(f"{option} needs a checkpoint: a bundle only gets more engines, in its place.")
+        show(add_engines, checkpoint, specs, profile, limits)
+        return
+    from sdpl.export.build import Options, export
+
     options = Options(
         targets=specs,
         head=head,
@@ -122,14 +142,9 @@ def export(
         images=find_images(list(images)) if images else None,
         calibrate=find_images(list(calibrate)) if calibrate else None,
         evaluation=read_coco(annotations, eval_images) if annotations else None,
-        limits=Limits(max_score_diff, max_map_drop),
+        limits=limits,
     )
-    out = out or checkpoint.parent / f"{checkpoint.stem}.sdpl"
-    console = Console(stderr=True)
-    with console.status("reading the checkpoint") as status:
-        made = export(checkpoint, out, options, lambda step: (console.print(step), status.update(step)), run_here)
-    for name, target in made.items():
-        click.echo(f"{name}: {target.status}; {describe(target.verification)}")
+    show(export, checkpoint, out or checkpoint.parent / f"{checkpoint.stem}.sdpl", options)
 
 
 def _profile(text: str):
@@ -322,7 +337,7 @@ def info(bundle: Path | None, as_json: bool) -> None:
     opened = Bundle.open(bundle) if bundle else None
     if as_json:
         targets = opened.manifest.targets if opened else {}
-        here = {n: {"status": t.status, "here": target_obstacle(n, t) or "usable"} for n, t in targets.items()}
+        here = {n: {"status": t.status, "here": target_obstacle(opened, n) or "usable"} for n, t in targets.items()}
         click.echo(json.dumps({"environment": describe(), "targets": here}, indent=2))
         return
     Console().print(environment_table(describe()))
