@@ -54,7 +54,8 @@ def test_an_engine_that_fits(gpu, opened):
 def test_an_engine_for_another_gpu_comes_with_the_command_that_rebuilds_it(gpu, opened):
     gpu(RTX_4090)
     assert target_obstacle(opened, NAME) == (
-        "built for compute capability 86, NVIDIA GeForce RTX 4090 has 89: sdpl-export BUNDLE --target rtx:sm89:fp16"
+        "built for compute capability 86, NVIDIA GeForce RTX 4090 has 89: "
+        f"sdpl-export {opened.path} --target rtx:sm89:fp16"
     )
 
 
