@@ -17,14 +17,25 @@ EXTRAS = {  # which extra brings a module
     "ml_dtypes": "export",
     "matplotlib": "pictures",
     "onnx": "export",
+    "jinja2": "report",
     "onnxruntime": "runtime",
     "onnxscript": "export",
     "open_clip": "train",
     "platformdirs": "cuda",
+    "pyarrow": "parquet",
+    "rapidfuzz": "train",
     "sklearn": "eval",
     "torch": "train",
     "yaml": "train",
 }
+IMAGES = click.option("--images", type=PATH, help="Folder of the images.  [default: where the format keeps them]")
+FORMAT = click.option(
+    "--format",
+    type=click.Choice(["auto", "coco", "voc", "csv", "jsonl", "parquet"]),
+    default="auto",
+    show_default=True,
+    help="Of the label file, where its name does not say it.",
+)
 
 
 class Command(click.Command):
@@ -148,28 +159,31 @@ def _profile(text: str):
 @main.command(name="eval")
 @click.argument("model", type=PATH)
 @click.argument("annotations", type=PATH)
-@click.option("--images", type=PATH, help="Folder of the images.  [default: where COCO keeps them]")
+@IMAGES
+@FORMAT
 @click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True)
 @click.option("--threshold", type=click.FloatRange(0, 1), help="For F1.  [default: the model's own, or 0.5]")
+@click.option("--skip-unreadable", is_flag=True, help="Name unreadable images and leave them out, instead of stopping.")
 @click.option("--json", "json_path", type=PATH, help="Also write the metrics to this file.")
-def evaluate(
-    model: Path, annotations: Path, images: Path | None, batch: int, threshold: float | None, json_path: Path | None
-) -> None:
-    """Metrics of MODEL (model.ckpt or model.sdpl) on COCO-format ANNOTATIONS."""
+def evaluate(model, annotations, images, format, batch, threshold, skip_unreadable, json_path) -> None:
+    """Metrics of MODEL (model.ckpt or model.sdpl) on the labels of ANNOTATIONS: COCO, VOC or a table."""
     from rich.console import Console
     from rich.progress import Progress
 
     from sdpl.files import replace_file
-    from sdpl.train.data import read_coco
-    from sdpl.train.evaluate import evaluate, require_categories, score_all
+    from sdpl.train.data import Unreadable
+    from sdpl.train.evaluate import evaluate, score_all
+    from sdpl.train.formats import read_labels
     from sdpl.train.report import tables
 
-    data = read_coco(annotations, images)
     scorer, categories, image_size, thresholds = _scorer(model)
-    data = require_categories(data, categories, str(annotations))
-    with Progress(console=Console(stderr=True)) as progress:
+    data = read_labels(annotations, images, format, categories)
+    console = Console(stderr=True)
+    unreadable = Unreadable("skip" if skip_unreadable else "stop", console.print, "--skip-unreadable leaves it out.")
+    with Progress(console=console) as progress:
         task = progress.add_task("scoring", total=len(data))
-        scores = score_all(scorer, data, image_size, batch, lambda done: progress.advance(task, done))
+        scores = score_all(scorer, data, image_size, batch, lambda done: progress.advance(task, done), unreadable)
+    data = data.without(unreadable.images)
     result = evaluate(scores, data, thresholds if threshold is None else threshold)
     for table in tables(result):
         Console().print(table)

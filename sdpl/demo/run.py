@@ -26,8 +26,9 @@ from sdpl.runtime.bench import Latency, measure, summarise
 from sdpl.runtime.environment import environment
 from sdpl.runtime.heatmap import draw_ap_bars
 from sdpl.train.checkpoint import load_checkpoint, restore_model
-from sdpl.train.data import LabelledImages, read_coco
+from sdpl.train.data import LabelledImages
 from sdpl.train.evaluate import Evaluation, evaluate, score_all
+from sdpl.train.formats import read_labels
 
 TRAIN_SCENES, TEST_SCENES = 1200, 400
 PICTURES = 6
@@ -46,7 +47,7 @@ def run(out: Path) -> None:
     targets = [word for name in (*SHOWN, *_engines()) for word in ("--target", name)]
     _command(console, "export", checkpoint, "--out", bundle, *targets, "--calibrate", out / "data" / "train")
     _command(console, "info", bundle)
-    test = read_coco(out / "data" / "annotations" / "instances_test.json")
+    test = read_labels(out / "data" / "annotations" / "instances_test.json")
     _command(console, "predict", bundle, *test.images[:PICTURES], "--attention", out / "attention")
     bench = ["--batch", "1,8", "--seconds", "2", "--json", out / "bench.json", "--plot", out / "bench.png"]
     _command(console, "bench", bundle, "--backend", SHOWN[0], *bench)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sdpl.errors import UserError, listed
-from sdpl.train.data import LabelledImages, batches
+from sdpl.errors import UserError
+from sdpl.train.data import LabelledImages, Unreadable, batches
 from sdpl.train.metrics import f1_metrics, mean_average_precision, per_category_average_precision
 
 Scorer = Callable[[np.ndarray], np.ndarray]  # uint8 [B,S,S,3] -> float32 [B,C]
@@ -30,12 +30,18 @@ def score_all(
     image_size: int,
     batch_size: int,
     advance: Callable[[int], None] = lambda n: None,
+    unreadable: Unreadable | None = None,
 ) -> np.ndarray:
-    """Scores float32 [N,C] of every image; `advance` is told how many images are done."""
+    """Scores float32 [N,C] of every image; `advance` is told how many images are done.
+
+    The images that `unreadable` lets pass have no row: they are `data.without(unreadable.images)`.
+    """
     scores = []
-    for images, _ in batches(data, image_size, batch_size):
+    for images, _ in batches(data, image_size, batch_size, unreadable=unreadable):
         scores.append(scorer(images))
         advance(len(images))
+    if not scores:
+        raise UserError(f"none of {len(data)} images could be read; `sdpl-data check` says why.")
     return np.concatenate(scores)
 
 
@@ -55,12 +61,3 @@ def evaluate(scores: np.ndarray, data: LabelledImages, thresholds: float | np.nd
         f1_top3={k: 100 * v for k, v in f1_metrics(scores, data.labels, top_k=3).items()},
         ap=ap,
     )
-
-
-def require_categories(data: LabelledImages, categories: tuple[str, ...], name: str) -> LabelledImages:
-    """The data with its columns in the model's order. Raises UserError when the categories are not the same."""
-    if set(data.categories) != set(categories):
-        odd = set(data.categories) ^ set(categories)
-        raise UserError(f"{name}: its categories are not the model's ({len(odd)} differ: {listed(sorted(odd))}).")
-    order = [data.categories.index(category) for category in categories]
-    return LabelledImages(data.images, data.labels[:, order], categories)

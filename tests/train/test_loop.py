@@ -11,7 +11,7 @@ import torch
 import sdpl.train.loop as loop
 from sdpl.train.checkpoint import load_checkpoint
 from sdpl.train.config import TrainConfig, read_config
-from sdpl.train.data import read_coco
+from sdpl.train.formats import read_labels
 from sdpl.train.loop import learning_rate, load_data
 
 
@@ -130,7 +130,7 @@ def test_validation_images_are_not_trained_on_and_labels_are_masked_first(config
     train, val = load_data(settings)
     assert not set(train.images) & set(val.images)
     assert (len(train), len(val)) == (18, 6)
-    full = dict(zip(*(lambda d: (d.images, d.labels))(read_coco(settings.data.train.annotations)), strict=True))
+    full = dict(zip(*(lambda d: (d.images, d.labels))(read_labels(settings.data.train.annotations)), strict=True))
     for split in (train, val):
         for path, labels in zip(split.images, split.labels, strict=True):
             assert set(np.unique(labels)) <= {-1, 0, 1}
