@@ -23,7 +23,6 @@ EXTRAS = {  # which extra brings a module
     "open_clip": "train",
     "platformdirs": "cuda",
     "pyarrow": "parquet",
-    "rapidfuzz": "train",
     "sklearn": "eval",
     "torch": "train",
     "yaml": "train",
