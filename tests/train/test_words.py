@@ -108,7 +108,7 @@ def test_words_are_found_whatever_their_case_and_divider():
 def test_the_other_dialects_of_glove_s_format(tmp_path):
     """GloVe 840B has words with spaces in them, word2vec's text files begin with their size."""
     path = tmp_path / "w.txt"
-    path.write_text("3 3\n. . . 1 1 1\nat name@domain.com 2 2 2\nat 3 4 5 \n")
+    path.write_text("3 3\n, 0 0 0\n. . . 1 1 1\nat name@domain.com 2 2 2\nat 3 4 5 \n")
     np.testing.assert_array_equal(word_vectors(str(path), ["at"]), [[3, 4, 5]])
 
 
