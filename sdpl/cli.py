@@ -173,7 +173,7 @@ def evaluate(model, annotations, images, format, batch, threshold, skip_unreadab
     from sdpl.train.data import Unreadable
     from sdpl.train.evaluate import evaluate, score_all
     from sdpl.train.formats import read_labels
-    from sdpl.train.report import tables
+    from sdpl.train.report import evaluation_tables
 
     scorer, categories, image_size, thresholds = _scorer(model)
     data = read_labels(annotations, images, format, categories)
@@ -184,7 +184,7 @@ def evaluate(model, annotations, images, format, batch, threshold, skip_unreadab
         scores = score_all(scorer, data, image_size, batch, lambda done: progress.advance(task, done), unreadable)
     data = data.without(unreadable.images)
     result = evaluate(scores, data, thresholds if threshold is None else threshold)
-    for table in tables(result):
+    for table in evaluation_tables(result):
         Console().print(table)
     if json_path is not None:
         with replace_file(json_path) as temporary:
@@ -350,3 +350,68 @@ def demo(out: Path) -> None:
     from sdpl.demo.run import run
 
     run(out)
+
+
+@main.group(cls=Group)
+def data() -> None:
+    """Look at label files before training, and make partial-label sets."""
+
+
+@data.command(name="check")
+@click.argument("labels", type=PATH, nargs=-1, required=True)
+@click.option("--images", type=PATH, multiple=True, help="Folder of the images, once for each of LABELS.")
+@FORMAT
+@click.option("--json", "json_path", type=PATH, help="Also write everything found to this file.")
+def check_data(labels, images, format, json_path) -> None:
+    """Check LABELS, the label files of a training set and then of its other splits, or one training CONFIG.yaml.
+
+    Counts what is known of each category, opens every image, and looks for copies of pictures within and across the
+    splits. Exit status 1 if there are problems: an unreadable image, a picture in two splits, a training category of
+    which nothing is known.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from sdpl.files import replace_file
+    from sdpl.train.check import check, read_splits
+    from sdpl.train.report import check_tables
+
+    splits = read_splits(list(labels), list(images), format)
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("looking at the images", total=sum(len(split) for split in splits.values()))
+        result = check(splits, lambda: progress.advance(task))
+    for table in check_tables(result):
+        Console().print(table)
+    if json_path is not None:
+        with replace_file(json_path) as temporary:
+            temporary.write_text(json.dumps(asdict(result), indent=2) + "\n")
+    click.echo(f"kinds of problems: {result.problems}, of warnings: {len(result.findings) - result.problems}")
+    click.get_current_context().exit(1 if result.problems else 0)
+
+
+@data.command(name="mask")
+@click.argument("labels", type=PATH)
+@click.option("--proportion", type=click.FloatRange(0, 1, min_open=True), required=True, help="Of the labels, to keep.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@click.option("--out", type=PATH, required=True, help="The table to write: .csv, .jsonl or .parquet.")
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@IMAGES
+@FORMAT
+def mask_data(labels, proportion, seed, out, force, images, format) -> None:
+    """Hide labels of LABELS as the field's benchmarks do, and write the partial-label set as a table.
+
+    Each label of the images x categories matrix is kept with probability PROPORTION, drawn by NumPy's
+    RandomState(SEED): the same file, proportion and seed give the same set everywhere, and the same labels as
+    data.known_proportion and data.mask_seed in a configuration.
+    """
+    from sdpl.train.formats import read_labels, write_labels
+    from sdpl.train.partial import mask_labels
+
+    full = read_labels(labels, images, format)
+    partial = full.with_labels(mask_labels(full.labels, proportion, seed))
+    folder = write_labels(partial, out, force)
+    known, total = int((partial.labels != 0).sum()), partial.labels.size
+    click.echo(
+        f"{out}: {len(partial)} images, {len(partial.categories)} categories, {known / total:.1%} of labels known"
+    )
+    click.echo(f"train on it with  annotations: {out}  and  images: {folder}")

@@ -1,14 +1,15 @@
 """Label files: one mechanism for COCO, VOC and the user's own tables. A format is recognised, or named by a key."""
 
 from functools import partial
-from os.path import normpath
+from os.path import commonpath, normpath
 from pathlib import Path
 
 from sdpl.errors import UserError, listed
+from sdpl.files import replace_file
 from sdpl.train.categories import require_distinct
 from sdpl.train.data import LabelledImages
 from sdpl.train.formats.coco import read_coco
-from sdpl.train.formats.table import csv_rows, jsonl_rows, parquet_rows, read_table
+from sdpl.train.formats.table import csv_rows, jsonl_rows, parquet_rows, read_table, write_table
 from sdpl.train.formats.voc import is_voc, read_voc
 
 # Each reader takes (path, images folder or None, categories or None) and returns the images' folder, their names in
@@ -54,6 +55,23 @@ def read_labels(
         _require_images(paths, folder, path)
     data = LabelledImages(paths, labels, found)
     return data if categories is None else _in_order(data, categories, path)
+
+
+def write_labels(data: LabelledImages, path: Path, replace: bool = False) -> Path:
+    """Write a table that `read_labels` reads, as its suffix says; returns the folder that the images' names are in.
+
+    Raises UserError when `path` exists and is not to be replaced, or has another suffix.
+    """
+    suffix = path.suffix.lower()
+    if SUFFIXES.get(suffix) not in ("csv", "jsonl", "parquet"):
+        raise UserError(f"{path}: a table ends in .csv, .jsonl or .parquet.")
+    if path.exists() and not replace:
+        raise UserError(f"{path} exists: add --force to replace it, or choose another --out.")
+    folder = Path(commonpath([image.parent for image in data.images]))
+    names = [image.relative_to(folder).as_posix() for image in data.images]
+    with replace_file(path) as temporary:
+        write_table(temporary, SUFFIXES[suffix], names, data.labels, data.categories)
+    return folder
 
 
 def recognise(path: Path) -> str:

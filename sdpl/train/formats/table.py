@@ -113,15 +113,15 @@ def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise UserError(f"{path}: is not Parquet ({str(error).splitlines()[0]}).") from None
 
 
-def write_table(path: Path, suffix: str, names: list[str], labels: np.ndarray, categories: tuple[str, ...]) -> None:
+def write_table(path: Path, format: str, names: list[str], labels: np.ndarray, categories: tuple[str, ...]) -> None:
     """Write a table that `read_table` reads: a column per category, unknown labels blank in CSV and 0 elsewhere.
 
-    suffix: .csv, .jsonl or .parquet. names: of the images, [N]; labels: int8 [N,C].
+    format: csv, jsonl or parquet. names: of the images, [N]; labels: int8 [N,C].
     """
     taken = [name for name in categories if name in ("image", *LISTS)]
     if taken:
         raise UserError(f"a table cannot have a category called {taken[0]!r}: that column has another meaning.")
-    if suffix == ".parquet":
+    if format == "parquet":
         import pyarrow
         from pyarrow import parquet
 
@@ -129,7 +129,7 @@ def write_table(path: Path, suffix: str, names: list[str], labels: np.ndarray, c
         parquet.write_table(pyarrow.table({"image": names, **columns}), path)
         return
     with open(path, "w", encoding="utf-8", newline="") as stream:
-        if suffix == ".jsonl":
+        if format == "jsonl":
             for name, row in zip(names, labels.tolist(), strict=True):
                 stream.write(json.dumps({"image": name, **dict(zip(categories, row, strict=True))}) + "\n")
             return

@@ -72,7 +72,7 @@ def test_what_is_written_is_read_again(tmp_path, suffix):
     for name in names:
         (tmp_path / name).touch()
     path = tmp_path / f"t{suffix}"
-    write_table(path, suffix, names, labels, categories)
+    write_table(path, suffix[1:], names, labels, categories)
     data = read_labels(path)
     np.testing.assert_array_equal(data.labels, labels)
     assert data.categories == categories
@@ -82,7 +82,7 @@ def test_what_is_written_is_read_again(tmp_path, suffix):
 @pytest.mark.parametrize("category", ["image", "positives"])
 def test_a_category_that_the_table_cannot_hold_is_refused(tmp_path, category):
     with pytest.raises(UserError, match=f"a table cannot have a category called '{category}'"):
-        write_table(tmp_path / "t.csv", ".csv", ["a.jpg"], np.ones((1, 1), np.int8), (category,))
+        write_table(tmp_path / "t.csv", "csv", ["a.jpg"], np.ones((1, 1), np.int8), (category,))
 
 
 @pytest.mark.parametrize(
