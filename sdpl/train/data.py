@@ -106,10 +106,16 @@ def count_labels(data: LabelledImages) -> list[LabelCounts]:
 
 
 def require_known_labels(data: LabelledImages) -> None:
-    """Raise UserError when a category has no known label at all: nothing could be learned about it."""
+    """Raise UserError when a category has no known label at all, or nothing is known to be absent: nothing could be
+    learned about the one, and from the other that everything is present."""
     unknown = [count.category for count in count_labels(data) if not count.known]
     if unknown:
         raise UserError(
             f"no known label at all for {len(unknown)} of {len(data.categories)} categories ({listed(unknown)}): "
             "raise data.known_proportion, add labels, or remove the categories."
+        )
+    if not (data.labels < 0).any():
+        raise UserError(
+            "no label says that anything is absent: a model would learn that everything is present. "
+            "0 and blank mean unknown; write -1 (absent) where it is known."
         )

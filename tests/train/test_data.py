@@ -15,6 +15,11 @@ def test_a_category_without_any_known_label_is_named():
     require_known_labels(LabelledImages((), np.array([[1, 0], [0, -1]], np.int8), ("cat", "dog")))
 
 
+def test_zeros_that_were_meant_as_absent_are_noticed():
+    with pytest.raises(UserError, match=r"no label says that anything is absent: .*write -1 \(absent\)"):
+        require_known_labels(LabelledImages((), np.array([[1, 0], [0, 1]], np.int8), ("cat", "dog")))
+
+
 def test_batches_keep_order_and_content(scenes):
     data = read_labels(scenes / "annotations" / "instances_train.json").subset([5, 3, 9, 1, 0])
     seen = list(batches(data, 32, 2))
