@@ -164,7 +164,9 @@ def _profile(text: str):
 @click.option("--threshold", type=click.FloatRange(0, 1), help="For F1.  [default: the model's own, or 0.5]")
 @click.option("--skip-unreadable", is_flag=True, help="Name unreadable images and leave them out, instead of stopping.")
 @click.option("--json", "json_path", type=PATH, help="Also write the metrics to this file.")
-def evaluate(model, annotations, images, format, batch, threshold, skip_unreadable, json_path) -> None:
+@click.option("--report", type=PATH, help="Also write an HTML page with curves, pictures of the worst errors and more.")
+@click.option("--worst", type=click.IntRange(0, 200), default=12, show_default=True, help="Pictures per part of it.")
+def evaluate(model, annotations, images, format, batch, threshold, skip_unreadable, json_path, report, worst) -> None:
     """Metrics of MODEL (model.ckpt or model.sdpl) on the labels of ANNOTATIONS: COCO, VOC or a table."""
     from rich.console import Console
     from rich.progress import Progress
@@ -175,36 +177,50 @@ def evaluate(model, annotations, images, format, batch, threshold, skip_unreadab
     from sdpl.train.formats import read_labels
     from sdpl.train.report import evaluation_tables
 
-    scorer, categories, image_size, thresholds = _scorer(model)
-    data = read_labels(annotations, images, format, categories)
+    if report is not None:
+        from sdpl.report.html import write_report  # before hours of scoring, should it not be installed
+    evaluated = _evaluated(model, threshold)
+    data = read_labels(annotations, images, format, evaluated.categories)
     console = Console(stderr=True)
     unreadable = Unreadable("skip" if skip_unreadable else "stop", console.print, "--skip-unreadable leaves it out.")
     with Progress(console=console) as progress:
         task = progress.add_task("scoring", total=len(data))
-        scores = score_all(scorer, data, image_size, batch, lambda done: progress.advance(task, done), unreadable)
+        scores = score_all(
+            evaluated.scores, data, evaluated.image_size, batch, lambda done: progress.advance(task, done), unreadable
+        )
     data = data.without(unreadable.images)
-    result = evaluate(scores, data, thresholds if threshold is None else threshold)
+    result = evaluate(scores, data, evaluated.thresholds)
     for table in evaluation_tables(result):
         Console().print(table)
     if json_path is not None:
         with replace_file(json_path) as temporary:
             temporary.write_text(json.dumps(asdict(result), indent=2) + "\n")
+    if report is not None:
+        with console.status("drawing the report"):
+            write_report(report, str(model), str(annotations), evaluated, data, scores, result, worst)
+        click.echo(f"report: {report}")
 
 
-def _scorer(model: Path):
-    """What scores a batch of this model, its categories, image size and thresholds."""
+def _evaluated(model: Path, threshold: float | None):
+    """The model to evaluate, with one threshold for all categories if it is given."""
     import numpy as np
+
+    from sdpl.train.evaluate import Evaluated
 
     if model.is_dir() or model.suffix == ".sdpl":
         from sdpl.runtime import Recognizer
 
         recognizer = Recognizer.open(model)
-        thresholds = np.array(recognizer.bundle.manifest.thresholds)
-        return recognizer.scores, recognizer.categories, recognizer.image_size, thresholds
+        own = recognizer.bundle.manifest.thresholds
+        thresholds = np.array(own if threshold is None else [threshold] * len(own))
+        return Evaluated(
+            recognizer.scores, recognizer.attention, recognizer.categories, recognizer.image_size, thresholds
+        )
     from sdpl.train.checkpoint import load_checkpoint, restore_model
 
     config, network = restore_model(load_checkpoint(model), str(model))
-    return network.scorer(), network.categories, config.model.image_size, 0.5
+    thresholds = np.full(len(network.categories), 0.5 if threshold is None else threshold)
+    return Evaluated(network.scorer(), network.attention, network.categories, config.model.image_size, thresholds)
 
 
 @main.command()

@@ -8,13 +8,14 @@ from pathlib import Path
 import sdpl
 
 ROOT = Path(sdpl.__file__).parent
-PARTS = {"train", "export", "kernels", "runtime", "demo"}
+PARTS = {"train", "export", "kernels", "runtime", "report", "demo"}
 ALLOWED = {
     "kernels": set(),
     "train": {"kernels"},
     "export": {"train", "kernels"},
     "runtime": {"kernels"},
-    "demo": {"train", "export", "runtime"},
+    "report": {"train", "runtime"},
+    "demo": {"train", "export", "runtime", "report"},
     "": set(),  # the root modules, but for the commands
 }
 

@@ -21,10 +21,11 @@ from sdpl.demo.scenes import SCENE_SIDE, write_coco
 from sdpl.errors import UserError
 from sdpl.export.targets import default_targets
 from sdpl.files import replace_folder, writing
+from sdpl.report.figures import ap_bars
 from sdpl.runtime import Recognizer
 from sdpl.runtime.bench import Latency, measure, summarise
 from sdpl.runtime.environment import environment
-from sdpl.runtime.heatmap import draw_ap_bars
+from sdpl.runtime.heatmap import save_figure
 from sdpl.train.checkpoint import load_checkpoint, restore_model
 from sdpl.train.data import LabelledImages
 from sdpl.train.evaluate import Evaluation, evaluate, score_all
@@ -101,7 +102,7 @@ def _summary(out: Path, checkpoint: Path, bundle: Path, test: LabelledImages, co
             if name == SHOWN[0]:
                 pointing, chance = pointing_accuracy(recognizer, test)
     results = {name: evaluate(values, test) for name, values in scores.items()}
-    draw_ap_bars({name: result.ap for name, result in results.items()}, out / "ap.png")
+    save_figure(ap_bars({name: result.ap for name, result in results.items()}), out / "ap.png")
     differences = [f"{np.abs(scores['PyTorch'] - scores[name]).max():.1e}" for name in SHOWN]
     chance_map = 100 * float((test.labels > 0).mean(axis=0).mean())
     rows = _rows(results, latency, sizes)

@@ -7,9 +7,20 @@ import numpy as np
 
 from sdpl.errors import UserError
 from sdpl.train.data import LabelledImages, Unreadable, batches
-from sdpl.train.metrics import f1_metrics, mean_average_precision, per_category_average_precision
+from sdpl.train.metrics import calibration, f1_metrics, mean_average_precision, per_category_average_precision
 
 Scorer = Callable[[np.ndarray], np.ndarray]  # uint8 [B,S,S,3] -> float32 [B,C]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The model under evaluation, from a checkpoint or a bundle."""
+
+    scores: Scorer
+    attention: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # -> scores [B,C] and attention [B,C,h,w]
+    categories: tuple[str, ...]
+    image_size: int
+    thresholds: np.ndarray  # [C]
 
 
 @dataclass(frozen=True)
@@ -21,6 +32,7 @@ class Evaluation:
     mAP_voc2012: float  # noqa: N815
     f1: dict[str, float]
     f1_top3: dict[str, float]
+    ece: float  # expected calibration error
     ap: dict[str, float | None]
 
 
@@ -59,5 +71,6 @@ def evaluate(scores: np.ndarray, data: LabelledImages, thresholds: float | np.nd
         mAP_voc2012=100 * mean_average_precision(scores, data.labels, "voc2012"),
         f1={k: 100 * v for k, v in f1_metrics(scores, data.labels, thresholds).items()},
         f1_top3={k: 100 * v for k, v in f1_metrics(scores, data.labels, top_k=3).items()},
+        ece=100 * calibration(scores, data.labels).error,
         ap=ap,
     )

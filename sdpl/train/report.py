@@ -14,8 +14,8 @@ SHOWN = 10  # items of a finding; --json has them all
 def evaluation_tables(result: Evaluation) -> Iterator[Table]:
     """The metrics in percent, then the AP of each category, worst first."""
     overall = Table(title=f"{result.images} images, percent")
-    names = ["mAP", "mAP (VOC 2012)", *result.f1, *(f"{name} top-3" for name in result.f1_top3)]
-    values = [result.mAP, result.mAP_voc2012, *result.f1.values(), *result.f1_top3.values()]
+    names = ["mAP", "mAP (VOC 2012)", *result.f1, *(f"{name} top-3" for name in result.f1_top3), "calibration error"]
+    values = [result.mAP, result.mAP_voc2012, *result.f1.values(), *result.f1_top3.values(), result.ece]
     overall.add_column("metric")
     overall.add_column("value", justify="right")
     for name, value in zip(names, values, strict=True):
