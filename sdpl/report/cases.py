@@ -62,7 +62,7 @@ class SampleCard:
 
 
 def worst_errors(scores: np.ndarray, labels: np.ndarray, thresholds: np.ndarray, most: int) -> tuple[list, list]:
-    """The false positives with the highest scores and the false negatives with the lowest; unknown labels are neither."""
+    """The false positives with the highest scores and the false negatives with the lowest; unknown is neither."""
     positive = scores >= thresholds  # [N,C]
     return (
         _cases(scores, (labels < 0) & positive, -scores, most),
