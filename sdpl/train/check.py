@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sdpl.errors import UserError
-from sdpl.preprocess import preprocess
+from sdpl.preprocess import ImageSource, preprocess
 from sdpl.train.data import LabelCounts, LabelledImages, count_labels
 from sdpl.train.formats import read_labels
 
@@ -81,22 +81,27 @@ def check(splits: dict[str, LabelledImages], advance: Callable[[], None] = lambd
 def _thumbnails(paths: list[Path], advance: Callable[[], None]) -> tuple[np.ndarray, dict[int, str]]:
     """Thumbnails float32 [n,192] of the readable images, and what is wrong with the others, by their position."""
 
-    def thumbnail(path: Path) -> np.ndarray | UserError:
+    def read(path: Path) -> np.ndarray | UserError:
         try:
-            cells = preprocess(path, 8 * THUMBNAIL).reshape(THUMBNAIL, 8, THUMBNAIL, 8, 3)
-            return cells.mean(axis=(1, 3), dtype=np.float32).ravel()  # [192]
+            return thumbnail(path)
         except UserError as error:
             return error
 
     found, unreadable = [], {}
     with ThreadPoolExecutor() as pool:
-        for i, result in enumerate(pool.map(thumbnail, paths)):
+        for i, result in enumerate(pool.map(read, paths)):
             if isinstance(result, UserError):
                 unreadable[i] = str(result)
             else:
                 found.append(result)
             advance()
     return np.array(found, dtype=np.float32).reshape(len(found), 3 * THUMBNAIL**2), unreadable
+
+
+def thumbnail(image: ImageSource) -> np.ndarray:
+    """The mean colours of 8x8 cells, float32 [192]: nearly the same for every copy of a picture."""
+    cells = preprocess(image, 8 * THUMBNAIL).reshape(THUMBNAIL, 8, THUMBNAIL, 8, 3)
+    return cells.mean(axis=(1, 3), dtype=np.float32).ravel()
 
 
 def groups_of_copies(thumbnails: np.ndarray) -> Iterator[np.ndarray]:
