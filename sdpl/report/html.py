@@ -2,6 +2,7 @@
 
 import base64
 import io
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -130,7 +131,10 @@ def figure(draw: Callable, alt: str) -> Figure:
     """What `draw` draws, in both themes."""
     plot, uris = pyplot(), {}
     for name, theme in THEMES.items():
-        with plot.rc_context(_settings(theme)):
+        with plot.rc_context(_settings(theme)), warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="Glyph"
+            )  # a name's letters are the browser's matter, not its font's
             drawn = draw()
             stream = io.BytesIO()
             drawn.savefig(stream, format="svg", transparent=True, metadata={"Date": None})

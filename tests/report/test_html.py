@@ -79,7 +79,7 @@ def write(folder, data, scores, thresholds):
 
 def test_names_cannot_become_markup(scenes, tmp_path):
     full = read_labels(scenes / "annotations" / "instances_test.json")
-    names = ("<script>alert(1)</script>", "$x^2$ & co", *full.categories[2:])
+    names = ("<script>alert(1)</script>", "$x^2$ & co", "猫", *full.categories[3:])
     data = LabelledImages(full.images, full.labels, names)
     text = write(tmp_path, data, np.random.RandomState(0).uniform(size=data.labels.shape), np.full(10, 0.5))
     assert "<script" not in text
@@ -89,7 +89,7 @@ def test_names_cannot_become_markup(scenes, tmp_path):
     assert "$x^2$ & co" in page.text
     figures = [base64.b64decode(a.split(",")[1]).decode() for a in page.addresses if a.startswith("data:image/svg")]
     assert not any("<script" in figure for figure in figures)
-    assert any("$x^2$ &amp; co" in figure for figure in figures)
+    assert any("$x^2$ &amp; co" in figure and "猫" in figure for figure in figures)
 
 
 def test_unknown_labels_count_nowhere(scenes, tmp_path):
