@@ -40,6 +40,7 @@ def read_labels(
     `require_images` also for images that are not there.
     """
     path = Path(path)
+    require_distinct(categories or (), "data.categories")
     try:
         reader = READERS[recognise(path) if format == "auto" else format]
         folder, names, labels, found = reader(path, None if images is None else Path(images), categories)

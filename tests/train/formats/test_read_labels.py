@@ -24,6 +24,8 @@ def test_categories_of_another_set_are_named(scenes):
     np.testing.assert_array_equal(swapped.labels, own.labels[:, ::-1])
     with pytest.raises(UserError, match=r"\(2 differ: nin, nine\)"):
         read_labels(annotations, categories=(*own.categories[:-1], "nin"))
+    with pytest.raises(UserError, match=r"data.categories: a category name stands twice: nine = Nine"):
+        read_labels(annotations, categories=("nine", "Nine"))
 
 
 def test_images_that_are_not_there_can_be_left_to_the_caller(tmp_path):
