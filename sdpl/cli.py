@@ -394,8 +394,8 @@ def check_data(labels, images, format, json_path) -> None:
 
     splits = read_splits(list(labels), list(images), format)
     with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("looking at the images", total=sum(len(split) for split in splits.values()))
-        result = check(splits, lambda: progress.advance(task))
+        task = progress.add_task("", total=sum(len(split) for split in splits.values()))
+        result = check(splits, lambda: progress.advance(task), lambda step: progress.update(task, description=step))
     for table in check_tables(result):
         Console().print(table)
     if json_path is not None:

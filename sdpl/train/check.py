@@ -63,8 +63,13 @@ def read_splits(sources: list[Path], images: list[Path], format: str) -> dict[st
     return splits
 
 
-def check(splits: dict[str, LabelledImages], advance: Callable[[], None] = lambda: None) -> DataCheck:
-    """Count the labels and look at every image; `advance` is called once per image."""
+def check(
+    splits: dict[str, LabelledImages],
+    advance: Callable[[], None] = lambda: None,
+    say: Callable[[str], None] = lambda step: None,
+) -> DataCheck:
+    """Count the labels and look at every image; `advance` is called once per image, `say` with each step begun."""
+    say("opening the images")
     counts = {name: count_labels(data) for name, data in splits.items()}
     places = [(split, path) for split, data in splits.items() for path in data.images]
     thumbnails, unreadable = _thumbnails([path for _, path in places], advance)
@@ -72,6 +77,7 @@ def check(splits: dict[str, LabelledImages], advance: Callable[[], None] = lambd
     for name in splits:
         reasons = tuple(reason for i, reason in unreadable.items() if places[i][0] == name)
         findings.append(Finding(True, "images that cannot be read", name, reasons))
+    say("comparing the images")
     readable = [place for i, place in enumerate(places) if i not in unreadable]
     findings += [*_copies(readable, thumbnails), *_one_sided(counts)]
     images = {name: len(data) for name, data in splits.items()}
