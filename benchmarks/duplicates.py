@@ -16,7 +16,7 @@ import PIL
 from PIL import Image
 
 from sdpl.preprocess import find_images, load_image
-from sdpl.runtime.bench import environment
+from sdpl.runtime.environment import environment
 from sdpl.train.check import SAME, THUMBNAIL, thumbnail
 
 

@@ -122,7 +122,7 @@ def export(
     from sdpl.preprocess import find_images
     from sdpl.proof import describe
     from sdpl.runtime.verify import run_here
-    from sdpl.train.data import read_coco
+    from sdpl.train.formats import read_labels
 
     specs, profile = parse_targets(targets), _profile(batch)
     options = Options(
@@ -131,7 +131,7 @@ def export(
         profile=profile,
         images=find_images(list(images)) if images else None,
         calibrate=find_images(list(calibrate)) if calibrate else None,
-        evaluation=read_coco(annotations, eval_images) if annotations else None,
+        evaluation=read_labels(annotations, eval_images) if annotations else None,
         limits=Limits(max_score_diff, max_map_drop),
     )
     out = out or checkpoint.parent / f"{checkpoint.stem}.sdpl"

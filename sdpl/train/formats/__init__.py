@@ -55,7 +55,7 @@ def read_labels(
     if require_images:
         _require_images(paths, folder, path)
     data = LabelledImages(paths, labels, found)
-    return data if categories is None else _in_order(data, categories, path)
+    return data if categories is None else in_order(data, categories, str(path))
 
 
 def write_labels(data: LabelledImages, path: Path, replace: bool = False) -> Path:
@@ -86,14 +86,14 @@ def recognise(path: Path) -> str:
     return SUFFIXES[path.suffix.lower()]
 
 
-def _in_order(data: LabelledImages, categories: tuple[str, ...], path: Path) -> LabelledImages:
+def in_order(data: LabelledImages, categories: tuple[str, ...], name: str) -> LabelledImages:
     """The data with its columns in the given order. Raises UserError when the categories are not the same."""
     missing = [name for name in categories if name not in data.categories]
     excess = [name for name in data.categories if name not in categories]
     if missing or excess:
         odd = sorted(missing + excess)
         raise UserError(
-            f"{path}: its categories are not those of the model or configuration ({len(odd)} differ: {listed(odd)})."
+            f"{name}: its categories are not those of the model or configuration ({len(odd)} differ: {listed(odd)})."
         )
     columns = [data.categories.index(name) for name in categories]
     return LabelledImages(data.images, data.labels[:, columns], tuple(categories))
