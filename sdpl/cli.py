@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import click
@@ -182,7 +183,8 @@ def evaluate(model, annotations, images, format, batch, threshold, skip_unreadab
     evaluated = _evaluated(model, threshold)
     data = read_labels(annotations, images, format, evaluated.categories)
     console = Console(stderr=True)
-    unreadable = Unreadable("skip" if skip_unreadable else "stop", console.print, "--skip-unreadable leaves it out.")
+    say = partial(console.print, markup=False, soft_wrap=True)
+    unreadable = Unreadable("skip" if skip_unreadable else "stop", say, "--skip-unreadable leaves it out.")
     with Progress(console=console) as progress:
         task = progress.add_task("scoring", total=len(data))
         scores = score_all(
@@ -383,7 +385,7 @@ def check_data(labels, images, format, json_path) -> None:
 
     Counts what is known of each category, opens every image, and looks for copies of pictures within and across the
     splits. Exit status 1 if there are problems: an unreadable image, a picture in two splits, a training category of
-    which nothing is known.
+    which nothing is known. Labels are counted as the files have them, before data.known_proportion hides any.
     """
     from rich.console import Console
     from rich.progress import Progress

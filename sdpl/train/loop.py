@@ -5,6 +5,7 @@ import hashlib
 import math
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def train(config: Config, out: Path, resume: bool = False, console: Console | No
     require_known_labels(train_data)
     model = new_model(config.model, train_data.categories).to(device)
     mend = "Mend or remove it and add --resume; or, with data.unreadable: skip, such images are left out and counted."
-    unreadable = Unreadable(config.data.unreadable, console.print, mend)
+    unreadable = Unreadable(config.data.unreadable, partial(console.print, markup=False, soft_wrap=True), mend)
     run = _Run(config, out, model, train_data, val_data, device, unreadable)
     if resume:
         run.restore()

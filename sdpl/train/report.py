@@ -33,7 +33,7 @@ def evaluation_tables(result: Evaluation) -> Iterator[Table]:
 def check_tables(result: DataCheck) -> Iterator[Table]:
     """The label counts of each split, then the findings, each with its first items."""
     for split, rows in result.counts.items():
-        table = Table(title=f"{split}: {result.images[split]} images")
+        table = Table(title=f"{escape(split)}: {result.images[split]} images")
         table.add_column("category")
         for name in ("known", "positive", "negative", "unknown"):
             table.add_column(name, justify="right")

@@ -1,7 +1,7 @@
 """Label files: one mechanism for COCO, VOC and the user's own tables. A format is recognised, or named by a key."""
 
 from functools import partial
-from os.path import commonpath, normpath
+from os.path import abspath, commonpath
 from pathlib import Path
 
 from sdpl.errors import UserError, listed
@@ -68,8 +68,9 @@ def write_labels(data: LabelledImages, path: Path, replace: bool = False) -> Pat
         raise UserError(f"{path}: a table ends in .csv, .jsonl or .parquet.")
     if path.exists() and not replace:
         raise UserError(f"{path} exists: add --force to replace it, or choose another --out.")
-    folder = Path(commonpath([image.parent for image in data.images]))
-    names = [image.relative_to(folder).as_posix() for image in data.images]
+    images = [Path(abspath(image)) for image in data.images]
+    folder = Path(commonpath([image.parent for image in images]))
+    names = [image.relative_to(folder).as_posix() for image in images]
     with replace_file(path) as temporary:
         write_table(temporary, SUFFIXES[suffix], names, data.labels, data.categories)
     return folder
@@ -101,15 +102,15 @@ def in_order(data: LabelledImages, categories: tuple[str, ...], name: str) -> La
 
 def _inside(folder: Path, names: list[str], path: Path) -> tuple[Path, ...]:
     """The images' paths, which must be files of the folder, each named once."""
-    normal = [Path(normpath(folder / name)) for name in names]
-    root = Path(normpath(folder))
-    outside = [name for name, image in zip(names, normal, strict=True) if not image.is_relative_to(root)]
+    full = [Path(abspath(folder / name)) for name in names]
+    root = Path(abspath(folder))
+    outside = [name for name, image in zip(names, full, strict=True) if not image.is_relative_to(root)]
     if outside:
         raise UserError(
             f"{path}: file names must lie inside the images folder {folder}: {listed(outside, 3)}; name another folder."
         )
     first: dict[Path, int] = {}
-    twice = [name for i, name in enumerate(names) if first.setdefault(normal[i], i) != i]
+    twice = [name for i, name in enumerate(names) if first.setdefault(full[i], i) != i]
     if twice:
         raise UserError(f"{path}: an image stands twice: {listed(twice, 3)}; each must be unique.")
     return tuple(folder / name for name in names)

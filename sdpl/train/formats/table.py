@@ -36,15 +36,15 @@ def read_table(
         names.append(_image(cells, where))
         if LISTS.keys() & cells.keys():
             by_lists = True
-            known = _from_lists(cells, where)
-            _require_known(known, categories, where)
+            row = _from_lists(cells, where)
+            _require_known(row, categories, where)
         else:
-            known = _from_columns(cells, categories, where)
+            row = _from_columns(cells, categories, where)
             columns |= cells.keys()
-        for name in known:
+        for name in row:
             column.setdefault(name, len(column))
         labels.append(np.zeros(len(column), dtype=np.int8))  # [C so far]
-        for name, label in known.items():
+        for name, label in row.items():
             labels[-1][column[name]] = label
     if not names:
         raise UserError(f"{path}: has no rows.")
@@ -55,8 +55,8 @@ def read_table(
         hint = nearest(missing[0], columns)
         raise UserError(f"{path}: has no column for {len(missing)} categories: {listed(missing)}; {hint}")
     matrix = np.zeros((len(names), len(column)), dtype=np.int8)  # [N,C]
-    for row, values in zip(matrix, labels, strict=True):
-        row[: len(values)] = values
+    for i, values in enumerate(labels):
+        matrix[i, : len(values)] = values
     order = sorted(column) if by_lists and categories is None else list(column)
     return path.parent if images is None else images, names, matrix[:, [column[n] for n in order]], tuple(order)
 

@@ -148,6 +148,16 @@ def test_foreign_bytes(tmp_path, name):
         read_labels(tmp_path / name)
 
 
+def test_paths_are_checked_in_the_working_folder_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for name, message in (("../a.jpg", "must lie inside"), (str(tmp_path / "photos" / "b.jpg"), "images are not in")):
+        (tmp_path / "photos" / "t.csv").write_text(f"image,cat\n{name},1\n")
+        monkeypatch.chdir(tmp_path / "photos")
+        with pytest.raises(UserError, match=message):
+            read_labels("t.csv")
+
+
 def test_an_absolute_path_inside_the_images_folder_is_fine(tmp_path):
     path = table(tmp_path, "t.jsonl", json.dumps({"image": str(tmp_path / "a.jpg"), "cat": 1}))
     assert read_labels(path).images == (tmp_path / "a.jpg",)
