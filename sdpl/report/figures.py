@@ -12,6 +12,7 @@ from sdpl.train.metrics import Calibration
 
 MOST_BARS = 120  # categories; of more, the worst and the best halves of this
 POINTS = 200  # of a curve; the eye sees no more
+FAINT = (100, 50)  # curves without a name, evenly spread over the ranking, and points of each: they show the spread
 NAMED = 4  # worst and best categories that a legend names
 
 
@@ -58,15 +59,15 @@ def precision_recall(scores: np.ndarray, data: LabelledImages, ap: dict[str, flo
     figure, axis = pyplot().subplots(figsize=(6.6, 4.4), layout="constrained")
     ranked = sorted((name for name in ap if ap[name] is not None), key=lambda name: ap[name])
     named = ranked if len(ranked) <= 2 * NAMED else ranked[:NAMED] + ranked[-NAMED:]
-    for name in ranked:
+    for name in ranked[:: max(1, len(ranked) // FAINT[0])]:
         c = data.categories.index(name)
+        curve = _curve(scores[:, c], data.labels[:, c], FAINT[1])
+        axis.plot(*curve, drawstyle="steps-pre", linewidth=0.5, alpha=0.25, color="C7")
+    for i, name in enumerate(named):
+        c = data.categories.index(name)
+        look = {"linestyle": "--" if i < len(named) / 2 else "-", "linewidth": 1.2, "color": f"C{i}"}
         curve = _curve(scores[:, c], data.labels[:, c])
-        if name in named:
-            style = "--" if named.index(name) < len(named) / 2 else "-"
-            look = {"linestyle": style, "linewidth": 1.2, "color": f"C{named.index(name)}"}
-            axis.plot(*curve, drawstyle="steps-pre", label=f"{name} ({ap[name]:.0f})", **look)
-        else:
-            axis.plot(*curve, drawstyle="steps-pre", linewidth=0.5, alpha=0.25, color="C7")
+        axis.plot(*curve, drawstyle="steps-pre", label=f"{name} ({ap[name]:.0f})", **look)
     overall = _curve(scores.ravel(), data.labels.ravel())
     axis.plot(*overall, drawstyle="steps-pre", linewidth=2.6, label="all labels", color=_text_colour())
     axis.set_xlim(0, 1)
@@ -79,12 +80,12 @@ def precision_recall(scores: np.ndarray, data: LabelledImages, ap: dict[str, flo
     return figure
 
 
-def _curve(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Recall, growing, and the precision with which it is reached: the steps whose area is the AP, at most `POINTS`."""
+def _curve(scores: np.ndarray, labels: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """Recall, growing, and the precision with which it is reached: the steps whose area is the AP, at most `points`."""
     known = labels != 0
     precision, recall, _ = precision_recall_curve(labels[known] > 0, scores[known])
     recall, first = np.unique(recall[::-1], return_index=True)
-    chosen = np.unique(np.linspace(0, len(recall) - 1, POINTS).astype(int))
+    chosen = np.unique(np.linspace(0, len(recall) - 1, points).astype(int))
     return recall[chosen], precision[::-1][first][chosen]
 
 

@@ -46,6 +46,10 @@ def read_splits(sources: list[Path], images: list[Path], format: str) -> dict[st
     if len(sources) == 1 and sources[0].suffix in (".yaml", ".yml"):
         from sdpl.train.config import read_config
 
+        if images or format != "auto":
+            raise UserError(
+                f"{sources[0]}: says itself where its images are and of what format; leave out the options."
+            )
         data = read_config(sources[0]).data
         named = [(s.annotations, s.images, s.format) for s in (data.train, data.val) if s is not None]
         categories = data.categories

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot
 
-from sdpl.report.figures import MOST_BARS, POINTS, ap_bars, calibration_curve, precision_recall
+from sdpl.report.figures import FAINT, MOST_BARS, NAMED, POINTS, ap_bars, calibration_curve, precision_recall
 from sdpl.train.data import LabelledImages
 from sdpl.train.metrics import calibration, per_category_average_precision
 
@@ -36,9 +36,17 @@ def test_curves_are_those_whose_area_is_the_ap():
 def test_long_curves_are_thinned_and_stay_where_they_were():
     scores, data = labelled(n=20_000, categories=1)
     ap = per_category_average_precision(scores, data.labels)[0]
-    recall, precision = precision_recall(scores, data, {"c0": 100 * ap}).axes[0].lines[0].get_xydata().T
+    recall, precision = precision_recall(scores, data, {"c0": 100 * ap}).axes[0].lines[1].get_xydata().T
     assert len(recall) <= POINTS
     assert np.sum(np.diff(recall) * precision[1:]) == pytest.approx(ap, abs=5e-3)
+
+
+def test_many_categories_stay_a_small_figure():
+    scores, data = labelled(n=60, categories=900)
+    aps = dict(zip(data.categories, 100 * per_category_average_precision(scores, data.labels), strict=True))
+    lines = precision_recall(scores, data, aps).axes[0].lines
+    assert len(lines) <= 2 * FAINT[0] + 2 * NAMED + 1
+    assert sum(len(line.get_xdata()) for line in lines) < 2 * FAINT[0] * FAINT[1] + 3000
 
 
 def test_bars_are_sorted_bounded_and_leave_out_what_has_no_ap():

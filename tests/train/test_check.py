@@ -96,8 +96,10 @@ def test_different_pictures_are_no_copies(scenes):
     assert group.tolist() == [0, 50]
 
 
-def test_a_configuration_names_the_splits(config, splits):
+def test_a_configuration_names_the_splits(config, splits, tmp_path):
     path = config(data={"val": {"annotations": str(splits[1])}})
+    with pytest.raises(UserError, match="says itself where its images are and of what format; leave out the options"):
+        read_splits([path], [tmp_path], "auto")
     assert list(read_splits([path], [], "auto")) == [str(split) for split in splits]
 
 
