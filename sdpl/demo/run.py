@@ -40,7 +40,7 @@ CONFIG = Path(__file__).with_name("config.yaml")
 def run(out: Path) -> None:
     """Everything the demo does, into the folder `out`."""
     console = Console()
-    console.print(f"[bold]sdpl demo[/bold] into {out}: data, train, export, verify, predict, measure")
+    console.print(f"[bold]sdpl demo[/bold] into {out}: data, train, export, verify, predict, evaluate, measure")
     _prepare(out, console)
     checkpoint, bundle = out / "run" / "model.ckpt", out / "model.sdpl"
     resume = ["--resume"] if (out / "run" / "last.ckpt").exists() else []
@@ -48,8 +48,10 @@ def run(out: Path) -> None:
     targets = [word for name in (*SHOWN, *_engines()) for word in ("--target", name)]
     _command(console, "export", checkpoint, "--out", bundle, *targets, "--calibrate", out / "data" / "train")
     _command(console, "info", bundle)
-    test = read_labels(out / "data" / "annotations" / "instances_test.json")
+    annotations = out / "data" / "annotations" / "instances_test.json"
+    test = read_labels(annotations)
     _command(console, "predict", bundle, *test.images[:PICTURES], "--attention", out / "attention")
+    _command(console, "eval", bundle, annotations, "--report", out / "report.html")
     bench = ["--batch", "1,8", "--seconds", "2", "--json", out / "bench.json", "--plot", out / "bench.png"]
     _command(console, "bench", bundle, "--backend", SHOWN[0], *bench)
     _summary(out, checkpoint, bundle, test, console)
@@ -121,7 +123,8 @@ def _summary(out: Path, checkpoint: Path, bundle: Path, test: LabelledImages, co
         json.dumps({"environment": {**machine, "torch": torch.__version__}, "rows": rows}, indent=2) + "\n"
     )
     console.print(
-        f"pictures: {out / 'attention'}/*.png, {out / 'ap.png'}, {out / 'bench.png'}; numbers: {out / 'summary.json'}"
+        f"look at {out / 'report.html'}, {out / 'attention'}/*.png, {out / 'ap.png'}, {out / 'bench.png'}; "
+        f"numbers: {out / 'summary.json'}"
     )
 
 
