@@ -382,8 +382,9 @@ def data() -> None:
 @FORMAT
 @click.option("--json", "json_path", type=PATH, help="Also write everything found to this file.")
 def check_data(labels, images, format, json_path) -> None:
-    """Check LABELS, the label files of a training set and then of its other splits, or one training CONFIG.yaml.
+    """Count labels, open every image, find copies.
 
+    LABELS are the label files of a training set and then of its other splits, or one training configuration (.yaml).
     Counts what is known of each category, opens every image, and looks for copies of pictures within and across the
     splits. Exit status 1 if there are problems: an unreadable image, a picture in two splits, a training category of
     which nothing is known. Labels are counted as the files have them, before data.known_proportion hides any.
@@ -417,11 +418,11 @@ def check_data(labels, images, format, json_path) -> None:
 @IMAGES
 @FORMAT
 def mask_data(labels, proportion, seed, out, force, images, format) -> None:
-    """Hide labels of LABELS as the field's benchmarks do, and write the partial-label set as a table.
+    """Hide labels at random, and write the rest as a table.
 
-    Each label of the images x categories matrix is kept with probability PROPORTION, drawn by NumPy's
-    RandomState(SEED): the same file, proportion and seed give the same set everywhere, and the same labels as
-    data.known_proportion and data.mask_seed in a configuration.
+    This is the partial-label set of the field's benchmarks: each label of the images x categories matrix is kept with
+    probability PROPORTION, drawn by NumPy's RandomState(SEED). The same file, proportion and seed give the same set
+    everywhere, and the same labels as data.known_proportion and data.mask_seed in a configuration.
     """
     from sdpl.train.formats import read_labels, write_labels
     from sdpl.train.partial import mask_labels
