@@ -26,7 +26,7 @@ from sdpl.preprocess import preprocess
 from sdpl.train.checkpoint import load_checkpoint, restore_model
 from sdpl.train.config import Config
 from sdpl.train.data import LabelledImages
-from sdpl.train.evaluate import require_categories
+from sdpl.train.formats import in_order
 from sdpl.train.model import PartialLabelModel
 
 MAX_PROOF_IMAGES = 32
@@ -77,7 +77,7 @@ def export(
     config, model = restore_model(content, str(checkpoint))
     size, probability = config.model.image_size, config.model.probability
     images = _proof_images(content["proof_images"], options.images, size)
-    data = options.evaluation and require_categories(options.evaluation, model.categories, "--eval")
+    data = options.evaluation and in_order(options.evaluation, model.categories, "--eval")
     with replace_folder(out, is_bundle) as folder:
         report(f"PyTorch's scores of {len(images)} images" + (f" and of {len(data)} for accuracy" if data else ""))
         prover = Prover.of(model.scorer(), images, options.limits, data)

@@ -34,10 +34,11 @@ _checked = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"
 
 @_checked
 class Split:
-    """One COCO-format split. `images` defaults to where COCO keeps them (see `sdpl.train.data.coco_images`)."""
+    """One split: a label file (`sdpl.train.formats`), and its images' folder if not where the format keeps them."""
 
     annotations: str
     images: str | None = None
+    format: Literal["auto", "coco", "voc", "csv", "jsonl", "parquet"] = "auto"
 
 
 @_checked
@@ -47,6 +48,8 @@ class DataConfig:
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     known_proportion: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the training labels
     mask_seed: Seed = 0
+    categories: tuple[str, ...] | None = None  # names and their order; by default those of the training file
+    unreadable: Literal["stop", "skip"] = "stop"  # what a damaged image does to a run; "skip" names and counts it
     workers: Count = 2  # threads that decode images
 
 
@@ -57,7 +60,7 @@ class ModelConfig:
     weights: str | None = "openai"  # an open_clip tag, a file, or null for random weights
     image_size: Annotated[int, Field(ge=32, le=4096)] = 448
     map_pool: Count = 2  # average pooling of the trunk's map, before the head
-    word_vectors: str = "clip"  # "clip", "glove-coco80", "glove-voc20", a GloVe .txt, or an .npz (names, vectors)
+    word_vectors: str = "clip"  # "clip", "glove-coco80", "glove-voc20", or a file: GloVe .txt, .npy, .npz
     joint_dim: Count = 1024
     pooling: Literal["projected", "trunk"] = "projected"
     prompts: Literal["category-specific", "shared", "manual"] = "category-specific"
@@ -147,7 +150,7 @@ def _absolute(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     data, model = values.get("data"), values.get("model")
     for split in ("train", "val"):
         if isinstance(data, dict) and isinstance(data.get(split), dict):
-            data[split] = {k: _join(folder, v) for k, v in data[split].items()}
+            data[split] = {k: v if k == "format" else _join(folder, v) for k, v in data[split].items()}
     if isinstance(model, dict):
         for key in ("backbone_config", "weights", "word_vectors"):
             if isinstance(model.get(key), str) and (folder / model[key]).is_file():

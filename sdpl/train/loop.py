@@ -5,6 +5,7 @@ import hashlib
 import math
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sdpl.errors import UserError
 from sdpl.files import replace_file
-from sdpl.preprocess import preprocess
 from sdpl.train.checkpoint import load_checkpoint, save_checkpoint
-from sdpl.train.config import Config, TrainConfig
-from sdpl.train.data import LabelledImages, batches, read_coco, require_known_labels
-from sdpl.train.evaluate import require_categories, score_all
+from sdpl.train.config import Config, Split, TrainConfig
+from sdpl.train.data import LabelledImages, Unreadable, batches, require_known_labels
+from sdpl.train.evaluate import score_all
+from sdpl.train.formats import read_labels
 from sdpl.train.losses import partial_asymmetric_loss, partial_bce_loss
 from sdpl.train.metrics import mean_average_precision
 from sdpl.train.model import PartialLabelModel, new_model
@@ -35,6 +36,7 @@ class EpochLog:
     lr: float
     train_loss: float
     val_map: float  # percent, on the known labels of the validation split
+    unreadable: int  # images skipped so far in this run, each counted once
     seconds: float
 
 
@@ -50,7 +52,9 @@ def train(config: Config, out: Path, resume: bool = False, console: Console | No
     train_data, val_data = load_data(config)
     require_known_labels(train_data)
     model = new_model(config.model, train_data.categories).to(device)
-    run = _Run(config, out, model, train_data, val_data, device)
+    mend = "Mend or remove it and add --resume; or, with data.unreadable: skip, such images are left out and counted."
+    unreadable = Unreadable(config.data.unreadable, partial(console.print, markup=False, soft_wrap=True), mend)
+    run = _Run(config, out, model, train_data, val_data, device, unreadable)
     if resume:
         run.restore()
     elif any((out / name).exists() for name in CHECKPOINTS):
@@ -69,6 +73,7 @@ def train(config: Config, out: Path, resume: bool = False, console: Console | No
             console.print(
                 f"epoch {log.epoch:3d}/{config.train.epochs}  lr {log.lr:.5f}  loss {log.train_loss:8.4f}"
                 f"  val mAP {log.val_map:5.1f}  {log.seconds:5.1f} s"
+                + (f"  {log.unreadable} unreadable images skipped" if log.unreadable else "")
             )
     return out / "model.ckpt"
 
@@ -77,16 +82,19 @@ def load_data(config: Config) -> tuple[LabelledImages, LabelledImages]:
     """Training and validation data. Labels of the training set are masked before any image is held out, so a
     held-out validation split knows no more labels than the user would have."""
     data = config.data
-    full = read_coco(data.train.annotations, data.train.images)
+    full = read_split(data.train, data.categories)
     train = full.with_labels(mask_labels(full.labels, data.known_proportion, data.mask_seed))
     if data.val is not None:
-        val = read_coco(data.val.annotations, data.val.images)
-        return train, require_categories(val, train.categories, data.val.annotations)
+        return train, read_split(data.val, train.categories)
     order = np.random.RandomState(data.mask_seed).permutation(len(train))
     held_out = math.ceil(data.val_fraction * len(train))
     if held_out >= len(train):
         raise UserError(f"{len(train)} images are too few to hold out {data.val_fraction:.0%} of them; name data.val.")
     return train.subset(sorted(order[held_out:])), train.subset(sorted(order[:held_out]))
+
+
+def read_split(split: Split, categories: tuple[str, ...] | None) -> LabelledImages:
+    return read_labels(split.annotations, split.images, split.format, categories)
 
 
 def choose_device(name: str) -> torch.device:
@@ -112,8 +120,9 @@ def learning_rate(config: TrainConfig, epoch: int) -> float:
 class _Run:
     """State of one training run: what a checkpoint saves and restores, and the work of an epoch."""
 
-    def __init__(self, config: Config, out: Path, model: PartialLabelModel, train_data, val_data, device):
+    def __init__(self, config: Config, out: Path, model: PartialLabelModel, train_data, val_data, device, unreadable):
         self.config, self.out, self.model, self.device = config, out, model, device
+        self.unreadable: Unreadable = unreadable
         self.train_data, self.val_data = train_data, val_data
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.SGD(
@@ -136,7 +145,7 @@ class _Run:
         loss = self._train_epoch(lr, progress)
         val_map = self._validate(progress)
         self.epoch += 1
-        log = EpochLog(self.epoch, lr, loss, val_map, time.monotonic() - started)
+        log = EpochLog(self.epoch, lr, loss, val_map, len(self.unreadable.images), time.monotonic() - started)
         self.history.append(asdict(log))
         is_best = not val_map <= self.best_map  # without any validation mAP (nan) the newest is taken
         if is_best and math.isfinite(val_map):
@@ -194,9 +203,10 @@ class _Run:
             self.config.model.image_size,
             self.config.train.batch_size,
             self.config.data.workers,
+            self.unreadable,
         )
         task = progress.add_task(f"epoch {self.epoch + 1} training", total=len(self.train_data))
-        total = 0.0
+        total, seen = 0.0, 0
         for images, labels in loader:
             logits = self.model(torch.from_numpy(images).to(self.device))  # [B,C]
             loss = self._loss(logits, torch.from_numpy(labels).to(self.device))
@@ -208,9 +218,14 @@ class _Run:
             loss.backward()
             self.optimiser.step()
             total += loss.item() * len(images)
+            seen += len(images)
             progress.advance(task, len(images))
         progress.remove_task(task)
-        return total / len(self.train_data)
+        if not seen:
+            raise UserError(
+                f"none of {len(self.train_data)} training images could be read; `sdpl-data check` says why."
+            )
+        return total / seen
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         config, probability = self.config.train, self.config.model.probability
@@ -228,19 +243,21 @@ class _Run:
             self.config.model.image_size,
             self.config.train.batch_size,
             lambda done: progress.advance(task, done),
+            self.unreadable,
         )
         progress.remove_task(task)
         if not np.isfinite(scores).all():
             raise UserError(
                 f"the model diverged in epoch {self.epoch + 1} (its scores are not numbers): lower train.lr."
             )
-        return 100 * mean_average_precision(scores, self.val_data.labels)
+        return 100 * mean_average_precision(scores, self.val_data.without(self.unreadable.images).labels)
 
     def _choose_proof_images(self) -> torch.Tensor:
         """uint8 [N,S,S,3]: the first held-out images, which the export is verified on."""
-        paths = self.val_data.images[:PROOF_IMAGES]
-        images = [preprocess(path, self.config.model.image_size) for path in paths]
-        return torch.from_numpy(np.stack(images))
+        size = self.config.model.image_size
+        for images, _ in batches(self.val_data, size, PROOF_IMAGES, unreadable=self.unreadable):
+            return torch.from_numpy(images)
+        raise UserError(f"none of {len(self.val_data)} validation images could be read; `sdpl-data check` says why.")
 
 
 def _fingerprint(*splits: LabelledImages) -> str:
