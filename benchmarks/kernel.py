@@ -29,6 +29,7 @@ GRID = list(
     itertools.product((20, 80, 500, 9600), (1, 8, 32, 128), (49, 196), ("float16", "float32"))
 )  # C, B, L, dtype
 COMPILED = {(80, 1), (80, 8), (80, 32), (500, 8)}  # C, B where torch.compile runs: max-autotune takes minutes for each
+IN_GRAPH = 20  # launches of a small shape in one graph
 TANH_CHAINS, TANH_STEPS = 8, 4096  # per thread of the ceiling's kernel
 TANH_SOURCE = f"""
 extern "C" __global__ void tanh_rate(float* out) {{
@@ -60,15 +61,16 @@ def device_us(call: Callable[[], object], calls: int = 20, rounds: int = 7) -> f
     return float(np.median(times))
 
 
-def in_graph(call: Callable[[int], None]) -> Callable[[], None]:
-    """The call, given a stream's address, as the replay of a CUDA graph."""
+def in_graph(call: Callable[[int], None], times: int) -> Callable[[], None]:
+    """The call, given a stream's address, so many times in one CUDA graph, as its replay."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         call(stream.cuda_stream)  # loads the kernel: not allowed while capturing
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
-        call(stream.cuda_stream)
+        for _ in range(times):
+            call(stream.cuda_stream)
     return graph.replay
 
 
@@ -132,10 +134,13 @@ def one_shape(C: int, B: int, L: int, dtype: str, kernels: Kernels, ceiling: flo
         0
     ]
     difference = (logits[:2, some].double() - expected).abs().max().item()
-    allowed = KERNEL.relative * (1 + q.abs().sum() * t.norm(dim=1).max()).item()
+    # the tanh unit's errors are as good as random over K: their sum grows with its root, not with K
+    allowed = 8 * KERNEL.relative * (q.norm() * t.norm(dim=1).max()).item()
     assert difference <= allowed, f"C={C}, B={B}, L={L}, {dtype}: off by {difference}, allowed {allowed}"
-    us = device_us(in_graph(lambda stream: kernels.forward(*views, stream=stream)))
+    launches = IN_GRAPH if C * B * L < 1e6 else 1  # launching a graph would outlast a small kernel
+    us = device_us(in_graph(lambda stream: kernels.forward(*views, stream=stream), launches)) / launches
     row = {"C": C, "B": B, "L": L, "dtype": dtype, "kernel_us": us, "difference": difference}
+    row["one_launch_in_a_graph_us"] = device_us(in_graph(lambda stream: kernels.forward(*views, stream=stream), 1))
     row["share_of_tanh_ceiling"] = B * C * L * K / (us * 1e-6) / ceiling
     few = 1 if C * B * L > 1e6 else 3
     row["folded_eager_us"] = attempt(lambda: bilinear_attention_pool(u, v, q.to(u.dtype), g, t.to(u.dtype)), few)

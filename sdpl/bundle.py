@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from sdpl.errors import UserError, listed
-from sdpl.files import replace_file
+from sdpl.files import one_at_a_time, replace_file
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -78,6 +78,7 @@ class Profile(_Record):
         return f"{self.min}:{self.opt}:{self.max}"
 
 
+RTX_CAPABILITIES = ("86", "80", "89", "120")  # for which TensorRT-RTX engines and kernels are built ahead of time
 Backend = Literal["onnxruntime-cpu", "onnxruntime-cuda", "tensorrt-rtx", "tensorrt"]
 
 
@@ -197,10 +198,23 @@ class Bundle:
         return path
 
     def replace_targets(self, targets: dict[str, Target]) -> None:
-        """Write new records of some targets into the manifest, in one step."""
-        self.manifest = self.manifest.model_copy(update={"targets": self.manifest.targets | targets})
-        with replace_file(self.path / MANIFEST) as temporary:
-            temporary.write_text(_text(self.manifest))
+        """Write new records of some targets into the manifest, in one step.
+
+        Raises UserError when it cannot be written, or is no longer the manifest that was opened.
+        """
+        with one_at_a_time(self.path.parent):
+            if not self.is_unchanged():
+                raise UserError(f"{self.path} was replaced by another command meanwhile; its manifest is left alone.")
+            self.manifest = self.manifest.model_copy(update={"targets": self.manifest.targets | targets})
+            with replace_file(self.path / MANIFEST) as temporary:
+                temporary.write_text(_text(self.manifest))
+
+    def is_unchanged(self) -> bool:
+        """Whether the manifest on disk still is the one that was opened."""
+        try:
+            return Bundle.open(self.path).manifest == self.manifest
+        except UserError:
+            return False
 
     def proof(self) -> tuple[np.ndarray, np.ndarray]:
         """The images of the proof, uint8 [N,S,S,3], and PyTorch's scores for them, float32 [N,C]."""

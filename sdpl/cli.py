@@ -141,8 +141,11 @@ def export(
         from sdpl.export.engines import add_engines
 
         given = {"--out": out, "--images": images, "--calibrate": calibrate, "--eval": annotations}
+        given |= {"--eval-images": eval_images, "--head": head != "exact", "--max-map-drop": max_map_drop}
         for option in (name for name, value in given.items() if value):
             raise UserError(f"{option} needs a checkpoint: a bundle only gets more engines, in its place.")
+        if not targets:
+            raise UserError(f"{checkpoint} is a bundle: name the engine to add with --target, such as rtx:sm89:fp16.")
         show(add_engines, checkpoint, specs, profile, limits)
         return
     from sdpl.export.build import Options, export
@@ -288,7 +291,6 @@ def bench(bundle, batches, callers, seconds, threads, backend, against, json_pat
     from sdpl.files import replace_file
     from sdpl.runtime import Recognizer
     from sdpl.runtime.bench import Inputs, benchmark, to_json
-    from sdpl.runtime.environment import clock_mhz
     from sdpl.runtime.tables import draw_latencies, latency_table
 
     sizes, threads_at_once = _numbers("--batch", batches), _numbers("--callers", callers)
@@ -297,18 +299,18 @@ def bench(bundle, batches, callers, seconds, threads, backend, against, json_pat
         from sdpl.train.against import pytorch_scorers
 
         sides = pytorch_scorers(against)
-    rows, clock = [], clock_mhz()
+    rows = []
     console = Console(stderr=True)
     with Recognizer.open(bundle, backend, threads) as recognizer, console.status("measuring") as status:
         inputs = Inputs(recognizer.bundle)
         on_device = getattr(recognizer.backend, "on_device", None)
         for side, scorer in {"sdpl": recognizer.scores, **sides}.items():
-            at_device = on_device if side == "sdpl" else None
-            for row in benchmark(side, scorer, inputs, sizes, threads_at_once, seconds, at_device):
+            device = (on_device, recognizer.backend.batch_sizes[-1]) if on_device and side == "sdpl" else ()
+            for row in benchmark(side, scorer, inputs, sizes, threads_at_once, seconds, *device):
                 rows.append(row)
                 status.update(f"{side}, {row.boundary}, batch {row.batch}: done")
             recognizer.close()  # waiting threads of one library slow the next one down
-        result = to_json(recognizer, rows, clock)
+        result = to_json(recognizer, rows)
     Console().print(latency_table(result))
     for target, obstacle in result["passed_over"].items():
         click.echo(f"passed over {target}: {obstacle}")
@@ -345,11 +347,12 @@ def verify(bundle: Path) -> None:
     from sdpl.proof import describe
     from sdpl.runtime.verify import verify
 
-    console = Console(stderr=True)
-    results = verify(bundle, lambda target, line: console.print(f"{target}: {line}"))
-    for name, result in results.items():
-        line = f"verified; {describe(result)}" if isinstance(result, Verification) else f"not run: {result}"
+    def say(name: str, result: Verification | str) -> None:
+        line = describe(result) if isinstance(result, Verification) else f"not run: {result}"
         click.echo(f"{name}: {line}")
+
+    with Console(stderr=True).status("running the proof"):
+        results = verify(bundle, say)
     if not any(isinstance(result, Verification) for result in results.values()):
         raise UserError("nothing was verified: no target of the bundle runs here.")
 

@@ -59,7 +59,9 @@ def replace_folder(path: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path
             yield temporary
             for entry in (temporary, *temporary.rglob("*")):
                 entry.chmod((0o777 if entry.is_dir() else 0o666) & ~_umask())
-            with _one_at_a_time(path.parent):
+            with one_at_a_time(path.parent):
+                if path.exists() and not is_ours(path):
+                    raise UserError(f"{path} was changed by something else meanwhile; it is left alone. Try again.")
                 _swap(temporary, path)
         finally:
             with suppress(FileNotFoundError):
@@ -67,7 +69,7 @@ def replace_folder(path: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path
 
 
 @contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
+def one_at_a_time(folder: Path) -> Iterator[None]:
     """Waits while another process swaps something in this folder; where folders cannot be locked, does not."""
     try:
         import fcntl
@@ -76,7 +78,8 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        with suppress(OSError):  # some network file systems
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)

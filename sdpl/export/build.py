@@ -64,13 +64,13 @@ def export(
     out: Path,
     options: Options,
     report: Callable[[str], None] = print,
-    run_here: Callable[[Path], None] = lambda bundle: None,
+    run_here: Callable[[Path, Path], None] = lambda bundle, path: None,
 ) -> dict[str, Target]:
     """Export a checkpoint as the bundle `out`; returns its targets.
 
-    report: is told each step. run_here: is given the finished bundle before it is put in place, to run on this
-    machine what can run. Raises UserError when anything is wrong, when scores differ from PyTorch's by more than the
-    limits, or when `out` cannot be written; what was at `out` before is then untouched.
+    report: is told each step. run_here: is given the finished bundle before it is put in place, and that place, to run
+    on this machine what can run. Raises UserError when anything is wrong, when scores differ from PyTorch's by more
+    than the limits, or when `out` cannot be written; what was at `out` before is then untouched.
     """
     options.check()
     content = load_checkpoint(checkpoint)
@@ -85,7 +85,7 @@ def export(
         artifacts = Artifacts(folder, model, size, probability, _calibration(options.calibrate, size), report)
         targets = {str(spec): _make(spec, artifacts, prover, options, probability, report) for spec in options.targets}
         _write_manifest(folder, checkpoint, config, model, targets)
-        run_here(folder)
+        run_here(folder, out)
     report(f"wrote {out}")
     return targets
 

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 from safetensors.numpy import load_file
 
-from sdpl.bundle import CACHE, HEAD, Bundle, Profile, Target, is_bundle, write_manifest
+from sdpl.bundle import CACHE, HEAD, Bundle, Profile, Target, write_manifest
 from sdpl.errors import UserError, listed
 from sdpl.export.targets import BACKENDS, PACKAGES, TargetSpec
 from sdpl.export.tensorrt import build_engine, require_buildable
@@ -58,7 +58,7 @@ def add_engines(
     profile: Profile,
     limits: Limits,
     report: Callable[[str], None],
-    run_here: Callable[[Path], None],
+    run_here: Callable[[Path, Path], None],
 ) -> dict[str, Target]:
     """Build engines from a bundle's own encoder graphs, for this machine or another, and prove them; no checkpoint and
     no PyTorch. The bundle is replaced when all is done; see `sdpl.export.build.export` for the arguments."""
@@ -73,9 +73,9 @@ def add_engines(
         require_possible(spec)
     manifest = bundle.manifest
     images, expected = bundle.proof()
-    prover = Prover(images, expected, limits)
+    of_precision = {target.precision: target for target in manifest.targets.values() if "encoder" in target.files}
     made = {}
-    with replace_folder(path, is_bundle) as folder:
+    with replace_folder(path, lambda _: bundle.is_unchanged()) as folder:
         for name in manifest.files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle.file(name), folder / name)
@@ -86,19 +86,24 @@ def add_engines(
             gpu = write_gpu_files(folder, encoder, spec, profile, report)
             build_s = round(time.perf_counter() - start, 2)
             scorer = encoder_scorer(onnx.load(folder / encoder), constants, manifest.probability)
+            like = of_precision[spec.precision]  # the graph's own limit, if none was named, and what is known of it
+            limit = limits.score_difference
+            limit = like.verification.tolerance if limit is None else limit
+            prover = Prover(images, expected, Limits(limit))
             made[str(spec)] = Target(
                 backend=BACKENDS[spec.kind],
                 precision=spec.precision,
                 files=gpu.files,
                 built_with={"onnx": onnx.__version__, **gpu.built_with},
                 build_s=build_s,
+                notes=like.notes,
                 verification=prover.prove(scorer, str(spec), spec.precision, "graph"),
                 **gpu.fields,
             )
         fields = {name: getattr(manifest, name) for name in type(manifest).model_fields}
         del fields["files"], fields["format_version"]
         write_manifest(folder, **fields | {"targets": manifest.targets | made})
-        run_here(folder)
+        run_here(folder, path)
         if (path / CACHE).is_dir():
             shutil.copytree(path / CACHE, folder / CACHE, dirs_exist_ok=True)
     report(f"wrote {path}")

@@ -3,6 +3,7 @@
 import importlib.util
 from dataclasses import dataclass
 
+from sdpl.bundle import RTX_CAPABILITIES
 from sdpl.errors import UserError, nearest
 
 PRECISIONS = {  # by kind of target; the first is the one meant when none is named
@@ -11,12 +12,6 @@ PRECISIONS = {  # by kind of target; the first is the one meant when none is nam
     "rtx": ("fp16", "fp32", "bf16", "int8"),
     "tensorrt": ("fp16", "fp32", "bf16", "int8"),
 }
-RTX_CAPABILITIES = (
-    "86",
-    "80",
-    "89",
-    "120",
-)  # TensorRT-RTX builds for these ahead of time, and the kernel is tested for
 PACKAGES = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # kind of target -> Python package that builds its engine
 BACKENDS = {"cpu": "onnxruntime-cpu", "cuda": "onnxruntime-cuda", "rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
 

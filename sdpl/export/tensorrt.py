@@ -73,6 +73,7 @@ def build_engine(
     if spec.kind == "rtx":
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{spec.capability}"), 0)
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # else the runtime may not capture it into a graph
     start = time.perf_counter()
     with _interruptible() as interrupted:
         config.progress_monitor = progress = _progress(trt, report, interrupted)

@@ -10,7 +10,7 @@ import numpy as np
 from sdpl.bundle import Bundle, Target
 from sdpl.errors import UserError, listed, nearest
 from sdpl.kernels.compile import OF_PRECISION
-from sdpl.runtime.usable import BACKENDS, in_order, rebuild, target_obstacle
+from sdpl.runtime.usable import BACKENDS, in_order, target_obstacle
 
 
 class Backend(Protocol):
@@ -103,7 +103,12 @@ def open_backend(bundle: Bundle, name: str = "auto", threads: int | None = None)
     for candidate in asked:
         obstacle = target_obstacle(bundle, candidate)
         if obstacle is None:
-            return Choice(candidate, _open(bundle, candidate, threads), passed_over)
+            try:
+                return Choice(candidate, _open(bundle, candidate, threads), passed_over)
+            except UserError as error:  # what only opening it can tell
+                if len(asked) == 1:
+                    raise
+                obstacle = str(error)
         passed_over[candidate] = obstacle
     if not asked:
         raise UserError(f"{bundle.path} has no target for {name}: sdpl-export makes one (it has {listed(targets)}).")
@@ -125,9 +130,13 @@ def _open(bundle: Bundle, name: str, threads: int | None) -> Backend:
     kernels = Kernels(OF_PRECISION[target.precision], bundle.file(cubin).read_bytes() if cubin else None)
     if not cubin:
         warnings.warn(
-            f"{bundle.path} has no kernel for compute capability {gpu.capability}: it was compiled now. "
-            f"{rebuild(bundle, name, gpu)} puts it into the bundle.",
+            f"{bundle.path} has no kernel for compute capability {gpu.capability}: it was compiled now, and is kept in "
+            "the user's cache.",
             stacklevel=2,
         )
     encoder = ENCODERS[target.backend](bundle, name, target, device)
-    return TwoStage(target.backend, bundle, target, encoder, kernels, device)
+    try:
+        return TwoStage(target.backend, bundle, target, encoder, kernels, device)
+    except BaseException:
+        encoder.close()
+        raise

@@ -19,7 +19,7 @@ from PIL import Image
 
 from sdpl.bundle import Bundle
 from sdpl.preprocess import preprocess
-from sdpl.runtime.environment import clock_mhz, environment
+from sdpl.runtime.environment import clock_mhz, environment, gpu_used_mb
 from sdpl.runtime.recognizer import Recognizer
 
 UNSTABLE = 0.10  # of the median: the spread of half the runs, or the drift from the first half of them to the second
@@ -43,6 +43,7 @@ class Latency:
     spread: float
     drift: float
     images_per_s: float
+    clock_mhz: str | None  # right after the last run
     stable: bool
 
 
@@ -81,7 +82,8 @@ def summarise(
         p99_ms=p99,
         spread=spread,
         drift=drift,
-        images_per_s=1000 * batch * callers / p50,
+        images_per_s=batch * rate(times_ms, callers),
+        clock_mhz=clock_mhz(),
         stable=max(spread, drift) <= UNSTABLE,
     )
 
@@ -94,6 +96,12 @@ def measure_callers(call: Callable[[], object], callers: int, seconds: float) ->
         results = [f.result() for f in [pool.submit(measure, call, seconds) for _ in range(callers)]]
     order = np.argsort(np.concatenate([np.cumsum(times) for times, _ in results]), kind="stable")
     return np.concatenate([times for times, _ in results])[order], sum(warmup for _, warmup in results)
+
+
+def rate(times_ms: np.ndarray, callers: int) -> float:
+    """Calls a second of all callers together: each spends the whole time calling, so together they spend `callers`
+    seconds a second. With several the mean counts, since waiting for each other is part of the work."""
+    return 1000 * callers / float(times_ms.mean() if callers > 1 else np.median(times_ms))
 
 
 class Inputs:
@@ -120,15 +128,17 @@ def benchmark(
     callers: list[int],
     seconds: float,
     on_device: Callable[[np.ndarray], Callable[[], object]] | None = None,
+    largest: int = 0,
 ) -> Iterator[Latency]:
     """Measure one side's boundaries at every batch size and number of callers, `seconds` each.
 
-    on_device: for images, a call that runs them on the GPU without transfers.
+    on_device: for images, a call that runs them on the GPU without transfers; for batches up to the `largest` that goes
+    through an engine at once.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for batch in batch_sizes:
             images, files = inputs.array(batch), inputs.files(batch)
-            if on_device is not None:
+            if on_device is not None and batch <= largest:
                 yield summarise("device", batch, *measure(on_device(images), seconds), side)
 
             def end_to_end(files=files):
@@ -141,11 +151,11 @@ def benchmark(
                     yield summarise(boundary, batch, times, warmup_runs, side, count)
 
 
-def to_json(recognizer: Recognizer, rows: list[Latency], clock_before: str | None) -> dict:
+def to_json(recognizer: Recognizer, rows: list[Latency]) -> dict:
     """Everything measured, with what it was measured on, as plain values."""
     return {
         "environment": environment(),
-        "clock_mhz": {"before": clock_before, "after": clock_mhz()},
+        "gpu_used_mb": gpu_used_mb(),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "target": recognizer.target,
         "backend": recognizer.backend.describe(),

@@ -61,14 +61,22 @@ class Cuda:
     def synchronize(self, stream: int) -> None:
         self._call("cudaStreamSynchronize", stream)
 
+    def synchronize_all(self) -> None:
+        """Wait for everything on this GPU."""
+        self._call("cudaDeviceSynchronize")
+
     def capture(self, stream: int, enqueue: Callable[[], None]) -> int:
         """What `enqueue` puts on the stream, as a graph to replay."""
         mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)
         try:
             enqueue()
-        finally:
-            graph = self._call("cudaStreamEndCapture", stream)
+        except BaseException:
+            _, graph = self._api.cudaStreamEndCapture(stream)  # its own status would hide the first error
+            if graph is not None and int(graph):
+                self._api.cudaGraphDestroy(graph)
+            raise
+        graph = self._call("cudaStreamEndCapture", stream)
         try:
             return int(self._call("cudaGraphInstantiate", graph, 0))
         finally:

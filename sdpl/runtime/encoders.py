@@ -43,13 +43,19 @@ class OnnxRuntimeCuda:
     def prepare(self, batch: int) -> None:
         """Nothing: ONNX Runtime takes its memory while it runs."""
 
+    def forget(self, batch: int) -> None:
+        """Nothing."""
+
     def enqueue(self, batch: int, image: int, u: int, g: int, stream: int) -> None:
         self._device.synchronize(stream)  # the images are there before another stream reads them
         binding = self._session.io_binding()
         binding.bind_input("image", "cuda", 0, np.uint8, [batch, *self._shapes["image"]], image)
         for name, pointer in (("u", u), ("g", g)):
             binding.bind_output(name, "cuda", 0, self._dtype, [batch, *self._shapes[name]], pointer)
-        self._session.run_with_iobinding(binding)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # its errors share no class and no code
+            raise _failed(str(error), batch) from None
         binding.synchronize_outputs()
 
     def capturable(self, stream: int) -> bool:
@@ -82,6 +88,7 @@ class TensorRt:
         self._engine, self._device = engine, device
         self._sides = tuple(engine.get_tensor_shape("image"))[1:]
         self._contexts: dict[int, Any] = {}
+        self._any: Any = None
         self._config = self._runtime_config(bundle.path / CACHE / f"{name.replace(':', '-')}-{trt.__version__}.cache")
         self._workspace_bytes = engine.device_memory_size_v2
         self._workspace = device.allocate(self._workspace_bytes)
@@ -91,12 +98,18 @@ class TensorRt:
             self._contexts[batch] = self._make_context(batch)
 
     def enqueue(self, batch: int, image: int, u: int, g: int, stream: int) -> None:
-        self.prepare(batch)  # images already on the GPU come in any number
-        context = self._contexts[batch]
+        context = self._contexts.get(batch)
+        if context is None:  # images already on the GPU come in any number; no graph points into this context
+            self._any = self._any or self._make_context(batch)
+            self._shape(self._any, batch)
+            context = self._any
         for name, pointer in zip(TENSORS, (image, u, g), strict=True):
             context.set_tensor_address(name, pointer)
         if not context.execute_async_v3(stream):
-            raise RuntimeError(f"the engine failed ({self._log.first_error})")
+            raise _failed(self._log.first_error, batch)
+
+    def forget(self, batch: int) -> None:
+        self._contexts.pop(batch, None)
 
     def capturable(self, stream: int) -> bool:
         check = getattr(self._trt.IExecutionContext, "is_stream_capturable", None)
@@ -106,8 +119,11 @@ class TensorRt:
         return {"library": f"{self._trt.__name__} {self._trt.__version__}"}
 
     def close(self) -> None:
+        if self._engine is None:
+            return
         self._save_cache()
         self._contexts.clear()
+        self._any = None
         self._engine = self._runtime = self._config = None
         self._device.free(self._workspace)
 
@@ -119,9 +135,12 @@ class TensorRt:
                 f"no execution context for batch {batch} ({self._log.first_error}): use a smaller one."
             )
         context.set_device_memory(self._workspace, self._workspace_bytes)
+        self._shape(context, batch)
+        return context
+
+    def _shape(self, context: Any, batch: int) -> None:
         if not context.set_input_shape("image", (batch, *self._sides)):
             raise UserError(f"batch {batch} is outside of the engine's profile.")
-        return context
 
     def _runtime_config(self, cache: Path):
         """TensorRT-RTX compiles for the GPU at first use and can keep the result; None for TensorRT."""
@@ -129,6 +148,8 @@ class TensorRt:
             return None
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        # by default it first runs slower kernels, and a graph captured then would keep them for ever
+        config.dynamic_shapes_kernel_specialization_strategy = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
         self._cache, self._cache_path = config.create_runtime_cache(), cache
         with contextlib.suppress(OSError):
             self._cache.deserialize(cache.read_bytes())
@@ -140,6 +161,13 @@ class TensorRt:
         if self._config is not None:
             with contextlib.suppress(UserError), replace_file(self._cache_path) as temporary:
                 temporary.write_bytes(bytes(self._cache.serialize()))
+
+
+def _failed(message: str, batch: int) -> Exception:
+    """The error of an engine that failed while running: whether for want of memory shows only in its words."""
+    if "memory" in message.lower():
+        return OutOfMemoryError(f"the GPU has too little free memory for batch {batch}: {' '.join(message.split())}")
+    return RuntimeError(f"the engine failed ({message})")
 
 
 def _logger(trt):

@@ -58,6 +58,16 @@ def clock_mhz() -> str | None:
     return _cpu_info("cpu MHz")
 
 
+def gpu_used_mb() -> float | None:
+    """Memory in use on the GPU, by all programs."""
+    gpu = find_gpu()
+    if not isinstance(gpu, Gpu):
+        return None
+    from sdpl.runtime.device import Cuda
+
+    return (gpu.memory_bytes - Cuda().free_bytes()) / 1e6
+
+
 def describe() -> dict:
     """Everything above as plain values."""
     gpu = find_gpu()

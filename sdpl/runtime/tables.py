@@ -13,14 +13,15 @@ from sdpl.runtime.usable import in_order, target_obstacle
 
 def latency_table(result: dict[str, Any]) -> Table:
     """The measurements; rows that are not stable carry a star."""
-    backend, machine, clock = result["backend"], result["environment"], result["clock_mhz"]
+    backend, machine = result["backend"], result["environment"]
+    clocks = dict.fromkeys(str(row["clock_mhz"]) for row in result["latencies"])
     where = machine.get("gpu") or f"{machine['cpu']}, {backend.get('threads', 'all cores')}"
     table = Table(
         box=box.SIMPLE,
         title=f"{result['target']}, {backend['library']}, {where}, {result['image_size']} px, "
         f"{result['categories']} categories",
-        caption=f"clock before and after: {clock['before']}, {clock['after']} MHz; "
-        f"peak memory {result['peak_memory_mb']:.0f} MB",
+        caption=f"clock after each row: {', '.join(clocks)} MHz; peak memory {result['peak_memory_mb']:.0f} MB"
+        + (f", in use on the GPU {result['gpu_used_mb']:.0f} MB" if result["gpu_used_mb"] else ""),
     )
     columns = {
         "side, boundary": lambda row: f"{row['side']}, {row['boundary']}",

@@ -14,6 +14,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from sdpl.bundle import Bundle, Profile, Target, to_scores
+from sdpl.errors import UserError
 from sdpl.kernels.launch import BYTES, DeviceArray, Kernels, narrow
 from sdpl.runtime.device import Cuda, OutOfMemoryError, Pinned
 
@@ -23,6 +24,9 @@ class Encoder(Protocol):
 
     def prepare(self, batch: int) -> None:
         """Take the memory that a batch size needs. Raises OutOfMemoryError."""
+
+    def forget(self, batch: int) -> None:
+        """Give that memory back."""
 
     def enqueue(self, batch: int, image: int, u: int, g: int, stream: int) -> None:
         """Enqueue one batch; arguments are addresses on the GPU."""
@@ -72,11 +76,16 @@ class TwoStage:
         size = manifest.preprocessing.image_size
         self._sizes = Sizes(size, int(np.prod(manifest.map_size)), len(v), v.shape[1], t.shape[1])
         self._buckets: dict[int, Bucket] = {}
+        self._constants: dict[str, int] = {}
         self._lock = threading.Lock()
         self._open = True
         self._stream = device.make_stream()
-        v = narrow(v, kernels.dtype)
-        self._constants = {name: self._upload(array) for name, array in (("v", v), ("q", constants["q"]), ("t", t))}
+        try:
+            for key, array in (("v", narrow(v, kernels.dtype)), ("q", constants["q"]), ("t", t)):
+                self._constants[key] = self._upload(array)
+        except BaseException:  # whatever it was, nothing stays on the GPU
+            self.close()
+            raise
 
     @property
     def batch_sizes(self) -> list[int]:
@@ -94,12 +103,15 @@ class TwoStage:
         """A call that runs both stages on images already copied to the GPU and waits for them; for measuring."""
         self.scores(images)  # makes the bucket
         with self._lock:
-            bucket = self._bucket(len(images))
+            bucket = self._buckets.get(self._fitting(len(images))[-1])
+            if bucket is None or bucket.batch < len(images):
+                raise UserError(
+                    f"a batch of {len(images)} does not go through the engine at once: measure a smaller one."
+                )
             enqueue = functools.partial(self._both, bucket, bucket.batch, bucket.pointers["image"], False)
-            captured = self._encoder.capturable(self._stream)
-            graph = bucket.graphs.setdefault(
-                "device", self._device.capture(self._stream, enqueue) if captured else None
-            )
+            if "device" not in bucket.graphs:
+                bucket.graphs["device"] = self._captured(enqueue)
+            graph = bucket.graphs["device"]
 
         def call() -> None:
             with self._lock:
@@ -110,7 +122,8 @@ class TwoStage:
         return call
 
     def describe(self) -> dict[str, str]:
-        return {"backend": self.name, **self._encoder.describe()}
+        graphs = [graph for bucket in self._buckets.values() for graph in bucket.graphs.values()]
+        return {"backend": self.name, **self._encoder.describe(), "cuda_graphs": str(any(graphs))}
 
     def close(self) -> None:
         with self._lock:
@@ -137,14 +150,23 @@ class TwoStage:
                 raise RuntimeError("this recognizer is closed")
             self._device.use()
             source = _device_source(images, self._device) if on_gpu else np.ascontiguousarray(images)
-            start = 0
+            start, most = 0, self._profile.max
             while start < len(logits):
-                bucket = self._bucket(len(logits) - start)
-                n = min(bucket.batch, len(logits) - start)
-                if on_gpu:
-                    self._run_in_place(bucket, n, source + start * s.S * s.S * 3, with_attention)
-                else:
-                    self._run_bucket(bucket, source[start : start + n], with_attention)
+                size = self._fitting(min(len(logits) - start, most))[-1]
+                n = min(size, len(logits) - start)
+                try:
+                    bucket = self._bucket(size, with_attention)
+                    if on_gpu:
+                        self._run_in_place(bucket, n, source + start * s.S * s.S * 3, with_attention)
+                    else:
+                        self._run_bucket(bucket, source[start : start + n], with_attention)
+                except OutOfMemoryError:  # the batch goes through in smaller parts, if there are any
+                    self._drop(size)
+                    smaller = [other for other in self.batch_sizes if other < size]
+                    if not smaller:
+                        raise
+                    most = smaller[-1]
+                    continue
                 logits[start : start + n] = _floats(bucket.pinned["logits"], (n, s.C))
                 if with_attention:
                     attention[start : start + n] = _floats(bucket.pinned["attention"], (n, s.C, s.L))
@@ -172,8 +194,13 @@ class TwoStage:
             bucket.graphs[kind] = self._captured(enqueue)
 
     def _captured(self, enqueue: Callable[[], None]) -> int | None:
-        """The work as a graph; None when the engine cannot be captured."""
-        return self._device.capture(self._stream, enqueue) if self._encoder.capturable(self._stream) else None
+        """The work as a graph; None when the engine cannot be captured, or fails to be: calls then stay single."""
+        if not self._encoder.capturable(self._stream):
+            return None
+        try:
+            return self._device.capture(self._stream, enqueue)
+        except (RuntimeError, UserError):
+            return None
 
     def _run_in_place(self, bucket: Bucket, batch: int, image: int, with_attention: bool) -> None:
         """Images that are on the GPU already, read where they lie; their address changes, so without a graph."""
@@ -207,34 +234,28 @@ class TwoStage:
             stream=self._stream,
         )
 
-    def _bucket(self, images: int) -> Bucket:
-        """The smallest bucket for so many images, or the largest there is. When the GPU's memory is short, a smaller
-        one, so that the batch goes through in parts."""
+    def _fitting(self, images: int) -> list[int]:
+        """The bucket sizes up to the smallest that takes so many images, or all of them."""
         sizes = self.batch_sizes
-        fitting = [size for size in sizes if size >= images][:1] or sizes[-1:]
-        wanted = fitting[0]
-        while wanted not in self._buckets:
-            try:
-                self._buckets[wanted] = self._make_bucket(wanted)
-            except OutOfMemoryError:
-                smaller = [size for size in sizes if size < wanted]
-                if not smaller:
-                    raise
-                wanted = smaller[-1]
-        return self._buckets[wanted]
+        return [size for i, size in enumerate(sizes) if i == 0 or sizes[i - 1] < images]
 
-    def _make_bucket(self, batch: int) -> Bucket:
-        bucket = Bucket(batch, {}, {})
-        try:
-            for name, size in self._bytes(bucket).items():
-                bucket.pointers[name] = self._device.allocate(size)
-                if name in ("image", "logits", "attention"):
-                    bucket.pinned[name] = self._device.allocate_pinned(size)
-            self._encoder.prepare(batch)
-        except OutOfMemoryError:
-            self._free(bucket)
-            raise
+    def _bucket(self, batch: int, with_attention: bool) -> Bucket:
+        """The bucket of this size, with the buffers that are needed. Raises OutOfMemoryError."""
+        bucket = self._buckets.setdefault(batch, Bucket(batch, {}, {}))
+        for name, size in self._bytes(bucket).items():
+            if name in bucket.pointers or (name == "attention" and not with_attention):
+                continue
+            bucket.pointers[name] = self._device.allocate(size)
+            if name in ("image", "logits", "attention"):
+                bucket.pinned[name] = self._device.allocate_pinned(size)
+        self._encoder.prepare(batch)
         return bucket
+
+    def _drop(self, batch: int) -> None:
+        """Free a bucket that the GPU has no room for."""
+        if batch in self._buckets:
+            self._free(self._buckets.pop(batch))
+        self._encoder.forget(batch)
 
     def _bytes(self, bucket: Bucket) -> dict[str, int]:
         s, item = self._sizes, BYTES[self._kernels.dtype]
@@ -277,6 +298,8 @@ def _device_source(images: Any, device: Cuda) -> int:
     interface = images.__cuda_array_interface__
     if interface.get("stream"):
         device.synchronize(interface["stream"])
+    elif interface.get("version", 0) < 3:  # PyTorch's: it does not say which stream is still writing
+        device.synchronize_all()
     shape, strides = tuple(interface["shape"]), interface.get("strides")
     if strides is not None and tuple(strides) != tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape))):
         raise ValueError(f"expected contiguous images on the GPU, got strides {tuple(strides)} for shape {shape}")

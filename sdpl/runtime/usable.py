@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from sdpl.bundle import Bundle, Target
+from sdpl.bundle import RTX_CAPABILITIES, Bundle, Profile, Target
 from sdpl.kernels.launch import Gpu, find_gpu
 
 PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
@@ -15,14 +15,15 @@ INSTALL = {
 }
 BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")  # fastest first
 PRECISIONS = ("int8", "fp16", "bf16", "fp32")  # fastest first, within a backend
-INVALID = (  # the bits of TensorRT-RTX's diagnostics, in its order
-    "it was built with another version",
-    "it was built for another compute capability",
-    "the driver is too old",
-    "the CUDA runtime is too old",
-    "the GPU has too little memory",
-    "the file is damaged",
-    "the driver failed",
+REBUILD = "build it again"
+INVALID = (  # the bits of TensorRT-RTX's diagnostics in its order, and what mends each
+    ("it was built with another version", REBUILD),
+    ("it was built for another compute capability", REBUILD),
+    ("the driver is too old", "update the driver"),
+    ("the CUDA runtime is too old", 'pip install -U "sdpl[rtx]"'),
+    ("the GPU has too little memory", "close other programs on it, or build for smaller batches"),
+    ("the file is damaged", REBUILD),
+    ("the driver failed", "look at nvidia-smi"),
 )
 
 
@@ -42,6 +43,11 @@ def backend_obstacle(backend: str) -> str | None:
         return gpu
     if backend == "onnxruntime-cuda" and "CUDAExecutionProvider" not in module.get_available_providers():
         return f"onnxruntime {module.__version__} was built without CUDA: {INSTALL[backend]}"
+    if backend == "tensorrt-rtx" and gpu.capability not in RTX_CAPABILITIES:
+        return (
+            f"no TensorRT-RTX engines are built for compute capability {gpu.capability} ({gpu.name}): "
+            "use tensorrt:fp16 or cuda:fp16"
+        )
     return None
 
 
@@ -59,26 +65,30 @@ def target_obstacle(bundle: Bundle, name: str) -> str | None:
         return f"built with {module.__name__} {built}, here is {module.__version__}: {mend}"
     if target.compute_capability != gpu.capability:
         return f"built for compute capability {target.compute_capability}, {gpu.name} has {gpu.capability}: {mend}"
+    if target.backend == "tensorrt-rtx":
+        invalid = invalid_engine(module.Runtime(module.Logger()), bundle.file(target.files["engine"]).read_bytes())
+        return invalid and invalid.replace(REBUILD, mend)
     return None
 
 
 def rebuild(bundle: Bundle, name: str, gpu: Gpu | str) -> str:
     """The command that builds a target for this machine."""
-    parts = name.split(":")
+    parts, profile = name.split(":"), bundle.manifest.targets[name].profile
     if parts[0] == "rtx" and isinstance(gpu, Gpu):
         parts[1] = f"sm{gpu.capability}"
-    return f"sdpl-export {bundle.path} --target {':'.join(parts)}"
+    batch = f" --batch {profile}" if profile not in (None, Profile()) else ""
+    return f"sdpl-export {bundle.path} --target {':'.join(parts)}{batch}"
 
 
 def invalid_engine(runtime: Any, code: bytes) -> str | None:
-    """Why TensorRT-RTX will not take an engine, or None; TensorRT itself has no such question."""
+    """Why TensorRT-RTX will not take an engine, with the mend, or None; TensorRT itself has no such question."""
     if not hasattr(runtime, "get_engine_validity"):
         return None
     validity, bits = runtime.get_engine_validity(code)
     if "INVALID" not in str(validity):
         return None
-    reasons = [text for i, text in enumerate(INVALID) if int(bits) >> i & 1]
-    return ", ".join(reasons) or "no reason given"
+    reasons = [f"{text}: {mend}" for i, (text, mend) in enumerate(INVALID) if int(bits) >> i & 1]
+    return "; ".join(reasons) or "TensorRT-RTX does not say why it will not take the engine"
 
 
 def in_order(targets: dict[str, Target]) -> list[str]:

@@ -15,7 +15,10 @@ def pytorch_scorers(checkpoint: Path) -> dict[str, Callable[[np.ndarray], np.nda
 
     def scorer(prepare: Callable[[torch.nn.Module], None]) -> Callable[[np.ndarray], np.ndarray]:
         _, model = restore_model(load_checkpoint(checkpoint), str(checkpoint))
-        prepare(model.to(device).eval())
+        model.to(device).eval()
+        if device == "cuda":
+            model.encoder.clip.visual.half()  # once, not by autocast in every call
+        prepare(model)
         score = model.scorer()
 
         def in_half_on_a_gpu(images: np.ndarray) -> np.ndarray:

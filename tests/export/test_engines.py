@@ -50,6 +50,8 @@ def test_no_pytorch_is_loaded(copy):
         (["--target", "cpu:int8"], "a bundle is enough for rtx and tensorrt engines"),
         (["--target", "tensorrt:fp16"], "tensorrt is not usable here"),
         (["--target", "rtx:sm89:fp16", "--eval", "x.json"], "--eval needs a checkpoint"),
+        (["--target", "rtx:sm89:fp16", "--head", "separable"], "--head needs a checkpoint"),
+        ([], "is a bundle: name the engine to add with --target, such as rtx:sm89:fp16"),
         (["--target", "rtx:sm89:fp16", "--max-score-diff", "0"], "does not give PyTorch's answers"),
     ],
 )

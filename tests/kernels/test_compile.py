@@ -103,11 +103,11 @@ def test_what_cannot_be_compiled_is_named(tmp_path, monkeypatch):
         cubin("86", "float32", cache=tmp_path)
 
 
-def test_an_unwritable_cache_is_named(tmp_path, monkeypatch):
+def test_an_unwritable_cache_only_costs_time(tmp_path, monkeypatch):
+    """A container's home is often read-only."""
     monkeypatch.setattr(compiler, "_compile", lambda *_: b"code")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write"):
-        cubin("86", "float32", cache=tmp_path / "file")
+    assert cubin("86", "float32", cache=tmp_path / "file") == b"code"
 
 
 def test_constants_are_the_source_s():

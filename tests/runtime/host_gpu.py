@@ -6,6 +6,7 @@ in ONNX Runtime on the CPU, and the kernel's own source runs on the emulator. Ev
 
 import ctypes
 from collections import Counter
+from typing import ClassVar
 
 import numpy as np
 import onnxruntime
@@ -26,9 +27,12 @@ def at(pointer: int, shape: tuple[int, ...], dtype=np.uint8) -> np.ndarray:
 class HostDevice:
     """As `sdpl.runtime.device.Cuda`. limit: bytes that may be allocated on the device."""
 
+    made: ClassVar[list] = []
+
     def __init__(self, limit: int = 1 << 40):
+        self.made.append(self)
         self.limit, self.calls, self.memory, self.pinned, self.graphs = limit, Counter(), {}, {}, {}
-        self.streams = set()
+        self.streams, self.refuses_capture = set(), False
 
     @property
     def used(self) -> int:
@@ -69,8 +73,13 @@ class HostDevice:
     def synchronize(self, stream):
         self.calls["synchronize"] += 1
 
+    def synchronize_all(self):
+        self.calls["synchronize_all"] += 1
+
     def capture(self, stream, enqueue):
         self.calls["capture"] += 1
+        if self.refuses_capture:
+            raise RuntimeError("cudaStreamEndCapture: operation failed due to a previous error during capture")
         handle = len(self.graphs) + 1
         self.graphs[handle] = enqueue
         return handle
@@ -89,14 +98,20 @@ class HostEncoder:
     def __init__(self, path, captured=True):
         self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         self.captured, self.batches, self.closed = captured, [], False
-        self.side, self.most = self.session.get_inputs()[0].shape[1], 1 << 20
+        self.side, self.most, self.most_running = self.session.get_inputs()[0].shape[1], 1 << 20, 1 << 20
+        self.forgotten = []
 
     def prepare(self, batch):
         if batch > self.most:
             raise OutOfMemoryError("no room for the engine's own memory")
 
+    def forget(self, batch):
+        self.forgotten.append(batch)
+
     def enqueue(self, batch, image, u, g, stream):
         assert stream == 7
+        if batch > self.most_running:
+            raise OutOfMemoryError("no room while running")
         self.batches.append(batch)
         images = at(image, (batch, self.side, self.side, 3))
         for pointer, array in zip((u, g), self.session.run(["u", "g"], {"image": images}), strict=True):

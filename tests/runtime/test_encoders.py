@@ -11,6 +11,7 @@ from host_gpu import HostDevice
 
 from sdpl.bundle import CACHE, Bundle, is_bundle
 from sdpl.errors import UserError
+from sdpl.runtime.device import OutOfMemoryError
 from sdpl.runtime.encoders import OnnxRuntimeCuda, TensorRt
 
 NAME = "rtx:sm86:fp16"
@@ -72,6 +73,7 @@ def recorded(monkeypatch):
     )
     config = SimpleNamespace(
         set_execution_context_allocation_strategy=lambda strategy: None,
+        dynamic_shapes_kernel_specialization_strategy="lazy",
         create_runtime_cache=lambda: cache,
         set_runtime_cache=lambda cache: None,
     )
@@ -97,6 +99,8 @@ def recorded(monkeypatch):
         IRuntimeCache=object,
         IExecutionContext=RecordedContext,
         ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user"),
+        DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
+        config=config,
         contexts=contexts,
         cache=cache,
     )
@@ -107,9 +111,13 @@ def recorded(monkeypatch):
 def test_one_context_per_batch_size_and_one_workspace_for_all(recorded, bundle_and_target):
     device = HostDevice()
     encoder = TensorRt(*bundle_and_target[:1], NAME, bundle_and_target[1], device)
-    for batch in (1, 8, 1):
+    assert recorded.config.dynamic_shapes_kernel_specialization_strategy == "eager"
+    for batch in (1, 8):
+        encoder.prepare(batch)
+    for batch in (1, 8, 1, 5, 6):
         encoder.enqueue(batch, 100, 200, 300, stream=7)
-    one, eight = recorded.contexts
+    one, eight, of_any_batch = recorded.contexts
+    assert (of_any_batch.shape[1][0], len(of_any_batch.runs)) == (6, 2)
     assert (one.shape, eight.shape) == (("image", (1, 64, 64, 3)), ("image", (8, 64, 64, 3)))
     assert one.memory == eight.memory
     assert one.memory[1] == device.used == 4096
@@ -119,6 +127,11 @@ def test_one_context_per_batch_size_and_one_workspace_for_all(recorded, bundle_a
     with pytest.raises(UserError, match="batch 65 is outside of the engine's profile"):
         encoder.prepare(65)
     assert encoder.describe() == {"library": "tensorrt_rtx 1.7"}
+    one.execute_async_v3 = lambda stream: False
+    encoder._log.first_error = "Cuda Runtime (out of memory)"
+    with pytest.raises(OutOfMemoryError, match="too little free memory for batch 1"):
+        encoder.enqueue(1, 100, 200, 300, stream=7)
+    encoder.close()
     encoder.close()
     assert device.used == 0
 

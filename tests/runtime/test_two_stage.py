@@ -130,11 +130,54 @@ def test_a_full_gpu_takes_smaller_batches_and_then_says_so(make, proof):
     np.testing.assert_allclose(crowded.scores(proof[0]), proof[1], atol=5e-3)
 
 
-def test_an_engine_that_runs_out_of_memory_gets_smaller_batches(make, proof):
+@pytest.mark.parametrize("limit", ["most", "most_running"])
+@pytest.mark.parametrize("on_device", [False, True])
+def test_an_engine_that_runs_out_of_memory_gets_smaller_batches(make, proof, limit, on_device):
     recognizer, device, encoder = make(profile=Profile(min=1, opt=4, max=4))
-    encoder.most = 2
-    np.testing.assert_allclose(recognizer.scores(proof[0]), proof[1], atol=5e-3)
+    setattr(encoder, limit, 2)
+    images = OnDevice(device, proof[0]) if on_device else proof[0]
+    np.testing.assert_allclose(recognizer.scores(images), proof[1], atol=5e-3)
     assert max(encoder.batches) == 2
+    assert set(encoder.forgotten) == {4}
+
+
+def test_a_capture_that_fails_costs_only_the_graph(make, proof):
+    recognizer, device, _ = make()
+    device.refuses_capture = True
+    for _ in range(3):
+        np.testing.assert_allclose(recognizer.scores(proof[0]), proof[1], atol=5e-3)
+    assert device.calls["capture"] == 1
+    assert device.calls["replay"] == 0
+    assert recognizer.backend.describe()["cuda_graphs"] == "False"
+
+
+def test_attention_takes_memory_only_when_it_is_asked_for(make, proof):
+    recognizer, device, _ = make(profile=Profile(min=8, opt=8, max=8))
+    recognizer.scores(proof[0])
+    before = device.used
+    recognizer.attention(proof[0])
+    assert device.used - before == 8 * 10 * 4 * 4  # [B,C,L] floats
+
+
+def test_arrays_that_do_not_name_their_stream_are_waited_for(make, proof):
+    recognizer, device, _ = make()
+    recognizer.scores(OnDevice(device, proof[0], version=2))  # as PyTorch's
+    assert device.calls["synchronize_all"] == 1
+    recognizer.scores(OnDevice(device, proof[0], stream=5))
+    assert device.calls["synchronize_all"] == 1
+
+
+def test_a_head_that_does_not_fit_leaves_nothing_behind(make):
+    with pytest.raises(UserError, match="too little free memory"):
+        make(limit=300)
+    device = HostDevice.made[-1]
+    assert (device.memory, device.streams) == ({}, set())
+
+
+def test_a_batch_over_the_profile_is_not_measured_as_one(make, proof):
+    recognizer, _, _ = make(profile=Profile(min=1, opt=2, max=4))
+    with pytest.raises(UserError, match="a batch of 6 does not go through the engine at once"):
+        recognizer.backend.on_device(proof[0])
 
 
 def test_an_error_of_the_engine_leaves_it_usable(make, proof):

@@ -46,9 +46,22 @@ def test_onnxruntime_without_cuda(gpu):
     assert 'was built without CUDA: pip install "sdpl[gpu]"' in backend_obstacle("onnxruntime-cuda")
 
 
-def test_an_engine_that_fits(gpu, opened):
+def test_a_gpu_that_tensorrt_rtx_does_not_build_for(gpu, opened):
+    gpu(Gpu("NVIDIA H100", "90", 80 << 30, "CUDA 13.0"))
+    assert target_obstacle(opened, NAME) == (
+        "no TensorRT-RTX engines are built for compute capability 90 (NVIDIA H100): use tensorrt:fp16 or cuda:fp16"
+    )
+
+
+@pytest.mark.parametrize("bits", [None, 4, 1])
+def test_the_engine_itself_is_asked_last(gpu, opened, monkeypatch, bits):
     gpu(RTX_3090)
-    assert target_obstacle(opened, NAME) is None
+    answer = ("EngineValidity.VALID", 0) if bits is None else ("EngineValidity.INVALID", bits)
+    runtime = SimpleNamespace(get_engine_validity=lambda code: answer)
+    monkeypatch.setattr("tensorrt_rtx.Runtime", lambda log: runtime)
+    lines = {None: None, 4: "the driver is too old: update the driver"}
+    rebuild = f"it was built with another version: sdpl-export {opened.path} --target rtx:sm86:fp16"
+    assert target_obstacle(opened, NAME) == lines.get(bits, rebuild)
 
 
 def test_an_engine_for_another_gpu_comes_with_the_command_that_rebuilds_it(gpu, opened):
@@ -71,7 +84,12 @@ def test_an_engine_of_another_version_comes_with_the_command_that_rebuilds_it(gp
 
 @pytest.mark.parametrize(
     ("bits", "reason"),
-    [(1, "it was built with another version"), (2 | 32, "capability, the file is damaged"), (0, "no")],
+    [
+        (1, "it was built with another version: build it again"),
+        (4, "the driver is too old: update the driver"),
+        (2 | 32, "compute capability: build it again; the file is damaged"),
+        (0, "does not say why"),
+    ],
 )
 def test_what_tensorrt_rtx_says_of_an_engine_in_words(bits, reason):
     runtime = SimpleNamespace(get_engine_validity=lambda code: ("EngineValidity.INVALID", bits))

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from sdpl.bundle import Bundle
+from sdpl.errors import UserError
+from sdpl.runtime import Recognizer, backends
 from sdpl.runtime.backends import OnnxRuntimeCpu
 
 
@@ -19,7 +21,7 @@ def test_what_runs_here_is_verified_and_written_down(sdpl, copy):
     before = Bundle.open(copy).manifest
     result = sdpl("verify", copy)
     assert result.exit_code == 0, result.output
-    assert "cpu:fp32: verified; 6 images: scores differ by at most" in result.stdout
+    assert "cpu:fp32: 6 images: scores differ by at most" in result.stdout
     assert "rtx:sm86:fp16: not run: no CUDA GPU was found" in result.stdout
     after = Bundle.open(copy).manifest
     record = after.targets["cpu:int8"].verification
@@ -37,6 +39,45 @@ def test_wrong_scores_fail_with_the_numbers_and_change_nothing(fails, copy, monk
     line = fails("verify", copy)
     assert "cpu:fp32 does not give PyTorch's answers on this machine: scores differ by up to" in line
     assert (copy / "manifest.json").read_bytes() == before
+
+
+def test_the_limit_of_map_is_the_export_s(sdpl, checkpoint, scenes, tmp_path):
+    """A loss of mAP that the export was allowed is not judged again, without the data, by the default limit."""
+    out, labels = tmp_path / "m.sdpl", scenes / "annotations" / "instances_test.json"
+    words = ["--target", "cpu:fp32", "--eval", labels]
+    assert sdpl("export", checkpoint, "--out", out, *words).exit_code == 0
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["targets"]["cpu:fp32"]["verification"]["accuracy"]["target"]["mAP"] = 0.0
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert sdpl("verify", out).exit_code == 0
+
+
+def test_a_bundle_replaced_meanwhile_is_left_alone(copy):
+    bundle = Bundle.open(copy)
+    changed = json.loads((copy / "manifest.json").read_text()) | {"created": "later"}
+    (copy / "manifest.json").write_text(json.dumps(changed))
+    with pytest.raises(UserError, match="was replaced by another command meanwhile; its manifest is left alone"):
+        bundle.replace_targets({})
+    assert json.loads((copy / "manifest.json").read_text())["created"] == "later"
+
+
+def test_a_target_that_fails_only_when_it_is_opened_is_passed_over(copy, sdpl, monkeypatch):
+    """`auto` takes the next one, and a proof of the others goes on."""
+    right = backends._open
+
+    def fails_late(bundle, name, threads):
+        if name == "cpu:int8":
+            raise UserError("the driver is too old: update the driver")
+        return right(bundle, name, threads)
+
+    monkeypatch.setattr(backends, "_open", fails_late)
+    with Recognizer.open(copy) as recognizer:
+        assert recognizer.target == "cpu:fp32"
+        assert recognizer.passed_over["cpu:int8"] == "the driver is too old: update the driver"
+    result = sdpl("verify", copy)
+    assert result.exit_code == 0
+    assert "cpu:int8: not run: the driver is too old" in result.stdout
+    assert "cpu:fp32: 6 images" in result.stdout
 
 
 def test_nothing_to_verify_is_said(fails, checkpoint, sdpl, tmp_path):
