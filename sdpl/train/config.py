@@ -59,9 +59,11 @@ class ModelConfig:
     map_pool: Count = 2  # average pooling of the trunk's map, before the head
     word_vectors: str = "clip"  # "clip", "glove-coco80", "glove-voc20", a GloVe .txt, or an .npz (names, vectors)
     joint_dim: Count = 1024
+    decoupling: Literal["semantic", "convolutional", "none"] = "semantic"
     pooling: Literal["projected", "trunk"] = "projected"
     prompts: Literal["category-specific", "shared", "manual"] = "category-specific"
     prompt_tokens: Count = 16
+    class_token_position: Literal["end", "middle", "front"] = "end"  # of the name among the learned vectors
     manual_prompt: Annotated[str, AfterValidator(_with_placeholder)] = "a photo of a {}."
     probability: Literal["sigmoid", "softmax"] = "sigmoid"
     inverse_temperature: Annotated[float, Field(gt=0, le=1000)] = 10.0  # docs/decisions/0008

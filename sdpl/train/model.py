@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sdpl.train.config import ModelConfig
-from sdpl.train.decoupling import SemanticDecoupling
+from sdpl.train.decoupling import Decoupling
 from sdpl.train.encoders import FrozenClip, clip_config, load_weights
 from sdpl.train.prompts import PromptLearner
 from sdpl.train.words import word_vectors
@@ -29,7 +29,9 @@ class PartialLabelModel(nn.Module):
         embed_dim = clip_config["model_cfg"]["embed_dim"]
         word_dim = embed_dim if words is None else words.shape[1]
         self.register_buffer("words", torch.zeros(len(categories), word_dim) if words is None else words)  # [C,W]
-        self.decoupling = SemanticDecoupling(channels, word_dim, config.joint_dim, embed_dim, config.pooling)
+        self.decoupling = Decoupling(
+            channels, len(categories), word_dim, config.joint_dim, embed_dim, config.decoupling, config.pooling
+        )
         self.prompts = PromptLearner(self.encoder, categories, config)
         self.log_inverse_temperature = nn.Parameter(
             torch.tensor(config.inverse_temperature).log(), requires_grad=config.learn_temperature
@@ -51,7 +53,11 @@ class PartialLabelModel(nn.Module):
         """logits [B,C] and attention [B,C,L]."""
         with torch.no_grad():
             f = self.encoder.locations(images)  # [B,L,D]
-        return self.decoupling(f, self.words, self.text_features() if t is None else t)
+        return self.pool(f, self.text_features() if t is None else t)
+
+    def pool(self, f: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """logits [B,C] and attention [B,C,L] from the encoder's map f [B,L,D] and scaled text features t [C,E]."""
+        return self.decoupling(f, self.words, t)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.sigmoid() if self.config.probability == "sigmoid" else logits.softmax(dim=-1)
