@@ -22,6 +22,7 @@ EXTRAS = {  # which extra brings a module
     "open_clip": "train",
     "platformdirs": "cuda",
     "sklearn": "eval",
+    "tensorboard": "tensorboard",
     "torch": "train",
     "yaml": "train",
 }
@@ -70,7 +71,7 @@ def train(config: Path, out: Path, resume: bool) -> None:
         best = train(read_config(config), out, resume)
     except KeyboardInterrupt:
         kept = (out / "last.ckpt").exists()
-        mend = f"add --resume to go on from the last finished epoch in {out}" if kept else "no epoch was finished"
+        mend = f"add --resume to go on from the last checkpoint in {out}" if kept else "no epoch was finished"
         raise UserError(f"interrupted; {mend}.") from None
     click.echo(f"best checkpoint: {best}")
 
@@ -190,8 +191,9 @@ def _scorer(model: Path):
         return recognizer.scores, recognizer.categories, recognizer.image_size, thresholds
     from sdpl.train.checkpoint import load_checkpoint, restore_model
 
-    config, network = restore_model(load_checkpoint(model), str(model))
-    return network.scorer(), network.categories, config.model.image_size, 0.5
+    content = load_checkpoint(model)
+    config, network = restore_model(content, str(model))
+    return network.scorer(), network.categories, config.model.image_size, np.array(content["thresholds"])
 
 
 @main.command()

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from sdpl.errors import UserError, nearest
@@ -48,6 +48,20 @@ class DataConfig:
     known_proportion: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the training labels
     mask_seed: Seed = 0
     workers: Count = 2  # threads that decode images
+    flip: bool = False  # mirror training images at random
+    min_crop: Annotated[float, Field(gt=0, le=1)] = 1.0  # random resized crops of at least this share of the area
+    cache: str | None = None  # folder in which the frozen tower's maps are kept
+    cache_views: Count = 1  # augmented views of each image in the cache; an epoch takes the next one
+
+    @model_validator(mode="after")
+    def _views_differ(self) -> "DataConfig":
+        if self.cache_views > 1 and (self.cache is None or not self.augments):
+            raise ValueError("cache_views above 1 needs cache, and flip or min_crop: all views would be alike")
+        return self
+
+    @property
+    def augments(self) -> bool:
+        return self.flip or self.min_crop < 1
 
 
 @_checked
@@ -77,12 +91,18 @@ class TrainConfig:
     gamma_neg: FocusingPower = 2.0
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.05
     epochs: Count = 100
-    batch_size: Count = 64
+    batch_size: Count = 64  # images of one step, over all processes and parts
+    accumulate: Count = 1  # parts into which a process cuts its share of a batch, to save memory
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the frozen image tower; all else is float32
     lr: Positive = 0.002
     warmup_lr: Positive = 0.0005
     warmup_epochs: Annotated[int, Field(ge=0)] = 1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NotNegative = 0.0005
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # above 0: averaged weights are validated and exported
+    fit_thresholds: bool = False  # per category, best F1 on the validation split; otherwise 0.5
+    checkpoint_steps: Count | None = None  # also write last.ckpt after every so many steps
+    tensorboard: bool = False
     seed: Seed = 0
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1"
 
@@ -135,6 +155,8 @@ def _explain(error: ValidationError) -> str:
     unknown = [e for e in error.errors() if e["type"] == "unexpected_keyword_argument"]
     first = (unknown or error.errors())[0]  # a misspelt key also shows as a missing one; the misspelling says more
     key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "value_error" and isinstance(first["input"], dict):  # a check of several keys together
+        return f"{key}: {first['ctx']['error']}."
     if unknown:
         known = _SECTIONS[first["loc"][:-1]].__dataclass_fields__
         return f"unknown key {key!r}; {nearest(str(first['loc'][-1]), known)}"
@@ -147,6 +169,8 @@ def _absolute(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The same values with every path made absolute, so that a run does not depend on the working folder."""
     values = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
     data, model = values.get("data"), values.get("model")
+    if isinstance(data, dict) and "cache" in data:
+        data["cache"] = _join(folder, data["cache"])
     for split in ("train", "val"):
         if isinstance(data, dict) and isinstance(data.get(split), dict):
             data[split] = {k: _join(folder, v) for k, v in data[split].items()}

@@ -1,6 +1,6 @@
 """COCO-format data: which images there are, which categories, which labels are known."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,19 +34,34 @@ class LabelledImages:
 def batches(
     data: LabelledImages, image_size: int, batch_size: int, workers: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Images uint8 [B,S,S,3] and labels int8 [B,C], in the order of the data; the last batch may be smaller.
+    """Images uint8 [B,S,S,3] and labels int8 [B,C], in the order of the data; the last batch may be smaller."""
+    groups = [range(start, min(start + batch_size, len(data))) for start in range(0, len(data), batch_size)]
+    for rows, images in decoded(groups, lambda row: preprocess(data.images[row], image_size), workers):
+        yield images, data.labels[rows]
 
-    The next batch is decoded in threads (Pillow releases the interpreter lock) while this one is used.
+
+def decoded(
+    groups: Iterable[Sequence[int]], load: Callable[[int], np.ndarray], workers: int | None = None
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """For each group of rows: the rows, and their images as `load` gives them, stacked to uint8 [B,S,S,3].
+
+    The next group is decoded in threads (Pillow releases the interpreter lock) while this one is used.
     """
     with ThreadPoolExecutor(workers) as pool:
 
-        def submit(start: int) -> list[Future]:
-            return [pool.submit(preprocess, path, image_size) for path in data.images[start : start + batch_size]]
+        def submit(group: Sequence[int]) -> list[tuple[int, Future]]:
+            return [(int(row), pool.submit(load, int(row))) for row in group]
 
-        ahead = submit(0)
-        for start in range(0, len(data), batch_size):
-            current, ahead = ahead, submit(start + batch_size)
-            yield np.stack([future.result() for future in current]), data.labels[start : start + batch_size]
+        def finish(group: list[tuple[int, Future]]) -> tuple[list[int], np.ndarray]:
+            return [row for row, _ in group], np.stack([future.result() for _, future in group])
+
+        ahead = None
+        for group in groups:
+            current, ahead = ahead, submit(group)
+            if current is not None:
+                yield finish(current)
+        if ahead is not None:
+            yield finish(ahead)
 
 
 def coco_images(annotations: Path) -> Path:

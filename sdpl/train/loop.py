@@ -1,10 +1,10 @@
-"""The training loop: SGD, warm-up and cosine, one CSV row per epoch, best and last checkpoint, resume."""
+"""The training loop: warm-up and cosine, one CSV row per epoch, best and last checkpoint, exact resuming."""
 
-import csv
 import hashlib
 import math
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,64 +13,60 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sdpl.errors import UserError
+from sdpl.errors import UserError, listed
 from sdpl.files import replace_file
 from sdpl.preprocess import preprocess
 from sdpl.train.checkpoint import load_checkpoint, save_checkpoint
-from sdpl.train.config import Config, TrainConfig
-from sdpl.train.data import LabelledImages, batches, read_coco, require_known_labels
-from sdpl.train.evaluate import require_categories, score_all
-from sdpl.train.losses import partial_asymmetric_loss, partial_bce_loss
+from sdpl.train.config import Config, TrainConfig, check_config
+from sdpl.train.data import LabelledImages, read_coco, require_known_labels
+from sdpl.train.evaluate import require_categories
+from sdpl.train.log import EpochLog, Events, write_csv
+from sdpl.train.maps import Maps, Tower, TowerMaps, cached_maps, require_precision
 from sdpl.train.metrics import mean_average_precision
 from sdpl.train.model import PartialLabelModel, new_model
+from sdpl.train.parallel import Processes, choose_device, processes
 from sdpl.train.partial import mask_labels
+from sdpl.train.step import Learner, NotFiniteError, explain
+from sdpl.train.thresholds import DEFAULT, fit_thresholds
 
 PROOF_IMAGES = 8
 CHECKPOINTS = ("model.ckpt", "last.ckpt")
 
 
-@dataclass(frozen=True)
-class EpochLog:
-    epoch: int
-    lr: float
-    train_loss: float
-    val_map: float  # percent, on the known labels of the validation split
-    seconds: float
-
-
 def train(config: Config, out: Path, resume: bool = False, console: Console | None = None) -> Path:
     """Train as configured into the folder `out`; returns the best checkpoint, `out/model.ckpt`.
 
-    `last.ckpt` holds the newest epoch; `resume` goes on from it and ends with the same weights as a run that
-    was never stopped. Raises UserError for anything wrong with the configuration or the data.
+    `last.ckpt` holds the newest epoch (or step, with `checkpoint_steps`); `resume` goes on from it and ends with the
+    same weights as a run that was never stopped. Started by torchrun, the processes share every batch and every
+    validation; the first one writes. Raises UserError for anything wrong with the configuration or the data.
     """
-    console = console or Console(stderr=True)
-    torch.manual_seed(config.train.seed)
     device = choose_device(config.train.device)
-    train_data, val_data = load_data(config)
-    require_known_labels(train_data)
-    model = new_model(config.model, train_data.categories).to(device)
-    run = _Run(config, out, model, train_data, val_data, device)
-    if resume:
-        run.restore()
-    elif any((out / name).exists() for name in CHECKPOINTS):
-        raise UserError(f"{out} already holds a run: add --resume to go on with it, or choose another --out.")
-    else:
-        run.start_files()
-    if not (val_data.labels > 0).any():
-        console.print("no validation image has a known positive: without a validation mAP, the newest epoch is kept.")
-    if not run.parameters:
-        console.print("nothing is trainable: the checkpoint is written as it is.")
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-    ) as progress:
-        while run.epoch < config.train.epochs:
-            log = run.run_epoch(progress)
-            console.print(
-                f"epoch {log.epoch:3d}/{config.train.epochs}  lr {log.lr:.5f}  loss {log.train_loss:8.4f}"
-                f"  val mAP {log.val_map:5.1f}  {log.seconds:5.1f} s"
-            )
+    require_precision(config.train.precision, device)
+    with processes(device) as group:
+        console = console or Console(stderr=True, quiet=not group.is_first)
+        torch.manual_seed(config.train.seed)
+        train_data, val_data = load_data(config)
+        require_known_labels(train_data)
+        model = new_model(config.model, train_data.categories).to(device)
+        if not resume and any((out / name).exists() for name in CHECKPOINTS):
+            raise UserError(f"{out} already holds a run: add --resume to go on with it, or choose another --out.")
+        if not (val_data.labels > 0).any():
+            console.print("no validation image has a known positive: without a mAP, the newest epoch is kept.")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as progress:
+            maps = _maps(config, model, train_data, val_data, device, progress)
+            run = _Run(config, out, model, train_data, val_data, maps, group)
+            run.restore() if resume else run.start_files()
+            run.train(progress)
     return out / "model.ckpt"
+
+
+def _maps(config: Config, model: PartialLabelModel, train_data, val_data, device, progress) -> tuple[Maps, Maps]:
+    """Where the maps of training and validation come from."""
+    tower = Tower(model.encoder, device, config.train.precision)
+    if config.data.cache is None:
+        return TowerMaps(tower, train_data, config), TowerMaps(tower, val_data, config)
+    return cached_maps(tower, train_data, val_data, model.map_shape, config, progress)
 
 
 def load_data(config: Config) -> tuple[LabelledImages, LabelledImages]:
@@ -89,19 +85,6 @@ def load_data(config: Config) -> tuple[LabelledImages, LabelledImages]:
     return train.subset(sorted(order[held_out:])), train.subset(sorted(order[:held_out]))
 
 
-def choose_device(name: str) -> torch.device:
-    """ "auto" is the first GPU, or the CPU. Raises UserError for a device that is not here."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"train.device = {name!r} cannot be used ({reason}); 'auto' takes what is there.") from None
-    return device
-
-
 def learning_rate(config: TrainConfig, epoch: int) -> float:
     """The rate of an epoch (from 0): constant during warm-up, then the cosine over all epochs."""
     if epoch < config.warmup_epochs:
@@ -112,129 +95,167 @@ def learning_rate(config: TrainConfig, epoch: int) -> float:
 class _Run:
     """State of one training run: what a checkpoint saves and restores, and the work of an epoch."""
 
-    def __init__(self, config: Config, out: Path, model: PartialLabelModel, train_data, val_data, device):
-        self.config, self.out, self.model, self.device = config, out, model, device
+    def __init__(
+        self,
+        config: Config,
+        out: Path,
+        model: PartialLabelModel,
+        train_data: LabelledImages,
+        val_data: LabelledImages,
+        maps: tuple[Maps, Maps],
+        group: Processes,
+    ):
+        self.config, self.out, self.model, self.group = config, out, model, group
         self.train_data, self.val_data = train_data, val_data
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.SGD(
-            self.parameters, lr=config.train.lr, momentum=config.train.momentum, weight_decay=config.train.weight_decay
-        )
+        self.train_maps, self.val_maps = maps
+        self.learner = Learner(model, config, group)
         self.epoch = 0
+        self.step = 0  # of the current epoch, done
+        self.loss_sum = 0.0  # over the images of these steps
         self.best_map = -math.inf
+        self.thresholds = np.full(len(model.categories), DEFAULT)  # [C]
         self.history: list[dict] = []
         self.shuffle = torch.Generator().manual_seed(config.train.seed)
+        self.shuffle_state = self.shuffle.get_state()  # at the start of the current epoch
         self.fingerprint = _fingerprint(train_data, val_data)
         self.proof_images = self._choose_proof_images()
 
     def start_files(self) -> None:
-        with replace_file(self.out / "config.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(asdict(self.config), sort_keys=False))
+        self.group.wait()  # until every process has seen that there is no run yet
+        if self.group.is_first:
+            with replace_file(self.out / "config.yaml") as temporary:
+                temporary.write_text(yaml.safe_dump(asdict(self.config), sort_keys=False))
+
+    def train(self, progress: Progress) -> None:
+        """All epochs that are still to do."""
+        self.events = Events(self.out, self.config.train.tensorboard and self.group.is_first, self.learner.steps)
+        while self.epoch < self.config.train.epochs:
+            log = self.run_epoch(progress)
+            progress.console.print(
+                f"epoch {log.epoch:3d}/{self.config.train.epochs}  lr {log.lr:.5f}  loss {log.train_loss:8.4f}"
+                f"  val mAP {log.val_map:5.1f}  {log.seconds:5.1f} s"
+            )
+        self.events.close()
 
     def run_epoch(self, progress: Progress) -> EpochLog:
         started = time.monotonic()
         lr = learning_rate(self.config.train, self.epoch)
         loss = self._train_epoch(lr, progress)
-        val_map = self._validate(progress)
-        self.epoch += 1
+        with self.learner.averaged():
+            val_map = self._validate(progress)
+        self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
+        self.shuffle_state = self.shuffle.get_state()
         log = EpochLog(self.epoch, lr, loss, val_map, time.monotonic() - started)
         self.history.append(asdict(log))
         is_best = not val_map <= self.best_map  # without any validation mAP (nan) the newest is taken
         if is_best and math.isfinite(val_map):
             self.best_map = val_map
         for name in ("model.ckpt", "last.ckpt") if is_best else ("last.ckpt",):  # a stop between them loses no best
-            save_checkpoint(self.out / name, self.config, self.model, self.proof_images, self._resume_state())
-        self._write_log()
+            self._save(name)
+        if self.group.is_first:
+            write_csv(self.out / "log.csv", self.history)
+        self.events.write(self.learner.steps, {"epoch/loss": loss, "epoch/val mAP": val_map, "epoch/lr": lr})
         return log
 
     def restore(self) -> None:
         """Take the state of `last.ckpt`. Raises UserError when its configuration is not this one."""
         content = load_checkpoint(self.out / "last.ckpt")
-        differences = _differences(content["config"], asdict(self.config))
-        if content["resume"]["data"] != self.fingerprint:
+        state = content["resume"]
+        differences = _differences(asdict(check_config(content["config"], "last.ckpt")), asdict(self.config))
+        if state["data"] != self.fingerprint:
             differences.append("data: other images, labels or categories than then")
-        if not (self.out / "model.ckpt").exists():
+        if state["history"] and not (self.out / "model.ckpt").exists():
             raise UserError(f"{self.out}/model.ckpt, the best checkpoint, is missing: put it back or train anew.")
         if differences:
             raise UserError(f"{self.out}/last.ckpt was trained with another configuration: {'; '.join(differences)}.")
         self.model.load_state_dict(content["state"])
-        state = content["resume"]
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.epoch, self.best_map, self.history = state["epoch"], state["best_map"], state["history"]
-        self.shuffle.set_state(state["shuffle"])
+        self.learner.load_state(state["learner"])
+        for name in ("epoch", "step", "loss_sum", "best_map", "history"):
+            setattr(self, name, state[name])
+        self.thresholds = np.array(content["thresholds"])
+        self.shuffle_state = state["shuffle"]
+        self.shuffle.set_state(self.shuffle_state)
         torch.set_rng_state(state["rng"])
+        self.group.wait()  # until every process has read what the first will write anew
 
-    def _write_log(self) -> None:
-        """`log.csv`, whole, from the history that the checkpoint carries: never a row twice or missing."""
-        with replace_file(self.out / "log.csv") as temporary, open(temporary, "w", newline="") as stream:
-            writer = csv.DictWriter(stream, EpochLog.__dataclass_fields__)
-            writer.writeheader()
-            writer.writerows(self.history)
-
-    def _resume_state(self) -> dict:
-        return {
-            "optimiser": self.optimiser.state_dict(),
+    def _save(self, name: str) -> None:
+        if not self.group.is_first:
+            return
+        resume = {
+            "learner": self.learner.state(),
             "epoch": self.epoch,
+            "step": self.step,
+            "loss_sum": self.loss_sum,
             "best_map": self.best_map,
             "history": self.history,
             "data": self.fingerprint,
-            "shuffle": self.shuffle.get_state(),
+            "shuffle": self.shuffle_state,
             "rng": torch.get_rng_state(),
         }
+        with self.learner.averaged():
+            save_checkpoint(self.out / name, self.config, self.model, self.proof_images, resume, self.thresholds)
 
     def _train_epoch(self, lr: float, progress: Progress) -> float:
-        """One pass over the training data; returns the mean loss."""
-        if not self.parameters:
-            return float("nan")
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr
+        """The rest of one pass over the training data; returns the mean loss of the whole pass."""
         self.model.train()
-        order = torch.randperm(len(self.train_data), generator=self.shuffle).tolist()
-        loader = batches(
-            self.train_data.subset(order),
-            self.config.model.image_size,
-            self.config.train.batch_size,
-            self.config.data.workers,
-        )
-        task = progress.add_task(f"epoch {self.epoch + 1} training", total=len(self.train_data))
-        total = 0.0
-        for images, labels in loader:
-            logits = self.model(torch.from_numpy(images).to(self.device))  # [B,C]
-            loss = self._loss(logits, torch.from_numpy(labels).to(self.device))
-            if not torch.isfinite(loss):
-                raise UserError(
-                    f"the loss is {loss.item()} in epoch {self.epoch + 1}: lower train.lr or the temperature."
-                )
-            self.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimiser.step()
-            total += loss.item() * len(images)
-            progress.advance(task, len(images))
+        size, every = self.config.train.batch_size, self.config.train.checkpoint_steps
+        order = torch.randperm(len(self.train_data), generator=self.shuffle).numpy()
+        chunks = [order[start : start + size] for start in range(0, len(order), size)]
+        shares = [self._share_of(chunk) for chunk in chunks]
+        todo = range(self.step, len(chunks))
+        batches = self.train_maps.batches((part for i in todo for part in shares[i]), self.epoch)
+        labels = torch.from_numpy(self.train_data.labels)  # [N,C]
+        task = progress.add_task(f"epoch {self.epoch + 1} training", total=len(order), completed=self.step * size)
+        for i in todo:
+            parts = (next(batches) for _ in shares[i])
+            try:
+                loss = self.learner.step(parts, labels, len(chunks[i]), lr)
+            except NotFiniteError as error:
+                names = listed((self.train_data.images[row].name for row in error.rows), 3)
+                raise explain(error, self.epoch + 1, i + 1, names) from None
+            self.step, self.loss_sum = i + 1, self.loss_sum + loss * len(chunks[i])
+            self.events.write(self.learner.steps, {"step/loss": loss})
+            progress.advance(task, len(chunks[i]))
+            if every and self.step % every == 0 and self.step < len(chunks):
+                self._save("last.ckpt")
         progress.remove_task(task)
-        return total / len(self.train_data)
+        return self.loss_sum / len(order)
 
-    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        config, probability = self.config.train, self.config.model.probability
-        if config.loss == "partial-bce":
-            return partial_bce_loss(logits, labels, probability)
-        return partial_asymmetric_loss(logits, labels, config.gamma_pos, config.gamma_neg, config.margin, probability)
+    def _share_of(self, chunk: np.ndarray) -> list[np.ndarray]:
+        """This process's part of a batch, cut for accumulation: rows; none of them empty."""
+        group, cuts = self.group, self.config.train.accumulate
+        parts = np.array_split(chunk, group.count * cuts)[group.rank * cuts : (group.rank + 1) * cuts]
+        return [part for part in parts if len(part)]
 
     def _validate(self, progress: Progress) -> float:
-        """mAP in percent on the known labels of the validation split."""
+        """mAP in percent on the known labels of the validation split; fits the thresholds on the way."""
         self.model.eval()
-        task = progress.add_task(f"epoch {self.epoch + 1} validation", total=len(self.val_data))
-        scores = score_all(
-            self.model.scorer(),
-            self.val_data,
-            self.config.model.image_size,
-            self.config.train.batch_size,
-            lambda done: progress.advance(task, done),
-        )
-        progress.remove_task(task)
+        scores = self._score_validation(progress)  # [N,C]
         if not np.isfinite(scores).all():
             raise UserError(
                 f"the model diverged in epoch {self.epoch + 1} (its scores are not numbers): lower train.lr."
             )
+        if self.config.train.fit_thresholds:
+            self.thresholds = fit_thresholds(scores, self.val_data.labels)
         return 100 * mean_average_precision(scores, self.val_data.labels)
+
+    @torch.no_grad()
+    def _score_validation(self, progress: Progress) -> np.ndarray:
+        """Scores [N,C] of the whole split: each process scores its share of the images, then all have all."""
+        t = self.learner.text_features()  # [C,E]
+        scores = torch.zeros(self.val_data.labels.shape, device=t.device)  # [N,C]
+        task = progress.add_task(f"epoch {self.epoch + 1} validation", total=len(self.val_data))
+        for rows, f in self.val_maps.batches(self._validation_groups()):
+            scores[rows] = self.model.probabilities(self.model.pool(f, t)[0])
+            progress.advance(task, len(rows) * self.group.count)
+        progress.remove_task(task)
+        self.group.add_up([scores])
+        return scores.cpu().numpy()
+
+    def _validation_groups(self) -> Iterator[np.ndarray]:
+        own = np.arange(self.group.rank, len(self.val_data), self.group.count)
+        size = max(1, self.config.train.batch_size // self.group.count)
+        return (own[start : start + size] for start in range(0, len(own), size))
 
     def _choose_proof_images(self) -> torch.Tensor:
         """uint8 [N,S,S,3]: the first held-out images, which the export is verified on."""
