@@ -120,7 +120,7 @@ def _say_what_others_are_of(folder: Path, key: Key, say: Callable[[str], None]) 
             different = sorted(part for part in key | other if key.get(part) != other.get(part))
         except (OSError, ValueError, TypeError, AttributeError):
             continue
-        if different:
+        if different and "view" not in different:  # another view of the same images is no surprise
             differences.append((len(different), path.stem, different))
     if differences:
         _, name, different = min(differences)

@@ -21,7 +21,7 @@ from sdpl.train.config import Config, TrainConfig, check_config
 from sdpl.train.data import LabelledImages, read_coco, require_known_labels
 from sdpl.train.evaluate import require_categories
 from sdpl.train.log import EpochLog, Events, write_csv
-from sdpl.train.maps import Maps, Tower, TowerMaps, cached_maps, require_precision
+from sdpl.train.maps import Maps, MapSource, require_precision
 from sdpl.train.metrics import mean_average_precision
 from sdpl.train.model import PartialLabelModel, new_model
 from sdpl.train.parallel import Processes, choose_device, processes
@@ -33,7 +33,9 @@ PROOF_IMAGES = 8
 CHECKPOINTS = ("model.ckpt", "last.ckpt")
 
 
-def train(config: Config, out: Path, resume: bool = False, console: Console | None = None) -> Path:
+def train(
+    config: Config, out: Path, resume: bool = False, console: Console | None = None, say_epochs: bool = True
+) -> Path:
     """Train as configured into the folder `out`; returns the best checkpoint, `out/model.ckpt`.
 
     `last.ckpt` holds the newest epoch (or step, with `checkpoint_steps`); `resume` goes on from it and ends with the
@@ -53,20 +55,12 @@ def train(config: Config, out: Path, resume: bool = False, console: Console | No
         if not (val_data.labels > 0).any():
             console.print("no validation image has a known positive: without a mAP, the newest epoch is kept.")
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console) as progress:
-            maps = _maps(config, model, train_data, val_data, device, progress)
+        with Progress(*columns, console=console, transient=not say_epochs) as progress:
+            maps = MapSource(model, config, device, progress).training(train_data, val_data)
             run = _Run(config, out, model, train_data, val_data, maps, group)
             run.restore() if resume else run.start_files()
-            run.train(progress)
+            run.train(progress, say_epochs)
     return out / "model.ckpt"
-
-
-def _maps(config: Config, model: PartialLabelModel, train_data, val_data, device, progress) -> tuple[Maps, Maps]:
-    """Where the maps of training and validation come from."""
-    tower = Tower(model.encoder, device, config.train.precision)
-    if config.data.cache is None:
-        return TowerMaps(tower, train_data, config), TowerMaps(tower, val_data, config)
-    return cached_maps(tower, train_data, val_data, model.map_shape, config, progress)
 
 
 def load_data(config: Config) -> tuple[LabelledImages, LabelledImages]:
@@ -126,15 +120,16 @@ class _Run:
             with replace_file(self.out / "config.yaml") as temporary:
                 temporary.write_text(yaml.safe_dump(asdict(self.config), sort_keys=False))
 
-    def train(self, progress: Progress) -> None:
+    def train(self, progress: Progress, say_epochs: bool) -> None:
         """All epochs that are still to do."""
         self.events = Events(self.out, self.config.train.tensorboard and self.group.is_first, self.learner.steps)
         while self.epoch < self.config.train.epochs:
             log = self.run_epoch(progress)
-            progress.console.print(
-                f"epoch {log.epoch:3d}/{self.config.train.epochs}  lr {log.lr:.5f}  loss {log.train_loss:8.4f}"
-                f"  val mAP {log.val_map:5.1f}  {log.seconds:5.1f} s"
-            )
+            if say_epochs:
+                progress.console.print(
+                    f"epoch {log.epoch:3d}/{self.config.train.epochs}  lr {log.lr:.5f}  loss {log.train_loss:8.4f}"
+                    f"  val mAP {log.val_map:5.1f}  {log.seconds:5.1f} s"
+                )
         self.events.close()
 
     def run_epoch(self, progress: Progress) -> EpochLog:

@@ -19,6 +19,7 @@ from sdpl.train.cache import FeatureCache, Key, hash_all, hash_images, open_cach
 from sdpl.train.config import Config
 from sdpl.train.data import LabelledImages, decoded
 from sdpl.train.encoders import FrozenClip
+from sdpl.train.model import PartialLabelModel
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FILL_BATCH = 16  # images; the tower gains nothing from more on a CPU, and little on a GPU
@@ -60,81 +61,109 @@ class TowerMaps:
     """Maps computed each time they are asked for."""
 
     def __init__(self, tower: Tower, data: LabelledImages, config: Config):
-        self.tower, self.data = tower, data
-        self.image_size, self.workers = config.model.image_size, config.data.workers
-        self.augmentation = augmentation(config)
+        self.tower, self.data, self.config = tower, data, config
 
     def batches(self, groups: Groups, epoch: int | None = None) -> Iterator[tuple[list[int], torch.Tensor]]:
-        def load(row: int) -> np.ndarray:
-            path = self.data.images[row]
-            if epoch is None or self.augmentation is None:
-                return preprocess(path, self.image_size)
-            return self.augmentation.view(path, self.image_size, epoch)
-
-        for rows, images in decoded(groups, load, self.workers):
+        load = image_loader(self.data.images, self.config, epoch)
+        for rows, images in decoded(groups, load, self.config.data.workers):
             yield rows, self.tower(images)
 
 
 class CachedMaps:
-    """Maps read from the cache: the images' own, and the augmented views, of which each epoch takes the next."""
+    """Maps read from caches: the images' own, or augmented views, of which each epoch takes the next."""
 
-    def __init__(self, plain: FeatureCache | None, views: Sequence[FeatureCache], digests: list[str], device):
-        """digests: the images' hashes, in the order of the split's rows. plain: None where nothing asks for it."""
-        self.plain, self.views, self.digests, self.device = plain, views, digests, device
+    def __init__(self, caches: Sequence[FeatureCache], digests: list[str], device: torch.device):
+        """digests: the images' hashes, in the order of the split's rows."""
+        self.caches, self.digests, self.device = caches, digests, device
 
     def batches(self, groups: Groups, epoch: int | None = None) -> Iterator[tuple[list[int], torch.Tensor]]:
-        cache = self.plain if epoch is None or not self.views else self.views[epoch % len(self.views)]
+        cache = self.caches[(epoch or 0) % len(self.caches)]
         for group in groups:
             rows = [int(row) for row in group]
             found = cache.maps[[cache.row[self.digests[row]] for row in rows]]  # [B,L,D] float16
             yield rows, torch.from_numpy(found).to(self.device).float()
 
 
+class MapSource:
+    """Gives the splits of a run their maps: from the tower, or from the cache that `data.cache` names."""
+
+    def __init__(self, model: PartialLabelModel, config: Config, device: torch.device, progress: Progress):
+        self.config, self.progress, self.shape = config, progress, model.map_shape
+        self.tower = Tower(model.encoder, device, config.train.precision)
+        self.cache = None if config.data.cache is None else Path(config.data.cache)
+        self.key = None if self.cache is None else _key(self.tower, config)
+
+    def training(self, train: LabelledImages, val: LabelledImages) -> tuple[Maps, Maps]:
+        """Of the training split, in augmented views if configured, and of the validation split as it is.
+
+        Without augmentation both share one cache, whatever images are held out.
+        """
+        if self.cache is None or augmentation(self.config) is not None:
+            return self._augmented(train), self.plain(val)
+        digests = self._hash((*train.images, *val.images))
+        caches = [self._open(digests, None)]
+        return self._of(train, caches, digests), self._of(val, caches, digests)
+
+    def plain(self, data: LabelledImages) -> Maps:
+        """Of a split that is only measured on."""
+        if self.cache is None:
+            return TowerMaps(self.tower, data, self.config)
+        digests = self._hash(data.images)
+        return self._of(data, [self._open(digests, None)], digests)
+
+    def _augmented(self, data: LabelledImages) -> Maps:
+        if self.cache is None:
+            return TowerMaps(self.tower, data, self.config)
+        digests = self._hash(data.images)
+        caches = [self._open(digests, number) for number in range(self.config.data.cache_views)]
+        return self._of(data, caches, digests)
+
+    def _of(self, data: LabelledImages, caches: Sequence[FeatureCache], digests: dict[Path, str]) -> CachedMaps:
+        return CachedMaps(caches, [digests[path] for path in data.images], self.tower.device)
+
+    def _hash(self, images: Iterable[Path]) -> dict[Path, str]:
+        paths = list(dict.fromkeys(images))
+        task = self.progress.add_task("hashing images", total=len(paths))
+        digests = hash_images(paths, self.config.data.workers, lambda done: self.progress.advance(task, done))
+        self.progress.remove_task(task)
+        return digests
+
+    def _open(self, digests: dict[Path, str], number: int | None) -> FeatureCache:
+        """The cache of these images as they are (number None), or of one augmented view of them."""
+        path_of = {digest: path for path, digest in digests.items()}
+        paths = [path_of[digest] for digest in sorted(path_of)]
+        view = "plain" if number is None else f"{augmentation(self.config)}, view {number}"
+        return open_cache(
+            self.cache,
+            {**self.key, "view": view},
+            path_of,
+            self.shape,
+            lambda start: self._fill(paths, start, number),
+            lambda line: self.progress.console.print(line, soft_wrap=True),
+        )
+
+    def _fill(self, paths: list[Path], start: int, number: int | None) -> Iterator[np.ndarray]:
+        """Maps float32 [B,L,D] of the images from `start` on."""
+        task = self.progress.add_task("filling the cache", total=len(paths), completed=start)
+        groups = [range(i, min(i + FILL_BATCH, len(paths))) for i in range(start, len(paths), FILL_BATCH)]
+        load = image_loader(paths, self.config, number)
+        for rows, images in decoded(groups, load, self.config.data.workers):
+            yield self.tower(images).cpu().numpy()
+            self.progress.advance(task, len(rows))
+        self.progress.remove_task(task)
+
+
+def image_loader(paths: Sequence[Path], config: Config, number: int | None) -> Callable[[int], np.ndarray]:
+    """What loads row i of these images, uint8 [S,S,3]: as it is (number None), or this augmented view of it."""
+    size, views = config.model.image_size, augmentation(config)
+    if number is None or views is None:
+        return lambda row: preprocess(paths[row], size)
+    return lambda row: views.view(paths[row], size, number)
+
+
 def augmentation(config: Config) -> Augmentation | None:
     data = config.data
     return Augmentation(data.flip, data.min_crop, config.train.seed) if data.augments else None
-
-
-def cached_maps(
-    tower: Tower, train: LabelledImages, val: LabelledImages, shape: tuple[int, int], config: Config, progress: Progress
-) -> tuple[CachedMaps, CachedMaps]:
-    """The maps of both splits from the cache that `data.cache` names, which is filled where it is not whole.
-
-    Without augmentation both splits share one cache, whatever images are held out. shape: L and D.
-    """
-    paths = list(dict.fromkeys((*train.images, *val.images)))
-    task = progress.add_task("hashing images", total=len(paths))
-    digest = hash_images(paths, config.data.workers, lambda done: progress.advance(task, done))
-    progress.remove_task(task)
-    views = augmentation(config)
-    key = _key(tower, config)
-
-    def open_one(images: Sequence[Path], number: int | None) -> FeatureCache:
-        of_digest = {digest[path]: path for path in images}
-        load = _loader(views if number is not None else None, config.model.image_size, number)
-        view = "plain" if number is None else f"{views}, view {number}"
-        order = sorted(of_digest)
-
-        def fill(start: int) -> Iterator[np.ndarray]:
-            task = progress.add_task("filling the cache", total=len(order), completed=start)
-            groups = [range(i, min(i + FILL_BATCH, len(order))) for i in range(start, len(order), FILL_BATCH)]
-            for rows, images in decoded(groups, lambda row: load(of_digest[order[row]]), config.data.workers):
-                yield tower(images).cpu().numpy()  # [B,L,D]
-                progress.advance(task, len(rows))
-            progress.remove_task(task)
-
-        return open_cache(Path(config.data.cache), {**key, "view": view}, order, shape, fill, progress.console.print)
-
-    plain = open_one(val.images if views else paths, None)
-    augmented = [open_one(train.images, number) for number in range(config.data.cache_views)] if views else []
-    splits = ((train, None if views else plain, augmented), (val, plain, ()))
-    return tuple(CachedMaps(own, more, [digest[p] for p in s.images], tower.device) for s, own, more in splits)
-
-
-def _loader(views: Augmentation | None, image_size: int, number: int | None) -> Callable[[Path], np.ndarray]:
-    if views is None:
-        return lambda path: preprocess(path, image_size)
-    return lambda path: views.view(path, image_size, number)
 
 
 def _key(tower: Tower, config: Config) -> Key:
