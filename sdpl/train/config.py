@@ -7,7 +7,7 @@ import yaml
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from sdpl.errors import UserError, nearest
+from sdpl.errors import UserError, listed, nearest
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -114,15 +114,38 @@ class Config:
     train: TrainConfig = Field(default_factory=TrainConfig)
 
 
-_SCHEMA = TypeAdapter(Config)
+@_checked
+class SweepConfig:
+    """Many trainings: `base` with the changes of every method, at every proportion of known labels, with every seed."""
+
+    base: str  # a training configuration
+    test: Split  # the best checkpoint of each run is measured on all labels of this split
+    methods: Annotated[dict[str, dict[str, dict[str, Any]]], Field(min_length=1)]  # name -> section -> key -> value
+    proportions: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)  # of weights, order, mask and held-out images
+    figures: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # name of a picture -> methods in it
+    keep_checkpoints: bool = False
+
+    @model_validator(mode="after")
+    def _figures_show_methods(self) -> "SweepConfig":
+        unknown = {name for names in self.figures.values() for name in names} - set(self.methods)
+        if unknown:
+            raise ValueError(f"figures name methods that are not in the sweep: {listed(sorted(unknown))}")
+        return self
+
+
 _SECTIONS = {
-    (): Config,
-    ("data",): DataConfig,
-    ("data", "train"): Split,
-    ("data", "val"): Split,
-    ("model",): ModelConfig,
-    ("train",): TrainConfig,
+    Config: {
+        (): Config,
+        ("data",): DataConfig,
+        ("data", "train"): Split,
+        ("data", "val"): Split,
+        ("model",): ModelConfig,
+        ("train",): TrainConfig,
+    },
+    SweepConfig: {(): SweepConfig, ("test",): Split},
 }
+_SCHEMAS = {kind: TypeAdapter(kind) for kind in _SECTIONS}
 
 
 def read_config(path: Path) -> Config:
@@ -130,6 +153,27 @@ def read_config(path: Path) -> Config:
 
     Raises UserError naming the first wrong key or value.
     """
+    return check_config(read_values(path), str(path))
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The plain values of a training configuration, unchecked, with absolute paths."""
+    return _absolute(_read_yaml(path, "data.train.annotations"), path.resolve().parent)
+
+
+def read_sweep(path: Path) -> SweepConfig:
+    """The sweep of a YAML file. Paths in it are relative to the file's folder.
+
+    Raises UserError naming the first wrong key or value.
+    """
+    values, folder = _read_yaml(path, "base, test, methods and proportions"), path.resolve().parent
+    values |= {"base": _join(folder, values.get("base"))} if "base" in values else {}
+    if isinstance(values.get("test"), dict):
+        values["test"] = {k: _join(folder, v) for k, v in values["test"].items()}
+    return _check(SweepConfig, values, str(path))
+
+
+def _read_yaml(path: Path, needed: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text())
     except FileNotFoundError:
@@ -139,26 +183,42 @@ def read_config(path: Path) -> Config:
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: is not YAML: {error}.") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: is not a mapping; it needs at least data.train.annotations.")
-    return check_config(_absolute(values, path.resolve().parent), str(path))
+        raise UserError(f"{path}: is not a mapping; it needs at least {needed}.")
+    return values
 
 
 def check_config(values: dict[str, Any], name: str = "config") -> Config:
     """The checked configuration of plain values. Raises UserError naming the first wrong key or value."""
+    return _check(Config, values, name)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Every key of two configurations whose value differs, as "key: old -> new"."""
+    rows = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            rows += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            rows.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return rows
+
+
+def _check(kind: type, values: dict[str, Any], name: str):
     try:
-        return _SCHEMA.validate_python(values)
+        return _SCHEMAS[kind].validate_python(values)
     except ValidationError as error:
-        raise UserError(f"{name}: {_explain(error)}") from None
+        raise UserError(f"{name}: {_explain(error, _SECTIONS[kind])}") from None
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, sections: dict[tuple, type]) -> str:
     unknown = [e for e in error.errors() if e["type"] == "unexpected_keyword_argument"]
     first = (unknown or error.errors())[0]  # a misspelt key also shows as a missing one; the misspelling says more
     key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "value_error" and isinstance(first["input"], dict):  # a check of several keys together
-        return f"{key}: {first['ctx']['error']}."
+    if first["type"] == "value_error" and not isinstance(first["input"], str | int | float):  # of several keys together
+        return f"{key}: {first['ctx']['error']}.".removeprefix(": ")
     if unknown:
-        known = _SECTIONS[first["loc"][:-1]].__dataclass_fields__
+        known = sections[first["loc"][:-1]].__dataclass_fields__
         return f"unknown key {key!r}; {nearest(str(first['loc'][-1]), known)}"
     if first["type"] == "missing":
         return f"{key!r} is missing."

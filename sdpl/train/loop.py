@@ -17,7 +17,7 @@ from sdpl.errors import UserError, listed
 from sdpl.files import replace_file
 from sdpl.preprocess import preprocess
 from sdpl.train.checkpoint import load_checkpoint, save_checkpoint
-from sdpl.train.config import Config, TrainConfig, check_config
+from sdpl.train.config import Config, TrainConfig, check_config, differences
 from sdpl.train.data import LabelledImages, read_coco, require_known_labels
 from sdpl.train.evaluate import require_categories
 from sdpl.train.log import EpochLog, Events, write_csv
@@ -156,13 +156,13 @@ class _Run:
         """Take the state of `last.ckpt`. Raises UserError when its configuration is not this one."""
         content = load_checkpoint(self.out / "last.ckpt")
         state = content["resume"]
-        differences = _differences(asdict(check_config(content["config"], "last.ckpt")), asdict(self.config))
+        changed = differences(asdict(check_config(content["config"], "last.ckpt")), asdict(self.config))
         if state["data"] != self.fingerprint:
-            differences.append("data: other images, labels or categories than then")
+            changed.append("data: other images, labels or categories than then")
         if state["history"] and not (self.out / "model.ckpt").exists():
             raise UserError(f"{self.out}/model.ckpt, the best checkpoint, is missing: put it back or train anew.")
-        if differences:
-            raise UserError(f"{self.out}/last.ckpt was trained with another configuration: {'; '.join(differences)}.")
+        if changed:
+            raise UserError(f"{self.out}/last.ckpt was trained with another configuration: {'; '.join(changed)}.")
         self.model.load_state_dict(content["state"])
         self.learner.load_state(state["learner"])
         for name in ("epoch", "step", "loss_sum", "best_map", "history"):
@@ -265,15 +265,3 @@ def _fingerprint(*splits: LabelledImages) -> str:
     for data in splits:
         digest.update(repr([path.name for path in data.images]).encode() + data.labels.tobytes())
     return digest.hexdigest()
-
-
-def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Every key whose value differs, as "key: old -> new"."""
-    rows = []
-    for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            rows += _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            rows.append(f"{prefix}{key}: {a!r} -> {b!r}")
-    return rows
