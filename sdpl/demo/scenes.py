@@ -29,7 +29,7 @@ class Difficulty:
 
 
 EASY = Difficulty()
-HARD = Difficulty(digit_sides=(30, 56), contrast=30, strokes=16)
+HARD = Difficulty(digit_sides=(36, 66), contrast=50, strokes=10)
 
 
 @dataclass(frozen=True)
