@@ -196,7 +196,7 @@ class _Run:
         size, every = self.config.train.batch_size, self.config.train.checkpoint_steps
         order = torch.randperm(len(self.train_data), generator=self.shuffle).numpy()
         chunks = [order[start : start + size] for start in range(0, len(order), size)]
-        shares = [self._share_of(chunk) for chunk in chunks]
+        shares = [self.group.share(chunk, self.config.train.accumulate) for chunk in chunks]
         todo = range(self.step, len(chunks))
         batches = self.train_maps.batches((part for i in todo for part in shares[i]), self.epoch)
         labels = torch.from_numpy(self.train_data.labels)  # [N,C]
@@ -215,12 +215,6 @@ class _Run:
                 self._save("last.ckpt")
         progress.remove_task(task)
         return self.loss_sum / len(order)
-
-    def _share_of(self, chunk: np.ndarray) -> list[np.ndarray]:
-        """This process's part of a batch, cut for accumulation: rows; none of them empty."""
-        group, cuts = self.group, self.config.train.accumulate
-        parts = np.array_split(chunk, group.count * cuts)[group.rank * cuts : (group.rank + 1) * cuts]
-        return [part for part in parts if len(part)]
 
     def _validate(self, progress: Progress) -> float:
         """mAP in percent on the known labels of the validation split; fits the thresholds on the way."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import distributed
 
@@ -30,6 +31,11 @@ class Processes:
         distributed.all_reduce(flat)
         for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
+
+    def share(self, rows: np.ndarray, cuts: int) -> list[np.ndarray]:
+        """This process's part of a batch, cut into `cuts` for accumulation; none of them empty, all nearly equal."""
+        parts = np.array_split(rows, self.count * cuts)[self.rank * cuts : (self.rank + 1) * cuts]
+        return [part for part in parts if len(part)]
 
     def wait(self) -> None:
         """Until every process has come here."""
