@@ -130,7 +130,7 @@ class Learner:
         if not torch.isfinite(f).all():
             return f"the image tower's map overflows in {self.config.precision}: take train.precision 'bf16' or 'fp32'"
         if not torch.isfinite(t).all():
-            return "the text features are not finite: check model.weights and the temperature"
+            return "the text features are not finite: lower train.lr, or check model.weights"
         return "the logits overflow: lower train.lr or model.inverse_temperature"
 
 

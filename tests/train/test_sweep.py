@@ -71,7 +71,7 @@ def test_runs_everything_once_and_goes_on_after_a_stop(sdpl, fails, sweep_file, 
     [
         (
             {"methods": {"a": {"model": {"promts": "shared"}}}},
-            r"method 'a': unknown key 'model.promts'; did you mean 'pro",
+            "method 'a': unknown key 'model.promts'; did you mean",
         ),
         ({"methods": {"a b": {}, "A-B": {}}}, "have names that differ in signs or case only"),
         ({"methods": {}}, "methods = {}: "),
