@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -28,20 +29,22 @@ import torch
 from cpu_head import peak_growth_mb
 from cpu_model import WORDS
 from PIL import Image
-from research import D, E, L, ResearchHead, W
+from research import D, E, K, L, ResearchHead, W
 from rich.console import Console
 from rich.progress import Progress
 
+from sdpl.preprocess import preprocess
 from sdpl.runtime.bench import environment
 from sdpl.train.config import Config, check_config
 from sdpl.train.data import LabelledImages
+from sdpl.train.decoupling import Decoupling
 from sdpl.train.maps import FILL_BATCH, Maps, MapSource, TowerMaps
 from sdpl.train.model import PartialLabelModel, new_model
 from sdpl.train.parallel import Processes
 from sdpl.train.prompts import PromptLearner
 from sdpl.train.step import Learner
 
-PHOTOS, BATCH, ROUNDS = 32, 16, 3
+PHOTOS, BATCH = 32, 16
 CPU = torch.device("cpu")
 
 
@@ -63,7 +66,7 @@ def configuration(prompts: str, cache: Path | None) -> Config:
     return check_config({"data": data, "model": settings, "train": {"batch_size": BATCH, "device": "cpu"}})
 
 
-def take_turns(sides: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
+def take_turns(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median seconds of each side, called in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
@@ -81,7 +84,7 @@ def epoch(learner: Learner, maps: Maps, data: LabelledImages) -> None:
         learner.step([part], labels, BATCH, lr=1e-4)
 
 
-def epochs(data: LabelledImages, folder: Path) -> dict:
+def epochs(data: LabelledImages, folder: Path, rounds: int) -> dict:
     rows = {}
     for prompts in ("category-specific", "manual"):
         config = configuration(prompts, folder / "cache")
@@ -92,19 +95,19 @@ def epochs(data: LabelledImages, folder: Path) -> dict:
             cached = source.plain(data)
         learner = Learner(model, config, Processes())
         tower = TowerMaps(source.tower, data, config)
-        sides = {"tower_s": lambda: epoch(learner, tower, data), "cache_s": lambda: epoch(learner, cached, data)}  # noqa: B023
+        sides = {"tower_s": partial(epoch, learner, tower, data), "cache_s": partial(epoch, learner, cached, data)}
         epoch(learner, cached, data)
-        seconds = take_turns(sides)
+        seconds = take_turns(sides, rounds)
         rows[f"{prompts} prompts"] = {**seconds, "times_faster": seconds["tower_s"] / seconds["cache_s"]}
     return rows
 
 
-def filling(data: LabelledImages, folder: Path) -> dict:
+def filling(data: LabelledImages, folder: Path, rounds: int) -> dict:
     model = new_model(configuration("manual", None).model, data.categories)
     plain = configuration("manual", None)
     with Progress(console=Console(quiet=True)) as progress:
         tower = MapSource(model, plain, CPU, progress).tower
-        images = np.concatenate([x for _, x in _decoded(data, plain)])
+        images = np.stack([preprocess(path, plain.model.image_size) for path in data.images])  # [N,S,S,3]
         number = iter(range(1000))
 
         def fill() -> None:
@@ -116,18 +119,11 @@ def filling(data: LabelledImages, folder: Path) -> dict:
                 tower(images[start : start + FILL_BATCH])
 
         alone()
-        seconds = take_turns({"tower_s": alone, "filling_s": fill})
+        seconds = take_turns({"tower_s": alone, "filling_s": fill}, rounds)
     return {**seconds, "slower": seconds["filling_s"] / seconds["tower_s"] - 1}
 
 
-def _decoded(data: LabelledImages, config: Config):
-    from sdpl.train.data import decoded
-    from sdpl.train.maps import image_loader
-
-    return decoded([range(len(data))], image_loader(data.images, config, None))
-
-
-def text_tower(model: PartialLabelModel) -> dict:
+def text_tower(model: PartialLabelModel, rounds: int) -> dict:
     """The learned prompts as they are cut, and the same padded to the whole context."""
     cut: PromptLearner = model.prompts
     whole = PromptLearner(model.encoder, model.categories, model.config)
@@ -144,32 +140,30 @@ def text_tower(model: PartialLabelModel) -> dict:
 
     with torch.no_grad():
         difference = (cut(model.encoder) - whole(model.encoder)).abs().max().item()
-    seconds = take_turns({"cut_s": call(cut), "whole_s": call(whole)})
+    seconds = take_turns({"cut_s": call(cut), "whole_s": call(whole)}, rounds)
     tokens = {"tokens": cut.tokens.shape[1], "context": context}
     return {**tokens, **seconds, "share": seconds["cut_s"] / seconds["whole_s"], "largest_difference": difference}
 
 
-def head_side(side: str) -> dict:
+def head_side(side: str, rounds: int) -> dict:
     """Runs in its own process, so that nothing else has raised the peak before."""
     torch.manual_seed(0)
     f = torch.randn(BATCH, L, D)
-    if side == "research":
-        head = ResearchHead(80)
-        call = lambda: head(f).sum().backward()  # noqa: E731
-    else:
-        from sdpl.train.decoupling import Decoupling
+    research, words, t = ResearchHead(80), torch.randn(80, W), torch.randn(80, E)
+    ours = Decoupling(D, 80, W, K, E, "semantic", "projected")
 
-        head = Decoupling(D, 80, W, 1024, E, "semantic", "projected")
-        words, t = torch.randn(80, W), torch.randn(80, E)
-        call = lambda: head(f, words, t)[0].sum().backward()  # noqa: E731
+    def call() -> None:
+        logits = research(f) if side == "research" else ours(f, words, t)[0]  # [B,C]
+        logits.sum().backward()
+
     peak_mb = peak_growth_mb(call)
-    return {"peak_mb": peak_mb, "s": take_turns({"s": call})["s"]}
+    return {"peak_mb": peak_mb, "s": take_turns({"s": call}, rounds)["s"]}
 
 
-def heads() -> dict:
+def heads(rounds: int) -> dict:
     rows = {}
     for side in ("operator", "research"):
-        command = [sys.executable, __file__, "--head", side]
+        command = [sys.executable, __file__, "--rounds", str(rounds), "--head", side]
         result = subprocess.run(command, capture_output=True, text=True, check=True)
         rows[side] = json.loads(result.stdout.splitlines()[-1])
     return {**rows, "memory_share": rows["operator"]["peak_mb"] / rows["research"]["peak_mb"]}
@@ -177,25 +171,26 @@ def heads() -> dict:
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path))
+@click.option("--rounds", default=3, show_default=True)
 @click.option("--head", hidden=True)
-def main(out: Path | None, head: str | None) -> None:
+def main(out: Path | None, rounds: int, head: str | None) -> None:
     if head:
-        print(json.dumps(head_side(head)))
+        print(json.dumps(head_side(head, rounds)))
         return
     categories = tuple(np.load(WORDS)["names"].tolist())
-    parts: dict[str, dict] = {"head": heads()}
+    parts: dict[str, dict] = {"head": heads(rounds)}
     print("head", parts["head"], flush=True)
     model = new_model(configuration("category-specific", None).model, categories)
-    parts["text_tower"] = text_tower(model)
+    parts["text_tower"] = text_tower(model, rounds)
     print("text tower", parts["text_tower"], flush=True)
     with tempfile.TemporaryDirectory() as name:
         data = photos(Path(name), categories)
-        parts["filling_the_cache"] = filling(data, Path(name))
+        parts["filling_the_cache"] = filling(data, Path(name), rounds)
         print("filling the cache", parts["filling_the_cache"], flush=True)
-        parts["epoch"] = epochs(data, Path(name))
+        parts["epoch"] = epochs(data, Path(name), rounds)
         print("epoch", parts["epoch"], flush=True)
     if out is not None:
-        sizes = {"photos": PHOTOS, "batch": BATCH, "rounds": ROUNDS}
+        sizes = {"photos": PHOTOS, "batch": BATCH, "rounds": rounds, "threads": torch.get_num_threads()}
         report = {"environment": {**environment(), "torch": torch.__version__}, **sizes, **parts}
         out.write_text(json.dumps(report, indent=2) + "\n")
 
