@@ -49,16 +49,22 @@ def train(
         torch.manual_seed(config.train.seed)
         train_data, val_data = load_data(config)
         require_known_labels(train_data)
-        model = new_model(config.model, train_data.categories).to(device)
+        fingerprint = _fingerprint(train_data, val_data)
+        content = _resumable(config, out, fingerprint) if resume else None
         if not resume and any((out / name).exists() for name in CHECKPOINTS):
             raise UserError(f"{out} already holds a run: add --resume to go on with it, or choose another --out.")
+        group.wait()  # until every process has seen what there is
+        model = new_model(config.model, train_data.categories).to(device)
         if not (val_data.labels > 0).any():
             console.print("no validation image has a known positive: without a mAP, the newest epoch is kept.")
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=not say_epochs) as progress:
             maps = MapSource(model, config, device, progress).training(train_data, val_data)
-            run = _Run(config, out, model, train_data, val_data, maps, group)
-            run.restore() if resume else run.start_files()
+            run = _Run(config, out, model, (train_data, val_data), maps, group, fingerprint)
+            if content is not None:
+                run.restore(content)
+            elif group.is_first:
+                run.start_files()
             run.train(progress, say_epochs)
     return out / "model.ckpt"
 
@@ -94,13 +100,14 @@ class _Run:
         config: Config,
         out: Path,
         model: PartialLabelModel,
-        train_data: LabelledImages,
-        val_data: LabelledImages,
+        data: tuple[LabelledImages, LabelledImages],
         maps: tuple[Maps, Maps],
         group: Processes,
+        fingerprint: str,
     ):
-        self.config, self.out, self.model, self.group = config, out, model, group
-        self.train_data, self.val_data = train_data, val_data
+        """data and maps: of the training and the validation split."""
+        self.config, self.out, self.model, self.group, self.fingerprint = config, out, model, group, fingerprint
+        self.train_data, self.val_data = data
         self.train_maps, self.val_maps = maps
         self.learner = Learner(model, config, group)
         self.epoch = 0
@@ -111,14 +118,11 @@ class _Run:
         self.history: list[dict] = []
         self.shuffle = torch.Generator().manual_seed(config.train.seed)
         self.shuffle_state = self.shuffle.get_state()  # at the start of the current epoch
-        self.fingerprint = _fingerprint(train_data, val_data)
         self.proof_images = self._choose_proof_images()
 
     def start_files(self) -> None:
-        self.group.wait()  # until every process has seen that there is no run yet
-        if self.group.is_first:
-            with replace_file(self.out / "config.yaml") as temporary:
-                temporary.write_text(yaml.safe_dump(asdict(self.config), sort_keys=False))
+        with replace_file(self.out / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(asdict(self.config), sort_keys=False))
 
     def train(self, progress: Progress, say_epochs: bool) -> None:
         """All epochs that are still to do."""
@@ -152,17 +156,9 @@ class _Run:
         self.events.write(self.learner.steps, {"epoch/loss": loss, "epoch/val mAP": val_map, "epoch/lr": lr})
         return log
 
-    def restore(self) -> None:
-        """Take the state of `last.ckpt`. Raises UserError when its configuration is not this one."""
-        content = load_checkpoint(self.out / "last.ckpt")
+    def restore(self, content: dict) -> None:
+        """Take the state of a checkpoint that `_resumable` let pass."""
         state = content["resume"]
-        changed = differences(asdict(check_config(content["config"], "last.ckpt")), asdict(self.config))
-        if state["data"] != self.fingerprint:
-            changed.append("data: other images, labels or categories than then")
-        if state["history"] and not (self.out / "model.ckpt").exists():
-            raise UserError(f"{self.out}/model.ckpt, the best checkpoint, is missing: put it back or train anew.")
-        if changed:
-            raise UserError(f"{self.out}/last.ckpt was trained with another configuration: {'; '.join(changed)}.")
         self.model.load_state_dict(content["state"])
         self.learner.load_state(state["learner"])
         for name in ("epoch", "step", "loss_sum", "best_map", "history"):
@@ -171,7 +167,6 @@ class _Run:
         self.shuffle_state = state["shuffle"]
         self.shuffle.set_state(self.shuffle_state)
         torch.set_rng_state(state["rng"])
-        self.group.wait()  # until every process has read what the first will write anew
 
     def _save(self, name: str) -> None:
         if not self.group.is_first:
@@ -251,6 +246,20 @@ class _Run:
         paths = self.val_data.images[:PROOF_IMAGES]
         images = [preprocess(path, self.config.model.image_size) for path in paths]
         return torch.from_numpy(np.stack(images))
+
+
+def _resumable(config: Config, out: Path, fingerprint: str) -> dict:
+    """The content of `last.ckpt`. Raises UserError listing every difference when it is not of this run."""
+    content = load_checkpoint(out / "last.ckpt")
+    state = content["resume"]
+    changed = differences(asdict(check_config(content["config"], "last.ckpt")), asdict(config))
+    if state["data"] != fingerprint:
+        changed.append("data: other images, labels or categories than then")
+    if state["history"] and not (out / "model.ckpt").exists():
+        raise UserError(f"{out}/model.ckpt, the best checkpoint, is missing: put it back or train anew.")
+    if changed:
+        raise UserError(f"{out}/last.ckpt was trained with another configuration: {'; '.join(changed)}.")
+    return content
 
 
 def _fingerprint(*splits: LabelledImages) -> str:

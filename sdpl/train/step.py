@@ -34,13 +34,13 @@ class Learner:
         )
         self.steps = 0
         self.average = [p.detach().clone() for p in self.parameters] if self.config.ema_decay else []
-        self.prompt_features = None  # of prompts that learn nothing: the text tower runs once
-        if model.prompts.is_frozen:
-            with torch.no_grad():
-                self.prompt_features = model.prompts(model.encoder)  # [C,E]
+        self.prompt_features = None  # [C,E] of prompts that learn nothing: the text tower runs once
 
     def text_features(self) -> torch.Tensor:
         """t [C,E], as `PartialLabelModel.text_features`."""
+        if self.model.prompts.is_frozen and self.prompt_features is None:  # not before a checkpoint's weights are there
+            with torch.no_grad():
+                self.prompt_features = self.model.prompts(self.model.encoder)  # [C,E]
         return self.model.text_features(self.prompt_features)
 
     def step(self, parts: Iterable[Part], labels: torch.Tensor, size: int, lr: float) -> float:
