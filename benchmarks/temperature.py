@@ -22,7 +22,8 @@ from sdpl.demo.run import CONFIG
 from sdpl.demo.scenes import CATEGORIES, write_coco
 from sdpl.runtime.environment import environment
 from sdpl.train.config import check_config
-from sdpl.train.data import batches, read_coco
+from sdpl.train.data import batches
+from sdpl.train.formats import read_labels
 from sdpl.train.loop import learning_rate
 from sdpl.train.losses import partial_asymmetric_loss
 from sdpl.train.metrics import f1_metrics, mean_average_precision
@@ -47,7 +48,7 @@ def configuration(folder: Path, inverse_temperature: float):
 @torch.no_grad()
 def maps_and_labels(model, folder: Path) -> tuple[torch.Tensor, np.ndarray]:
     """f [N,L,D] and full labels [N,C] of the scenes."""
-    data = read_coco(write_coco(folder, "train", TRAIN + VAL, seed=11))
+    data = read_labels(write_coco(folder, "train", TRAIN + VAL, seed=11))
     chunks = batches(data, model.config.image_size, 32)
     return torch.cat([model.encoder.locations(torch.from_numpy(images)) for images, _ in chunks]), data.labels
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import click
@@ -14,6 +15,7 @@ PATH = click.Path(path_type=Path)
 EXTRAS = {  # which extra brings a module
     "array_api_compat": "train",
     "cuda": "cuda",
+    "jinja2": "report",
     "ml_dtypes": "export",
     "matplotlib": "pictures",
     "onnx": "export",
@@ -21,11 +23,21 @@ EXTRAS = {  # which extra brings a module
     "onnxscript": "export",
     "open_clip": "train",
     "platformdirs": "cuda",
+    "pyarrow": "parquet",
+    "scipy": "eval",
     "sklearn": "eval",
     "tensorboard": "tensorboard",
     "torch": "train",
     "yaml": "train",
 }
+IMAGES = click.option("--images", type=PATH, help="Folder of the images.  [default: where the format keeps them]")
+FORMAT = click.option(
+    "--format",
+    type=click.Choice(["auto", "coco", "voc", "csv", "jsonl", "parquet"]),
+    default="auto",
+    show_default=True,
+    help="Of the label file, where its name does not say it.",
+)
 
 
 class Command(click.Command):
@@ -134,33 +146,48 @@ def sweep(sweep: Path, out: Path) -> None:
 def export(
     checkpoint, out, targets, batch, head, calibrate, images, annotations, eval_images, max_score_diff, max_map_drop
 ) -> None:
-    """Export CHECKPOINT as a bundle that runs without PyTorch, and prove that it gives the same scores."""
+    """Export CHECKPOINT as a bundle that runs without PyTorch, and prove that it gives the same scores.
+
+    Given a bundle in place of the checkpoint, builds engines from its own graphs and adds them to it; needs no PyTorch.
+    """
     from rich.console import Console
 
-    from sdpl.export.build import Options, export
     from sdpl.export.targets import parse_targets
     from sdpl.export.verify import Limits
     from sdpl.preprocess import find_images
     from sdpl.proof import describe
     from sdpl.runtime.verify import run_here
-    from sdpl.train.data import read_coco
+    from sdpl.train.formats import read_labels
 
-    specs, profile = parse_targets(targets), _profile(batch)
+    specs, profile, limits = parse_targets(targets), _profile(batch), Limits(max_score_diff, max_map_drop)
+    console = Console(stderr=True)
+
+    def show(make, *arguments) -> None:
+        with console.status("reading") as status:
+            made = make(*arguments, lambda step: (console.print(step), status.update(step)), run_here)
+        for name, target in made.items():
+            click.echo(f"{name}: {target.status}; {describe(target.verification)}")
+
+    if checkpoint.is_dir():
+        from sdpl.export.engines import add_engines
+
+        given = {"--out": out, "--images": images, "--calibrate": calibrate, "--eval": annotations}
+        for option in (name for name, value in given.items() if value):
+            raise UserError(f"{option} needs a checkpoint: a bundle only gets more engines, in its place.")
+        show(add_engines, checkpoint, specs, profile, limits)
+        return
+    from sdpl.export.build import Options, export
+
     options = Options(
         targets=specs,
         head=head,
         profile=profile,
         images=find_images(list(images)) if images else None,
         calibrate=find_images(list(calibrate)) if calibrate else None,
-        evaluation=read_coco(annotations, eval_images) if annotations else None,
-        limits=Limits(max_score_diff, max_map_drop),
+        evaluation=read_labels(annotations, eval_images) if annotations else None,
+        limits=limits,
     )
-    out = out or checkpoint.parent / f"{checkpoint.stem}.sdpl"
-    console = Console(stderr=True)
-    with console.status("reading the checkpoint") as status:
-        made = export(checkpoint, out, options, lambda step: (console.print(step), status.update(step)), run_here)
-    for name, target in made.items():
-        click.echo(f"{name}: {target.status}; {describe(target.verification)}")
+    show(export, checkpoint, out or checkpoint.parent / f"{checkpoint.stem}.sdpl", options)
 
 
 def _profile(text: str):
@@ -179,51 +206,72 @@ def _profile(text: str):
 @main.command(name="eval")
 @click.argument("model", type=PATH)
 @click.argument("annotations", type=PATH)
-@click.option("--images", type=PATH, help="Folder of the images.  [default: where COCO keeps them]")
+@IMAGES
+@FORMAT
 @click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True)
 @click.option("--threshold", type=click.FloatRange(0, 1), help="For F1.  [default: the model's own, or 0.5]")
+@click.option("--skip-unreadable", is_flag=True, help="Name unreadable images and leave them out, instead of stopping.")
 @click.option("--json", "json_path", type=PATH, help="Also write the metrics to this file.")
-def evaluate(
-    model: Path, annotations: Path, images: Path | None, batch: int, threshold: float | None, json_path: Path | None
-) -> None:
-    """Metrics of MODEL (model.ckpt or model.sdpl) on COCO-format ANNOTATIONS."""
+@click.option("--report", type=PATH, help="Also write an HTML page with curves, pictures of the worst errors and more.")
+@click.option("--worst", type=click.IntRange(0, 200), default=12, show_default=True, help="Pictures per part of it.")
+def evaluate(model, annotations, images, format, batch, threshold, skip_unreadable, json_path, report, worst) -> None:
+    """Metrics of MODEL (model.ckpt or model.sdpl) on the labels of ANNOTATIONS: COCO, VOC or a table."""
     from rich.console import Console
     from rich.progress import Progress
 
     from sdpl.files import replace_file
-    from sdpl.train.data import read_coco
-    from sdpl.train.evaluate import evaluate, require_categories, score_all
-    from sdpl.train.report import tables
+    from sdpl.train.data import Unreadable
+    from sdpl.train.evaluate import evaluate, score_all
+    from sdpl.train.formats import read_labels
+    from sdpl.train.report import evaluation_tables
 
-    data = read_coco(annotations, images)
-    scorer, categories, image_size, thresholds = _scorer(model)
-    data = require_categories(data, categories, str(annotations))
-    with Progress(console=Console(stderr=True)) as progress:
+    if report is not None:
+        from sdpl.report.html import write_report  # before hours of scoring, should it not be installed
+    evaluated = _evaluated(model, threshold)
+    data = read_labels(annotations, images, format, evaluated.categories)
+    console = Console(stderr=True)
+    say = partial(console.print, markup=False, soft_wrap=True)
+    unreadable = Unreadable("skip" if skip_unreadable else "stop", say, "--skip-unreadable leaves it out.")
+    with Progress(console=console) as progress:
         task = progress.add_task("scoring", total=len(data))
-        scores = score_all(scorer, data, image_size, batch, lambda done: progress.advance(task, done))
-    result = evaluate(scores, data, thresholds if threshold is None else threshold)
-    for table in tables(result):
+        scores = score_all(
+            evaluated.scores, data, evaluated.image_size, batch, lambda done: progress.advance(task, done), unreadable
+        )
+    data = data.without(unreadable.images)
+    result = evaluate(scores, data, evaluated.thresholds)
+    for table in evaluation_tables(result):
         Console().print(table)
     if json_path is not None:
         with replace_file(json_path) as temporary:
             temporary.write_text(json.dumps(asdict(result), indent=2) + "\n")
+    if report is not None:
+        with console.status("drawing the report"):
+            write_report(report, str(model), str(annotations), evaluated, data, scores, result, worst)
+        click.echo(f"report: {report}")
 
 
-def _scorer(model: Path):
-    """What scores a batch of this model, its categories, image size and thresholds."""
+def _evaluated(model: Path, threshold: float | None):
+    """The model to evaluate, with one threshold for all categories if it is given."""
     import numpy as np
+
+    from sdpl.train.evaluate import Evaluated
 
     if model.is_dir() or model.suffix == ".sdpl":
         from sdpl.runtime import Recognizer
 
         recognizer = Recognizer.open(model)
-        thresholds = np.array(recognizer.bundle.manifest.thresholds)
-        return recognizer.scores, recognizer.categories, recognizer.image_size, thresholds
+        own = recognizer.bundle.manifest.thresholds
+        thresholds = np.array(own if threshold is None else [threshold] * len(own))
+        return Evaluated(
+            recognizer.scores, recognizer.attention, recognizer.categories, recognizer.image_size, thresholds
+        )
     from sdpl.train.checkpoint import load_checkpoint, restore_model
 
     content = load_checkpoint(model)
     config, network = restore_model(content, str(model))
-    return network.scorer(), network.categories, config.model.image_size, np.array(content["thresholds"])
+    own = content["thresholds"]
+    thresholds = np.array(own if threshold is None else [threshold] * len(own))
+    return Evaluated(network.scorer(), network.attention, network.categories, config.model.image_size, thresholds)
 
 
 @main.command()
@@ -354,7 +402,7 @@ def info(bundle: Path | None, as_json: bool) -> None:
     opened = Bundle.open(bundle) if bundle else None
     if as_json:
         targets = opened.manifest.targets if opened else {}
-        here = {n: {"status": t.status, "here": target_obstacle(n, t) or "usable"} for n, t in targets.items()}
+        here = {n: {"status": t.status, "here": target_obstacle(opened, n) or "usable"} for n, t in targets.items()}
         click.echo(json.dumps({"environment": describe(), "targets": here}, indent=2))
         return
     Console().print(environment_table(describe()))
@@ -369,3 +417,69 @@ def demo(out: Path) -> None:
     from sdpl.demo.run import run
 
     run(out)
+
+
+@main.group(cls=Group)
+def data() -> None:
+    """Look at label files before training, and make partial-label sets."""
+
+
+@data.command(name="check")
+@click.argument("labels", type=PATH, nargs=-1, required=True)
+@click.option("--images", type=PATH, multiple=True, help="Folder of the images, once for each of LABELS.")
+@FORMAT
+@click.option("--json", "json_path", type=PATH, help="Also write everything found to this file.")
+def check_data(labels, images, format, json_path) -> None:
+    """Count labels, open every image, find copies.
+
+    LABELS are the label files of a training set and then of its other splits, or one training configuration (.yaml).
+    Counts what is known of each category, opens every image, and looks for copies of pictures within and across the
+    splits. Exit status 1 if there are problems: an unreadable image, a picture in two splits, a training category of
+    which nothing is known. Labels are counted as the files have them, before data.known_proportion hides any.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from sdpl.files import replace_file
+    from sdpl.train.check import check, read_splits
+    from sdpl.train.report import check_tables
+
+    splits = read_splits(list(labels), list(images), format)
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=sum(len(split) for split in splits.values()))
+        result = check(splits, lambda: progress.advance(task), lambda step: progress.update(task, description=step))
+    for table in check_tables(result):
+        Console().print(table)
+    if json_path is not None:
+        with replace_file(json_path) as temporary:
+            temporary.write_text(json.dumps(asdict(result), indent=2) + "\n")
+    click.echo(f"kinds of problems: {result.problems}, of warnings: {len(result.findings) - result.problems}")
+    click.get_current_context().exit(1 if result.problems else 0)
+
+
+@data.command(name="mask")
+@click.argument("labels", type=PATH)
+@click.option("--proportion", type=click.FloatRange(0, 1, min_open=True), required=True, help="Of the labels, to keep.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@click.option("--out", type=PATH, required=True, help="The table to write: .csv, .jsonl or .parquet.")
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@IMAGES
+@FORMAT
+def mask_data(labels, proportion, seed, out, force, images, format) -> None:
+    """Hide labels at random, and write the rest as a table.
+
+    This is the partial-label set of the field's benchmarks: each label of the images x categories matrix is kept with
+    probability PROPORTION, drawn by NumPy's RandomState(SEED). The same file, proportion and seed give the same set
+    everywhere, and the same labels as data.known_proportion and data.mask_seed in a configuration.
+    """
+    from sdpl.train.formats import read_labels, write_labels
+    from sdpl.train.partial import mask_labels
+
+    full = read_labels(labels, images, format)
+    partial = full.with_labels(mask_labels(full.labels, proportion, seed))
+    folder = write_labels(partial, out, force)
+    known, total = int((partial.labels != 0).sum()), partial.labels.size
+    click.echo(
+        f"{out}: {len(partial)} images, {len(partial.categories)} categories, {known / total:.1%} of labels known"
+    )
+    click.echo(f"train on it with  annotations: {out}  and  images: {folder}")

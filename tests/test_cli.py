@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-COMMANDS = ("train", "sweep", "export", "eval", "predict", "bench", "verify", "info", "demo")
+COMMANDS = ("train", "sweep", "export", "eval", "predict", "bench", "verify", "info", "demo", "data")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -46,7 +46,7 @@ def test_eval_names_what_is_wrong(fails, bundle, scenes, tmp_path):
     content["categories"][0]["name"] = "nought"
     (tmp_path / "renamed.json").write_text(json.dumps(content))
     message = fails("eval", bundle, tmp_path / "renamed.json", "--images", scenes / "test")
-    assert "its categories are not the model's (2 differ: nought, zero)" in message
+    assert "its categories are not those of the model or configuration (2 differ: nought, zero)" in message
     content = json.loads(annotations.read_text())
     content["annotations"] = []
     (tmp_path / "bare.json").write_text(json.dumps(content))

@@ -8,13 +8,14 @@ from pathlib import Path
 import sdpl
 
 ROOT = Path(sdpl.__file__).parent
-PARTS = {"train", "export", "kernels", "runtime", "demo"}
+PARTS = {"train", "export", "kernels", "runtime", "report", "demo"}
 ALLOWED = {
     "kernels": set(),
     "train": {"kernels"},
     "export": {"train", "kernels"},
     "runtime": {"kernels"},
-    "demo": {"train", "export", "runtime"},
+    "report": {"train", "runtime"},
+    "demo": {"train", "export", "runtime", "report"},
     "": set(),  # the root modules, but for the commands
 }
 
@@ -67,13 +68,16 @@ def test_recognising_loads_no_torch(bundle, scenes):
     assert not loaded & {"torch", "open_clip", "sklearn", "onnx"}
 
 
-def test_evaluating_a_bundle_loads_no_torch(bundle, scenes):
-    annotations = scenes / "annotations" / "instances_test.json"
-    loaded = loaded_by(
-        f"from sdpl.cli import main\nmain(['eval', {str(bundle)!r}, {str(annotations)!r}], standalone_mode=False)"
-    )
-    assert "sklearn" in loaded
-    assert "torch" not in loaded
+def test_evaluating_a_bundle_and_looking_at_data_loads_no_torch(bundle, scenes, tmp_path):
+    annotations = str(scenes / "annotations" / "instances_test.json")
+    for words in (
+        ["eval", str(bundle), annotations, "--report", str(tmp_path / "r.html")],
+        ["data", "check", annotations],
+        ["data", "mask", annotations, "--proportion", "0.5", "--out", str(tmp_path / "p.csv")],
+    ):
+        loaded = loaded_by(f"from sdpl.cli import main\nmain({words!r}, standalone_mode=False)")
+        assert "numpy" in loaded
+        assert "torch" not in loaded
 
 
 def test_help_loads_no_part():

@@ -21,13 +21,15 @@ from sdpl.demo.scenes import SCENE_SIDE, write_coco
 from sdpl.errors import UserError
 from sdpl.export.targets import default_targets
 from sdpl.files import replace_folder, writing
+from sdpl.report.figures import ap_bars
 from sdpl.runtime import Recognizer
 from sdpl.runtime.bench import Latency, measure, summarise
 from sdpl.runtime.environment import environment
-from sdpl.runtime.heatmap import draw_ap_bars
+from sdpl.runtime.heatmap import save_figure
 from sdpl.train.checkpoint import load_checkpoint, restore_model
-from sdpl.train.data import LabelledImages, read_coco
+from sdpl.train.data import LabelledImages
 from sdpl.train.evaluate import Evaluation, evaluate, score_all
+from sdpl.train.formats import read_labels
 
 TRAIN_SCENES, TEST_SCENES = 1200, 400
 PICTURES = 6
@@ -38,7 +40,7 @@ CONFIG = Path(__file__).with_name("config.yaml")
 def run(out: Path) -> None:
     """Everything the demo does, into the folder `out`."""
     console = Console()
-    console.print(f"[bold]sdpl demo[/bold] into {out}: data, train, export, verify, predict, measure")
+    console.print(f"[bold]sdpl demo[/bold] into {out}: data, train, export, verify, predict, evaluate, measure")
     _prepare(out, console)
     checkpoint, bundle = out / "run" / "model.ckpt", out / "model.sdpl"
     resume = ["--resume"] if (out / "run" / "last.ckpt").exists() else []
@@ -46,8 +48,10 @@ def run(out: Path) -> None:
     targets = [word for name in (*SHOWN, *_engines()) for word in ("--target", name)]
     _command(console, "export", checkpoint, "--out", bundle, *targets, "--calibrate", out / "data" / "train")
     _command(console, "info", bundle)
-    test = read_coco(out / "data" / "annotations" / "instances_test.json")
+    annotations = out / "data" / "annotations" / "instances_test.json"
+    test = read_labels(annotations)
     _command(console, "predict", bundle, *test.images[:PICTURES], "--attention", out / "attention")
+    _command(console, "eval", bundle, annotations, "--report", out / "report.html")
     bench = ["--batch", "1,8", "--seconds", "2", "--json", out / "bench.json", "--plot", out / "bench.png"]
     _command(console, "bench", bundle, "--backend", SHOWN[0], *bench)
     _summary(out, checkpoint, bundle, test, console)
@@ -100,7 +104,7 @@ def _summary(out: Path, checkpoint: Path, bundle: Path, test: LabelledImages, co
             if name == SHOWN[0]:
                 pointing, chance = pointing_accuracy(recognizer, test)
     results = {name: evaluate(values, test) for name, values in scores.items()}
-    draw_ap_bars({name: result.ap for name, result in results.items()}, out / "ap.png")
+    save_figure(ap_bars({name: result.ap for name, result in results.items()}), out / "ap.png")
     differences = [f"{np.abs(scores['PyTorch'] - scores[name]).max():.1e}" for name in SHOWN]
     chance_map = 100 * float((test.labels > 0).mean(axis=0).mean())
     rows = _rows(results, latency, sizes)
@@ -119,7 +123,8 @@ def _summary(out: Path, checkpoint: Path, bundle: Path, test: LabelledImages, co
         json.dumps({"environment": {**machine, "torch": torch.__version__}, "rows": rows}, indent=2) + "\n"
     )
     console.print(
-        f"pictures: {out / 'attention'}/*.png, {out / 'ap.png'}, {out / 'bench.png'}; numbers: {out / 'summary.json'}"
+        f"look at {out / 'report.html'}, {out / 'attention'}/*.png, {out / 'ap.png'}, {out / 'bench.png'}; "
+        f"numbers: {out / 'summary.json'}"
     )
 
 

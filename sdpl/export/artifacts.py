@@ -16,15 +16,13 @@ from sdpl.export.onnx import add_head, encoder_to_onnx
 from sdpl.export.precision import narrow
 from sdpl.export.quantize import Quantised, quantise
 from sdpl.export.separable import separate
-from sdpl.export.targets import TargetSpec
 from sdpl.export.verify import encoder_runner, encoder_scorer, in_batches
-from sdpl.kernels.compile import CAPABILITIES, OF_PRECISION, cubin
 from sdpl.kernels.tolerance import TOLERANCES
 from sdpl.train.model import PartialLabelModel
 
 
 class Artifacts:
-    """Writes graphs, constants and cubins into a folder, and returns their names in it."""
+    """Writes graphs and constants into a folder, and returns their names in it."""
 
     def __init__(
         self,
@@ -77,32 +75,17 @@ class Artifacts:
         return result.encoder, {"int8": _notes(result)}
 
     def gpu_encoder(self, precision: str) -> tuple[str, onnx.ModelProto, dict[str, Any]]:
-        """The encoder for engines on a GPU, written as a file of its own: its name, graph and notes."""
+        """The encoder for engines on a GPU as a file of its own, and the head's constants: name, graph and notes."""
         name = f"encoder.{precision}.onnx"
         encoder, notes = self.encoder(precision, for_tensorrt=precision == "int8")
         if not (self.folder / name).exists():
             onnx.save(encoder, self.folder / name)
+            save_file(self.head.constants, self.folder / HEAD)
         return name, encoder, notes
 
     @functools.cached_property
     def head(self) -> FoldedHead:
         return fold(self._model)
-
-    @functools.cached_property
-    def head_file(self) -> str:
-        save_file(self.head.constants, self.folder / HEAD)
-        return HEAD
-
-    def cubins(self, spec: TargetSpec) -> dict[str, str]:
-        """The kernel for the target's GPU, or for every known one: names by role."""
-        dtype = OF_PRECISION[spec.precision]
-        names = {}
-        for capability in [spec.capability] if spec.capability else CAPABILITIES:
-            name = f"kernels/sm{capability}.{dtype}.cubin"
-            (self.folder / "kernels").mkdir(exist_ok=True)
-            (self.folder / name).write_bytes(cubin(capability, dtype))
-            names[f"cubin.sm{capability}"] = name
-        return names
 
     def _score(self, encoder: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
         return in_batches(encoder_scorer(encoder, self.head.constants, self._probability), images)

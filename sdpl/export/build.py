@@ -17,17 +17,16 @@ from sdpl import __version__
 from sdpl.bundle import PROOF, Preprocessing, Profile, Target, is_bundle, sha256, write_manifest
 from sdpl.errors import UserError
 from sdpl.export.artifacts import Artifacts
+from sdpl.export.engines import require_possible, write_gpu_files
 from sdpl.export.onnx import OPSET
-from sdpl.export.targets import BACKENDS, PACKAGES, TargetSpec, default_targets
-from sdpl.export.tensorrt import build_engine, require_buildable
+from sdpl.export.targets import BACKENDS, TargetSpec, default_targets
 from sdpl.export.verify import Limits, Prover, encoder_scorer, model_scorer
 from sdpl.files import replace_folder
-from sdpl.kernels.compile import require_nvrtc
 from sdpl.preprocess import preprocess
 from sdpl.train.checkpoint import load_checkpoint, restore_model
 from sdpl.train.config import Config
 from sdpl.train.data import LabelledImages
-from sdpl.train.evaluate import require_categories
+from sdpl.train.formats import in_order
 from sdpl.train.model import PartialLabelModel
 
 MAX_PROOF_IMAGES = 32
@@ -55,9 +54,7 @@ class Options:
         for spec in self.targets:
             if spec.precision == "int8" and not self.calibrate:
                 raise UserError(f"--target {spec}: int8 needs real images to calibrate on: add --calibrate FOLDER.")
-            if spec.kind != "cpu":
-                require_nvrtc()
-            require_buildable(spec)
+            require_possible(spec)
         if self.head == "separable" and not self.calibrate:
             raise UserError("--head separable is fitted to real images: add --calibrate FOLDER.")
 
@@ -80,10 +77,10 @@ def export(
     config, model = restore_model(content, str(checkpoint))
     size, probability = config.model.image_size, config.model.probability
     images = _proof_images(content["proof_images"], options.images, size)
-    data = options.evaluation and require_categories(options.evaluation, model.categories, "--eval")
+    data = options.evaluation and in_order(options.evaluation, model.categories, "--eval")
     with replace_folder(out, is_bundle) as folder:
         report(f"PyTorch's scores of {len(images)} images" + (f" and of {len(data)} for accuracy" if data else ""))
-        prover = Prover(model.scorer(), images, data, options.limits)
+        prover = Prover.of(model.scorer(), images, options.limits, data)
         save_file({"images": images, "scores": prover.expected}, folder / PROOF)
         artifacts = Artifacts(folder, model, size, probability, _calibration(options.calibrate, size), report)
         targets = {str(spec): _make(spec, artifacts, prover, options, probability, report) for spec in options.targets}
@@ -104,31 +101,23 @@ def _make(
     """Write one target's files and prove it."""
     report(f"[bold]{spec}[/bold]")
     start = time.perf_counter()
-    fields: dict[str, Any] = {}
     built_with = {"torch": torch.__version__, "onnx": onnx.__version__, "opset": str(OPSET)}
     if spec.kind == "cpu":
         name, notes = artifacts.whole_model(spec.precision, options.head, prover.images)
-        files, scorer, of = {"model": name}, model_scorer(artifacts.folder / name), "target"
-        fields["built_with"] = {**built_with, "onnxruntime": onnxruntime.__version__}
+        files, fields, scorer, of = {"model": name}, {}, model_scorer(artifacts.folder / name), "target"
+        built_with |= {"onnxruntime": onnxruntime.__version__}
     else:
         name, encoder, notes = artifacts.gpu_encoder(spec.precision)
-        files = {"encoder": name, "head": artifacts.head_file, **artifacts.cubins(spec)}
+        gpu = write_gpu_files(artifacts.folder, name, spec, options.profile, report)
+        files, fields, built_with = gpu.files, gpu.fields, built_with | gpu.built_with
         scorer, of = encoder_scorer(encoder, artifacts.head.constants, probability), "graph"
-        fields.update(built_with=built_with, profile=options.profile)
-        if spec.kind in PACKAGES:
-            engine = build_engine(artifacts.folder / name, spec, options.profile, report)
-            files["engine"] = f"targets/{str(spec).replace(':', '-')}/encoder.engine"
-            path = artifacts.folder / files["engine"]
-            path.parent.mkdir(parents=True)
-            path.write_bytes(engine.code)
-            fields["built_with"] = {**built_with, **engine.built_with}
-            fields.update(compute_capability=engine.compute_capability, workspace_bytes=engine.workspace_bytes)
     build_s = time.perf_counter() - start
     report("comparing with PyTorch")
     return Target(
         backend=BACKENDS[spec.kind],
         precision=spec.precision,
         files=files,
+        built_with=built_with,
         build_s=round(build_s, 2),
         notes=notes,
         verification=prover.prove(scorer, str(spec), spec.precision, of),

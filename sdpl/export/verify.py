@@ -1,4 +1,4 @@
-"""PyTorch's scores against those of an exported graph, before there is a bundle around it."""
+"""PyTorch's scores against those of an exported graph, before there is a bundle around it. Needs no torch itself."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import torch
 
 from sdpl.bundle import Accuracy, Verification, to_scores
 from sdpl.errors import UserError
@@ -30,30 +29,33 @@ class Limits:
     map_drop: float | None = None
 
 
+@dataclass(frozen=True)
 class Prover:
-    """Compares targets with PyTorch on the same images, and on labelled data when there is any.
+    """Compares targets with PyTorch: expected scores [N,C] of the proof's images uint8 [N,S,S,3], and, where there is
+    labelled data, its accuracy on that."""
 
-    What PyTorch says is computed once.
-    """
+    images: np.ndarray
+    expected: np.ndarray
+    limits: Limits
+    data: LabelledImages | None = None
+    accuracy: dict[str, float] | None = None
 
-    def __init__(self, pytorch: Scorer, images: np.ndarray, data: LabelledImages | None, limits: Limits):
-        """images: of the proof, uint8 [N,S,S,3]."""
-        self.images, self._data, self._limits = images, data, limits
-        self.expected = in_batches(pytorch, images)  # [N,C]
-        self._pytorch_accuracy = self._accuracy(pytorch)
+    @classmethod
+    def of(cls, pytorch: Scorer, images: np.ndarray, limits: Limits, data: LabelledImages | None) -> "Prover":
+        """What PyTorch says, computed once."""
+        return cls(images, in_batches(pytorch, images), limits, data, _accuracy(pytorch, data, images.shape[1]))
 
     def prove(self, scorer: Scorer, target: str, precision: str, of: str) -> Verification:
         """The comparison of a target. Raises UserError with the numbers when it is outside of the limits."""
-        tolerance = TOLERANCES[precision]
-        limits = self._limits
-        accuracy = self._accuracy(scorer)
+        tolerance, limits = TOLERANCES[precision], self.limits
+        accuracy = _accuracy(scorer, self.data, self.images.shape[1])
         result = compare(
             self.expected,
             in_batches(scorer, self.images),
             tolerance.score if limits.score_difference is None else limits.score_difference,
             of=of,
-            accuracy=accuracy and Accuracy(images=len(self._data), pytorch=self._pytorch_accuracy, target=accuracy),
-            environment={"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
+            accuracy=accuracy and Accuracy(images=len(self.data), pytorch=self.accuracy, target=accuracy),
+            environment={"onnxruntime": onnxruntime.__version__},
         )
         wrong = failure(result, tolerance.map_drop if limits.map_drop is None else limits.map_drop)
         if wrong:
@@ -63,11 +65,12 @@ class Prover:
             )
         return result
 
-    def _accuracy(self, scorer: Scorer) -> dict[str, float] | None:
-        if self._data is None:
-            return None
-        result = evaluate(score_all(scorer, self._data, self.images.shape[1], BATCH), self._data)
-        return {"mAP": result.mAP, "OF1": result.f1["OF1"], "CF1": result.f1["CF1"]}
+
+def _accuracy(scorer: Scorer, data: LabelledImages | None, image_size: int) -> dict[str, float] | None:
+    if data is None:
+        return None
+    result = evaluate(score_all(scorer, data, image_size, BATCH), data)
+    return {"mAP": result.mAP, "OF1": result.f1["OF1"], "CF1": result.f1["CF1"]}
 
 
 def model_scorer(path: Path) -> Scorer:

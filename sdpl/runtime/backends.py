@@ -101,7 +101,7 @@ def open_backend(bundle: Bundle, name: str = "auto", threads: int | None = None)
     asked = [n for n in in_order(targets) if name in ("auto", n, targets[n].backend)]
     passed_over: dict[str, str] = {}
     for candidate in asked:
-        obstacle = target_obstacle(candidate, targets[candidate])
+        obstacle = target_obstacle(bundle, candidate)
         if obstacle is None:
             return Choice(candidate, _open(bundle, candidate, threads), passed_over)
         passed_over[candidate] = obstacle
@@ -126,7 +126,7 @@ def _open(bundle: Bundle, name: str, threads: int | None) -> Backend:
     if not cubin:
         warnings.warn(
             f"{bundle.path} has no kernel for compute capability {gpu.capability}: it was compiled now. "
-            f"{rebuild(name, gpu)} puts it into the bundle.",
+            f"{rebuild(bundle, name, gpu)} puts it into the bundle.",
             stacklevel=2,
         )
     encoder = ENCODERS[target.backend](bundle, name, target, device)

@@ -11,8 +11,9 @@ from sdpl.bundle import CACHE, Bundle, Target
 from sdpl.errors import UserError
 from sdpl.files import replace_file
 from sdpl.kernels.compile import OF_PRECISION
+from sdpl.kernels.launch import find_gpu
 from sdpl.runtime.device import Cuda, OutOfMemoryError
-from sdpl.runtime.usable import INSTALL, PACKAGES, invalid_engine
+from sdpl.runtime.usable import INSTALL, PACKAGES, invalid_engine, rebuild
 
 TENSORS = ("image", "u", "g")
 
@@ -76,8 +77,7 @@ class TensorRt:
         if engine is None:
             raise UserError(
                 f"{path}: {PACKAGES[target.backend]} {trt.__version__} cannot load it "
-                f"({reason or self._log.first_error}). Build it again for this machine: sdpl-export CHECKPOINT "
-                f"--target {name}"
+                f"({reason or self._log.first_error}). Build it again: {rebuild(bundle, name, find_gpu())}"
             )
         self._engine, self._device = engine, device
         self._sides = tuple(engine.get_tensor_shape("image"))[1:]

@@ -86,6 +86,6 @@ def target_table(bundle: Bundle) -> Table:
         target = manifest.targets[name]
         size = sum(manifest.files[file].size for file in set(target.files.values()))
         difference = target.verification.max_score_difference
-        here = target_obstacle(name, target) or "usable"
+        here = target_obstacle(bundle, name) or "usable"
         table.add_row(name, target.status, f"{difference:.1e}", f"{size / 1e6:.1f} MB", escape(here))
     return table

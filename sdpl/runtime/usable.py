@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from sdpl.bundle import Target
+from sdpl.bundle import Bundle, Target
 from sdpl.kernels.launch import Gpu, find_gpu
 
 PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
@@ -45,15 +45,16 @@ def backend_obstacle(backend: str) -> str | None:
     return None
 
 
-def target_obstacle(name: str, target: Target) -> str | None:
+def target_obstacle(bundle: Bundle, name: str) -> str | None:
     """Why a bundle's target cannot run here, or None. An engine of another version or GPU comes with its mend."""
+    target = bundle.manifest.targets[name]
     obstacle = backend_obstacle(target.backend)
     if obstacle is not None or target.backend not in PACKAGES:
         return obstacle
     module = importlib.import_module(PACKAGES[target.backend])
     built = target.built_with.get(PACKAGES[target.backend])
     gpu = find_gpu()
-    mend = rebuild(name, gpu)
+    mend = rebuild(bundle, name, gpu)
     if built != module.__version__:
         return f"built with {module.__name__} {built}, here is {module.__version__}: {mend}"
     if target.compute_capability != gpu.capability:
@@ -61,12 +62,12 @@ def target_obstacle(name: str, target: Target) -> str | None:
     return None
 
 
-def rebuild(name: str, gpu: Gpu | str) -> str:
+def rebuild(bundle: Bundle, name: str, gpu: Gpu | str) -> str:
     """The command that builds a target for this machine."""
     parts = name.split(":")
     if parts[0] == "rtx" and isinstance(gpu, Gpu):
         parts[1] = f"sm{gpu.capability}"
-    return f"sdpl-export CHECKPOINT --target {':'.join(parts)}"
+    return f"sdpl-export {bundle.path} --target {':'.join(parts)}"
 
 
 def invalid_engine(runtime: Any, code: bytes) -> str | None:

@@ -30,7 +30,7 @@ def verify(
         if not only(target):
             continue
         report(name, "running")
-        results[name] = target_obstacle(name, target) or _verify(bundle, name, target)
+        results[name] = target_obstacle(bundle, name) or _verify(bundle, name, target)
     compared = {name: r for name, r in results.items() if isinstance(r, Verification)}
     for name, result in compared.items():
         target = bundle.manifest.targets[name]

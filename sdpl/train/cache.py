@@ -87,6 +87,13 @@ def open_cache(
     return FeatureCache(maps, {digest: row for row, digest in enumerate(order)})
 
 
+def within_float16(maps: np.ndarray) -> np.ndarray:
+    """The same maps. Raises UserError when one of the values is not a number that float16 can hold."""
+    if not (np.abs(maps) <= np.finfo(DTYPE).max).all():
+        raise UserError("the tower's maps overflow float16, as the cache keeps them: train without data.cache.")
+    return maps
+
+
 def _write(path: Path, rows: int, shape: tuple[int, int], fill: Fill) -> None:
     partial = path.with_suffix(".maps.partial")
     with open(partial, "ab") as stream:
@@ -94,11 +101,7 @@ def _write(path: Path, rows: int, shape: tuple[int, int], fill: Fill) -> None:
         stream.truncate(done * _row_bytes(shape))  # a row that was cut off is made again
         _require_space(path, (rows - done) * _row_bytes(shape))
         for block in fill(done) if done < rows else ():
-            with np.errstate(over="ignore"):
-                half = block.astype(DTYPE)
-            if not np.isfinite(half).all():
-                raise UserError("the tower's maps overflow float16, as the cache keeps them: train without data.cache.")
-            stream.write(half.tobytes())
+            stream.write(block.astype(DTYPE).tobytes())
     os.replace(partial, path)
 
 

@@ -34,10 +34,11 @@ _checked = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"
 
 @_checked
 class Split:
-    """One COCO-format split. `images` defaults to where COCO keeps them (see `sdpl.train.data.coco_images`)."""
+    """One split: a label file (`sdpl.train.formats`), and its images' folder if not where the format keeps them."""
 
     annotations: str
     images: str | None = None
+    format: Literal["auto", "coco", "voc", "csv", "jsonl", "parquet"] = "auto"
 
 
 @_checked
@@ -47,6 +48,8 @@ class DataConfig:
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     known_proportion: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the training labels
     mask_seed: Seed = 0
+    categories: tuple[str, ...] | None = None  # names and their order; by default those of the training file
+    unreadable: Literal["stop", "skip"] = "stop"  # what a damaged image does to a run; "skip" names and counts it
     workers: Count = 2  # threads that decode images
     flip: bool = False  # mirror training images at random
     min_crop: Annotated[float, Field(gt=0, le=1)] = 1.0  # random resized crops of at least this share of the area
@@ -71,7 +74,7 @@ class ModelConfig:
     weights: str | None = "openai"  # an open_clip tag, a file, or null for random weights
     image_size: Annotated[int, Field(ge=32, le=4096)] = 448
     map_pool: Count = 2  # average pooling of the trunk's map, before the head
-    word_vectors: str = "clip"  # "clip", "glove-coco80", "glove-voc20", a GloVe .txt, or an .npz (names, vectors)
+    word_vectors: str = "clip"  # "clip", "glove-coco80", "glove-voc20", or a file: GloVe .txt, .npy, .npz
     joint_dim: Count = 1024
     decoupling: Literal["semantic", "convolutional", "none"] = "semantic"
     pooling: Literal["projected", "trunk"] = "projected"
@@ -169,7 +172,7 @@ def read_sweep(path: Path) -> SweepConfig:
     values, folder = _read_yaml(path, "base, test, methods and proportions"), path.resolve().parent
     values |= {"base": _join(folder, values.get("base"))} if "base" in values else {}
     if isinstance(values.get("test"), dict):
-        values["test"] = {k: _join(folder, v) for k, v in values["test"].items()}
+        values["test"] = _absolute_split(values["test"], folder)
     return _check(SweepConfig, values, str(path))
 
 
@@ -233,12 +236,16 @@ def _absolute(values: dict[str, Any], folder: Path) -> dict[str, Any]:
         data["cache"] = _join(folder, data["cache"])
     for split in ("train", "val"):
         if isinstance(data, dict) and isinstance(data.get(split), dict):
-            data[split] = {k: _join(folder, v) for k, v in data[split].items()}
+            data[split] = _absolute_split(data[split], folder)
     if isinstance(model, dict):
         for key in ("backbone_config", "weights", "word_vectors"):
             if isinstance(model.get(key), str) and (folder / model[key]).is_file():
                 model[key] = _join(folder, model[key])
     return values
+
+
+def _absolute_split(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    return {key: value if key == "format" else _join(folder, value) for key, value in values.items()}
 
 
 def _join(folder: Path, value: Any) -> Any:

@@ -1,12 +1,12 @@
-"""COCO-format data: which images there are, which categories, which labels are known."""
+"""Labelled images, whatever file they came from (`sdpl.train.formats`): what is known of them, and batches."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
 
 from sdpl.errors import UserError, listed
 from sdpl.preprocess import preprocess
@@ -30,30 +30,74 @@ class LabelledImages:
     def with_labels(self, labels: np.ndarray) -> "LabelledImages":
         return LabelledImages(self.images, labels, self.categories)
 
+    def without(self, images: Collection[Path]) -> "LabelledImages":
+        return self.subset(i for i, path in enumerate(self.images) if path not in images)
+
+
+class Unreadable:
+    """What becomes of images that cannot be read while a run goes on.
+
+    "stop" raises the UserError of the first, with `mend` behind it; "skip" says each once and goes on without it.
+    `images` are the skipped.
+    """
+
+    def __init__(self, policy: str = "stop", say: Callable[[str], None] = lambda line: None, mend: str = ""):
+        self.policy, self.say, self.mend = policy, say, mend
+        self.images: set[Path] = set()
+
+    def __call__(self, image: Path, error: UserError) -> None:
+        if self.policy == "stop":
+            raise UserError(f"{error} {self.mend}") from None
+        if image not in self.images:
+            self.images.add(image)
+            self.say(f"skipped: {error}")
+
 
 def batches(
-    data: LabelledImages, image_size: int, batch_size: int, workers: int | None = None
+    data: LabelledImages,
+    image_size: int,
+    batch_size: int,
+    workers: int | None = None,
+    unreadable: Unreadable | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Images uint8 [B,S,S,3] and labels int8 [B,C], in the order of the data; the last batch may be smaller."""
+    """Images uint8 [B,S,S,3] and labels int8 [B,C], in the order of the data; the last batch may be smaller.
+
+    Without `unreadable`, an image that cannot be read raises its UserError. An empty batch is left out.
+    """
     groups = [range(start, min(start + batch_size, len(data))) for start in range(0, len(data), batch_size)]
-    for rows, images in decoded(groups, lambda row: preprocess(data.images[row], image_size), workers):
-        yield images, data.labels[rows]
+    load = partial(preprocess, image_size=image_size)
+    for rows, images in decoded(groups, data.images, load, workers, unreadable):
+        if rows:
+            yield images, data.labels[rows]
 
 
 def decoded(
-    groups: Iterable[Sequence[int]], load: Callable[[int], np.ndarray], workers: int | None = None
+    groups: Iterable[Sequence[int]],
+    paths: Sequence[Path],
+    load: Callable[[Path], np.ndarray],
+    workers: int | None = None,
+    unreadable: Unreadable | None = None,
 ) -> Iterator[tuple[list[int], np.ndarray]]:
-    """For each group of rows: the rows, and their images as `load` gives them, stacked to uint8 [B,S,S,3].
+    """For each group of rows: those that could be read, and their images as `load` gives them, uint8 [B,S,S,3].
 
     The next group is decoded in threads (Pillow releases the interpreter lock) while this one is used.
     """
+    unreadable = unreadable or Unreadable()
     with ThreadPoolExecutor(workers) as pool:
 
         def submit(group: Sequence[int]) -> list[tuple[int, Future]]:
-            return [(int(row), pool.submit(load, int(row))) for row in group]
+            return [(int(row), pool.submit(load, paths[row])) for row in group]
 
         def finish(group: list[tuple[int, Future]]) -> tuple[list[int], np.ndarray]:
-            return [row for row, _ in group], np.stack([future.result() for _, future in group])
+            rows, images = [], []
+            for row, future in group:
+                try:
+                    images.append(future.result())
+                except UserError as error:
+                    unreadable(paths[row], error)
+                else:
+                    rows.append(row)
+            return rows, np.stack(images) if images else np.empty((0, 0, 0, 3), np.uint8)
 
         ahead = None
         for group in groups:
@@ -64,114 +108,37 @@ def decoded(
             yield finish(ahead)
 
 
-def coco_images(annotations: Path) -> Path:
-    """Where COCO keeps the images of an annotation file.
+@dataclass(frozen=True)
+class LabelCounts:
+    """How many labels of one category are known, and what they say."""
 
-    `<root>/annotations/instances_<split>.json` belongs to `<root>/<split>/`; otherwise the images are
-    looked for beside the annotation file.
-    """
-    split = annotations.stem.removeprefix("instances_")
-    usual = annotations.parent.parent / split
-    return usual if annotations.parent.name == "annotations" and usual.is_dir() else annotations.parent
+    category: str
+    positive: int
+    negative: int
+    unknown: int
 
-
-class CocoImage(BaseModel):
-    id: int
-    file_name: str
-    neg_category_ids: list[int] | None = None  # LVIS: known to be absent; categories named nowhere are then unknown
+    @property
+    def known(self) -> int:
+        return self.positive + self.negative
 
 
-class CocoAnnotation(BaseModel):
-    image_id: int
-    category_id: int
-
-
-class CocoCategory(BaseModel):
-    id: int
-    name: str
-
-
-class CocoFile(BaseModel):
-    """The parts of a COCO-format file that image-level labels need; everything else in it is passed over."""
-
-    images: list[CocoImage] = Field(min_length=1)
-    annotations: list[CocoAnnotation]
-    categories: list[CocoCategory] = Field(min_length=1)
-
-
-def read_coco(annotations: str | Path, images: str | Path | None = None) -> LabelledImages:
-    """Read a COCO-format file: a category with an annotation in an image is present there.
-
-    The other categories are absent; but where an image lists `neg_category_ids`, as LVIS does, only those are absent
-    and the rest is unknown. Categories are in the order of their ids. All images count, also those without
-    annotations. Raises UserError for anything that does not fit together, naming the first offenders.
-    """
-    annotations = Path(annotations)
-    content = _parse(annotations)
-    categories = sorted(content.categories, key=lambda c: c.id)
-    names = tuple(c.name for c in categories)
-    column = {c.id: i for i, c in enumerate(categories)}
-    row = {image.id: i for i, image in enumerate(content.images)}
-    if len(set(names)) < len(names) or len(column) < len(names):
-        raise UserError(f"{annotations}: a category id or name stands twice; each must be unique.")
-    if len(row) < len(content.images):
-        raise UserError(f"{annotations}: an image id stands twice; each must be unique.")
-    named = {a.category_id for a in content.annotations}.union(*(i.neg_category_ids or () for i in content.images))
-    _require_listed(annotations, "categories", named, column)
-    _require_listed(annotations, "images", {a.image_id for a in content.annotations}, row)
-    labels = np.full((len(row), len(names)), -1, dtype=np.int8)  # [N,C]
-    for i, image in enumerate(content.images):
-        if image.neg_category_ids is not None:
-            labels[i] = 0
-            labels[i, [column[c] for c in image.neg_category_ids]] = -1
-    for annotation in content.annotations:
-        labels[row[annotation.image_id], column[annotation.category_id]] = 1
-    folder = Path(images) if images is not None else coco_images(annotations)
-    return LabelledImages(_existing(folder, content.images, annotations), labels, names)
+def count_labels(data: LabelledImages) -> list[LabelCounts]:
+    """The counts of each category, in the order of the categories."""
+    counts = zip(*((data.labels == label).sum(axis=0).tolist() for label in (1, -1, 0)), strict=True)
+    return [LabelCounts(name, *row) for name, row in zip(data.categories, counts, strict=True)]
 
 
 def require_known_labels(data: LabelledImages) -> None:
-    """Raise UserError when a category has no known label at all: nothing could be learned about it."""
-    unknown = [name for name, known in zip(data.categories, (data.labels != 0).any(axis=0), strict=True) if not known]
+    """Raise UserError when a category has no known label at all, or nothing is known to be absent: nothing could be
+    learned about the one, and from the other that everything is present."""
+    unknown = [count.category for count in count_labels(data) if not count.known]
     if unknown:
         raise UserError(
             f"no known label at all for {len(unknown)} of {len(data.categories)} categories ({listed(unknown)}): "
             "raise data.known_proportion, add labels, or remove the categories."
         )
-
-
-def _require_listed(annotations: Path, what: str, named: set[int], listed_ids: dict[int, int]) -> None:
-    unknown = sorted(named - listed_ids.keys())
-    if unknown:
-        raise UserError(f"{annotations}: annotations name {what} that the file does not list: {listed(unknown)}.")
-
-
-def _existing(folder: Path, images: list[CocoImage], annotations: Path) -> tuple[Path, ...]:
-    outside = [i.file_name for i in images if Path(i.file_name).is_absolute() or ".." in Path(i.file_name).parts]
-    if outside:
-        raise UserError(f"{annotations}: file names must lie inside the images folder: {listed(outside, 3)}.")
-    paths = tuple(folder / image.file_name for image in images)
-    missing = [p for p in paths if not p.is_file()]
-    if missing:
+    if not (data.labels < 0).any():
         raise UserError(
-            f"{annotations}: {len(missing)} of {len(paths)} images are not in {folder} "
-            f"({listed((p.name for p in missing), 3)}): check the images folder."
+            "no label says that anything is absent: a model would learn that everything is present. "
+            "0 and blank mean unknown; write -1 (absent) where it is known."
         )
-    return paths
-
-
-def _parse(path: Path) -> CocoFile:
-    try:
-        return CocoFile.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such annotation file.") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder; name the annotation file (.json) in it.") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "json_invalid":
-            raise UserError(f"{path}: is not JSON ({first['msg']}).") from None
-        raise UserError(f"{path}: is not COCO format: {where or 'the file'}: {first['msg']}.") from None

@@ -5,11 +5,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sdpl.errors import UserError, listed
-from sdpl.train.data import LabelledImages, batches
-from sdpl.train.metrics import f1_metrics, mean_average_precision, per_category_average_precision
+from sdpl.errors import UserError
+from sdpl.train.data import LabelledImages, Unreadable, batches
+from sdpl.train.metrics import calibration, f1_metrics, mean_average_precision, per_category_average_precision
 
 Scorer = Callable[[np.ndarray], np.ndarray]  # uint8 [B,S,S,3] -> float32 [B,C]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The model under evaluation, from a checkpoint or a bundle."""
+
+    scores: Scorer
+    attention: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # -> scores [B,C] and attention [B,C,h,w]
+    categories: tuple[str, ...]
+    image_size: int
+    thresholds: np.ndarray  # [C]
 
 
 @dataclass(frozen=True)
@@ -21,6 +32,7 @@ class Evaluation:
     mAP_voc2012: float  # noqa: N815
     f1: dict[str, float]
     f1_top3: dict[str, float]
+    ece: float  # expected calibration error
     ap: dict[str, float | None]
 
 
@@ -30,12 +42,18 @@ def score_all(
     image_size: int,
     batch_size: int,
     advance: Callable[[int], None] = lambda n: None,
+    unreadable: Unreadable | None = None,
 ) -> np.ndarray:
-    """Scores float32 [N,C] of every image; `advance` is told how many images are done."""
+    """Scores float32 [N,C] of every image; `advance` is told how many images are done.
+
+    The images that `unreadable` lets pass have no row: they are `data.without(unreadable.images)`.
+    """
     scores = []
-    for images, _ in batches(data, image_size, batch_size):
+    for images, _ in batches(data, image_size, batch_size, unreadable=unreadable):
         scores.append(scorer(images))
         advance(len(images))
+    if not scores:
+        raise UserError(f"none of {len(data)} images could be read; `sdpl-data check` says why.")
     return np.concatenate(scores)
 
 
@@ -53,14 +71,6 @@ def evaluate(scores: np.ndarray, data: LabelledImages, thresholds: float | np.nd
         mAP_voc2012=100 * mean_average_precision(scores, data.labels, "voc2012"),
         f1={k: 100 * v for k, v in f1_metrics(scores, data.labels, thresholds).items()},
         f1_top3={k: 100 * v for k, v in f1_metrics(scores, data.labels, top_k=3).items()},
+        ece=100 * calibration(scores, data.labels).error,
         ap=ap,
     )
-
-
-def require_categories(data: LabelledImages, categories: tuple[str, ...], name: str) -> LabelledImages:
-    """The data with its columns in the model's order. Raises UserError when the categories are not the same."""
-    if set(data.categories) != set(categories):
-        odd = set(data.categories) ^ set(categories)
-        raise UserError(f"{name}: its categories are not the model's ({len(odd)} differ: {listed(sorted(odd))}).")
-    order = [data.categories.index(category) for category in categories]
-    return LabelledImages(data.images, data.labels[:, order], categories)

@@ -13,6 +13,7 @@ class EpochLog:
     lr: float
     train_loss: float
     val_map: float  # percent, on the known labels of the validation split
+    unreadable: int  # images skipped so far in this run, each counted once
     seconds: float
 
 

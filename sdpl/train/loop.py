@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sdpl.errors import UserError, listed
 from sdpl.files import replace_file
-from sdpl.preprocess import preprocess
 from sdpl.train.checkpoint import load_checkpoint, save_checkpoint
-from sdpl.train.config import Config, TrainConfig, check_config, differences
-from sdpl.train.data import LabelledImages, read_coco, require_known_labels
-from sdpl.train.evaluate import require_categories
+from sdpl.train.config import Config, Split, TrainConfig, check_config, differences
+from sdpl.train.data import LabelledImages, Unreadable, batches, require_known_labels
+from sdpl.train.formats import read_labels
 from sdpl.train.log import EpochLog, Events, write_csv
 from sdpl.train.maps import Maps, MapSource, require_precision
 from sdpl.train.metrics import mean_average_precision
@@ -31,6 +31,7 @@ from sdpl.train.thresholds import DEFAULT, fit_thresholds
 
 PROOF_IMAGES = 8
 CHECKPOINTS = ("model.ckpt", "last.ckpt")
+MEND = "Mend or remove it and add --resume; or, with data.unreadable: skip, such images are left out and counted."
 
 
 def train(
@@ -59,8 +60,10 @@ def train(
             console.print("no validation image has a known positive: without a mAP, the newest epoch is kept.")
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=not say_epochs) as progress:
-            maps = MapSource(model, config, device, progress).training(train_data, val_data)
-            run = _Run(config, out, model, (train_data, val_data), maps, group, fingerprint)
+            say = partial(console.print, markup=False, soft_wrap=True)
+            unreadable = Unreadable(config.data.unreadable, say, MEND)
+            maps = MapSource(model, config, device, progress, unreadable).training(train_data, val_data)
+            run = _Run(config, out, model, (train_data, val_data), maps, group, fingerprint, unreadable)
             if content is not None:
                 run.restore(content)
             elif group.is_first:
@@ -73,16 +76,19 @@ def load_data(config: Config) -> tuple[LabelledImages, LabelledImages]:
     """Training and validation data. Labels of the training set are masked before any image is held out, so a
     held-out validation split knows no more labels than the user would have."""
     data = config.data
-    full = read_coco(data.train.annotations, data.train.images)
+    full = read_split(data.train, data.categories)
     train = full.with_labels(mask_labels(full.labels, data.known_proportion, data.mask_seed))
     if data.val is not None:
-        val = read_coco(data.val.annotations, data.val.images)
-        return train, require_categories(val, train.categories, data.val.annotations)
+        return train, read_split(data.val, train.categories)
     order = np.random.RandomState(data.mask_seed).permutation(len(train))
     held_out = math.ceil(data.val_fraction * len(train))
     if held_out >= len(train):
         raise UserError(f"{len(train)} images are too few to hold out {data.val_fraction:.0%} of them; name data.val.")
     return train.subset(sorted(order[held_out:])), train.subset(sorted(order[:held_out]))
+
+
+def read_split(split: Split, categories: tuple[str, ...] | None) -> LabelledImages:
+    return read_labels(split.annotations, split.images, split.format, categories)
 
 
 def learning_rate(config: TrainConfig, epoch: int) -> float:
@@ -104,10 +110,12 @@ class _Run:
         maps: tuple[Maps, Maps],
         group: Processes,
         fingerprint: str,
+        unreadable: Unreadable,
     ):
         """data and maps: of the training and the validation split."""
         self.config, self.out, self.model, self.group, self.fingerprint = config, out, model, group, fingerprint
         self.train_data, self.val_data = data
+        self.unreadable = unreadable
         self.train_maps, self.val_maps = maps
         self.learner = Learner(model, config, group)
         self.epoch = 0
@@ -133,6 +141,7 @@ class _Run:
                 progress.console.print(
                     f"epoch {log.epoch:3d}/{self.config.train.epochs}  lr {log.lr:.5f}  loss {log.train_loss:8.4f}"
                     f"  val mAP {log.val_map:5.1f}  {log.seconds:5.1f} s"
+                    + (f"  {log.unreadable} unreadable images skipped" if log.unreadable else "")
                 )
         self.events.close()
 
@@ -144,7 +153,7 @@ class _Run:
             val_map = self._validate(progress)
         self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
         self.shuffle_state = self.shuffle.get_state()
-        log = EpochLog(self.epoch, lr, loss, val_map, time.monotonic() - started)
+        log = EpochLog(self.epoch, lr, loss, val_map, self._count_unreadable(), time.monotonic() - started)
         self.history.append(asdict(log))
         is_best = not val_map <= self.best_map  # without any validation mAP (nan) the newest is taken
         if is_best and math.isfinite(val_map):
@@ -209,32 +218,53 @@ class _Run:
             if every and self.step % every == 0 and self.step < len(chunks):
                 self._save("last.ckpt")
         progress.remove_task(task)
+        if self.unreadable.images.issuperset(self.train_data.images):
+            raise UserError(f"none of {len(order)} training images could be read; `sdpl-data check` says why.")
         return self.loss_sum / len(order)
 
     def _validate(self, progress: Progress) -> float:
         """mAP in percent on the known labels of the validation split; fits the thresholds on the way."""
         self.model.eval()
-        scores = self._score_validation(progress)  # [N,C]
+        scores, rows = self._score_validation(progress)  # [n,C], [n]
+        labels = self.val_data.labels[rows]  # [n,C]
         if not np.isfinite(scores).all():
             raise UserError(
                 f"the model diverged in epoch {self.epoch + 1} (its scores are not numbers): lower train.lr."
             )
         if self.config.train.fit_thresholds:
-            self.thresholds = fit_thresholds(scores, self.val_data.labels)
-        return 100 * mean_average_precision(scores, self.val_data.labels)
+            self.thresholds = fit_thresholds(scores, labels)
+        return 100 * mean_average_precision(scores, labels)
 
     @torch.no_grad()
-    def _score_validation(self, progress: Progress) -> np.ndarray:
-        """Scores [N,C] of the whole split: each process scores its share of the images, then all have all."""
+    def _score_validation(self, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
+        """Scores [n,C] of the images that could be read, and their rows [n] in the split.
+
+        Each process scores its share of the images, then all have all.
+        """
         t = self.learner.text_features()  # [C,E]
         scores = torch.zeros(self.val_data.labels.shape, device=t.device)  # [N,C]
+        times = torch.zeros(len(scores), device=t.device)  # [N], that each image was scored: 1, or 0 if unreadable
         task = progress.add_task(f"epoch {self.epoch + 1} validation", total=len(self.val_data))
         for rows, f in self.val_maps.batches(self._validation_groups()):
-            scores[rows] = self.model.probabilities(self.model.pool(f, t)[0])
+            if rows:
+                scores[rows] = self.model.probabilities(self.model.pool(f, t)[0])
+                times[rows] += 1
             progress.advance(task, len(rows) * self.group.count)
         progress.remove_task(task)
-        self.group.add_up([scores])
-        return scores.cpu().numpy()
+        self.group.add_up([scores, times])
+        found = np.flatnonzero(times.cpu().numpy() == 1)  # [n]
+        if not len(found):
+            raise UserError(f"none of {len(scores)} validation images could be read; `sdpl-data check` says why.")
+        return scores.cpu().numpy()[found], found
+
+    def _count_unreadable(self) -> int:
+        """Images skipped so far in this run, by whichever process, each counted once."""
+        paths = (*self.train_data.images, *self.val_data.images)
+        skipped = torch.tensor(
+            [float(path in self.unreadable.images) for path in paths], device=self.model.words.device
+        )
+        self.group.add_up([skipped])
+        return int((skipped > 0).sum())
 
     def _validation_groups(self) -> Iterator[np.ndarray]:
         own = np.arange(self.group.rank, len(self.val_data), self.group.count)
@@ -243,9 +273,10 @@ class _Run:
 
     def _choose_proof_images(self) -> torch.Tensor:
         """uint8 [N,S,S,3]: the first held-out images, which the export is verified on."""
-        paths = self.val_data.images[:PROOF_IMAGES]
-        images = [preprocess(path, self.config.model.image_size) for path in paths]
-        return torch.from_numpy(np.stack(images))
+        size = self.config.model.image_size
+        for images, _ in batches(self.val_data, size, PROOF_IMAGES, unreadable=self.unreadable):
+            return torch.from_numpy(images)
+        raise UserError(f"none of {len(self.val_data)} validation images could be read; `sdpl-data check` says why.")
 
 
 def _resumable(config: Config, out: Path, fingerprint: str) -> dict:

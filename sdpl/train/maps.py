@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -15,9 +16,9 @@ from sdpl.errors import UserError
 from sdpl.preprocess import preprocess
 from sdpl.train import augment
 from sdpl.train.augment import Augmentation
-from sdpl.train.cache import FeatureCache, Key, hash_all, hash_images, open_cache
+from sdpl.train.cache import FeatureCache, Key, hash_all, hash_images, open_cache, within_float16
 from sdpl.train.config import Config
-from sdpl.train.data import LabelledImages, decoded
+from sdpl.train.data import LabelledImages, Unreadable, decoded
 from sdpl.train.encoders import FrozenClip
 from sdpl.train.model import PartialLabelModel
 
@@ -30,7 +31,7 @@ class Maps(Protocol):
     """Maps of one split."""
 
     def batches(self, groups: Groups, epoch: int | None = None) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """For each group of rows: the rows, and their maps float32 [B,L,D] on the device.
+        """For each group of rows: those that could be read, and their maps float32 [B,L,D] on the device.
 
         epoch: take this epoch's augmented views; None takes the images as they are.
         """
@@ -60,35 +61,57 @@ class Tower:
 class TowerMaps:
     """Maps computed each time they are asked for."""
 
-    def __init__(self, tower: Tower, data: LabelledImages, config: Config):
-        self.tower, self.data, self.config = tower, data, config
+    def __init__(self, tower: Tower, data: LabelledImages, config: Config, unreadable: Unreadable):
+        self.tower, self.data, self.config, self.unreadable = tower, data, config, unreadable
 
     def batches(self, groups: Groups, epoch: int | None = None) -> Iterator[tuple[list[int], torch.Tensor]]:
-        load = image_loader(self.data.images, self.config, epoch)
-        for rows, images in decoded(groups, load, self.config.data.workers):
-            yield rows, self.tower(images)
+        load = image_loader(self.config, epoch)
+        for rows, images in decoded(groups, self.data.images, load, self.config.data.workers, self.unreadable):
+            yield rows, self.tower(images) if rows else torch.empty(0)
 
 
 class CachedMaps:
     """Maps read from caches: the images' own, or augmented views, of which each epoch takes the next."""
 
-    def __init__(self, caches: Sequence[FeatureCache], digests: list[str], device: torch.device):
-        """digests: the images' hashes, in the order of the split's rows."""
-        self.caches, self.digests, self.device = caches, digests, device
+    def __init__(
+        self,
+        caches: Sequence[FeatureCache],
+        images: Sequence[Path],
+        digests: dict[Path, str],
+        device: torch.device,
+        unreadable: Unreadable,
+    ):
+        """images: of the split. digests: their hashes."""
+        self.caches, self.images, self.digests = caches, images, digests
+        self.device, self.unreadable = device, unreadable
 
     def batches(self, groups: Groups, epoch: int | None = None) -> Iterator[tuple[list[int], torch.Tensor]]:
         cache = self.caches[(epoch or 0) % len(self.caches)]
         for group in groups:
             rows = [int(row) for row in group]
-            found = cache.maps[[cache.row[self.digests[row]] for row in rows]]  # [B,L,D] float16
-            yield rows, torch.from_numpy(found).to(self.device).float()
+            found = cache.maps[[cache.row[self.digests[self.images[row]]] for row in rows]]  # [B,L,D] float16
+            read = ~np.isnan(found[:, 0, 0])  # [B]
+            for i in np.flatnonzero(~read):
+                path = self.images[rows[i]]
+                self.unreadable(path, UserError(f"{path}: could not be read when the cache was filled."))
+            rows = [row for row, ok in zip(rows, read, strict=True) if ok]
+            yield rows, torch.from_numpy(found[read]).to(self.device).float()
 
 
 class MapSource:
     """Gives the splits of a run their maps: from the tower, or from the cache that `data.cache` names."""
 
-    def __init__(self, model: PartialLabelModel, config: Config, device: torch.device, progress: Progress):
+    def __init__(
+        self,
+        model: PartialLabelModel,
+        config: Config,
+        device: torch.device,
+        progress: Progress,
+        unreadable: Unreadable | None = None,
+    ):
+        """unreadable: what becomes of images that cannot be read; without it, their UserError is raised."""
         self.config, self.progress, self.shape = config, progress, model.map_shape
+        self.unreadable = unreadable or Unreadable()
         self.tower = Tower(model.encoder, device, config.train.precision)
         self.cache = None if config.data.cache is None else Path(config.data.cache)
         self.key = None if self.cache is None else _key(self.tower, config)
@@ -107,19 +130,19 @@ class MapSource:
     def plain(self, data: LabelledImages) -> Maps:
         """Of a split that is only measured on."""
         if self.cache is None:
-            return TowerMaps(self.tower, data, self.config)
+            return TowerMaps(self.tower, data, self.config, self.unreadable)
         digests = self._hash(data.images)
         return self._of(data, [self._open(digests, None)], digests)
 
     def _augmented(self, data: LabelledImages) -> Maps:
         if self.cache is None:
-            return TowerMaps(self.tower, data, self.config)
+            return TowerMaps(self.tower, data, self.config, self.unreadable)
         digests = self._hash(data.images)
         caches = [self._open(digests, number) for number in range(self.config.data.cache_views)]
         return self._of(data, caches, digests)
 
     def _of(self, data: LabelledImages, caches: Sequence[FeatureCache], digests: dict[Path, str]) -> CachedMaps:
-        return CachedMaps(caches, [digests[path] for path in data.images], self.tower.device)
+        return CachedMaps(caches, data.images, digests, self.tower.device, self.unreadable)
 
     def _hash(self, images: Iterable[Path]) -> dict[Path, str]:
         paths = list(dict.fromkeys(images))
@@ -143,22 +166,25 @@ class MapSource:
         )
 
     def _fill(self, paths: list[Path], start: int, number: int | None) -> Iterator[np.ndarray]:
-        """Maps float32 [B,L,D] of the images from `start` on."""
+        """Maps float32 [B,L,D] of the images from `start` on; not a number where an image could not be read."""
         task = self.progress.add_task("filling the cache", total=len(paths), completed=start)
         groups = [range(i, min(i + FILL_BATCH, len(paths))) for i in range(start, len(paths), FILL_BATCH)]
-        load = image_loader(paths, self.config, number)
-        for rows, images in decoded(groups, load, self.config.data.workers):
-            yield self.tower(images).cpu().numpy()
-            self.progress.advance(task, len(rows))
+        load, workers = image_loader(self.config, number), self.config.data.workers
+        for group, (rows, images) in zip(groups, decoded(groups, paths, load, workers, self.unreadable), strict=True):
+            block = np.full((len(group), *self.shape), np.nan, np.float32)  # [B,L,D]
+            if rows:
+                block[np.array(rows) - group.start] = within_float16(self.tower(images).cpu().numpy())
+            yield block
+            self.progress.advance(task, len(group))
         self.progress.remove_task(task)
 
 
-def image_loader(paths: Sequence[Path], config: Config, number: int | None) -> Callable[[int], np.ndarray]:
-    """What loads row i of these images, uint8 [S,S,3]: as it is (number None), or this augmented view of it."""
-    size, views = config.model.image_size, augmentation(config)
+def image_loader(config: Config, number: int | None) -> Callable[[Path], np.ndarray]:
+    """What loads an image, uint8 [S,S,3]: as it is (number None), or this augmented view of it."""
+    views = augmentation(config)
     if number is None or views is None:
-        return lambda row: preprocess(paths[row], size)
-    return lambda row: views.view(paths[row], size, number)
+        return partial(preprocess, image_size=config.model.image_size)
+    return partial(views.view, image_size=config.model.image_size, number=number)
 
 
 def augmentation(config: Config) -> Augmentation | None:

@@ -77,6 +77,13 @@ class PartialLabelModel(nn.Module):
         batch = torch.from_numpy(images).to(self.words.device)
         return self.probabilities(self(batch, t)).float().cpu().numpy()
 
+    def attention(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Scores [B,C] and attention [B,C,h,w] of uint8 [B,S,S,3], as `sdpl.runtime.Recognizer.attention`."""
+        with torch.no_grad():
+            logits, attention = self.attend(torch.from_numpy(images).to(self.words.device))
+            scores = self.probabilities(logits).float().cpu().numpy()
+        return scores, attention.float().cpu().numpy().reshape(*scores.shape, *self.map_size)
+
     def scorer(self):
         """`scores` with the text features computed once, for a model that no longer changes."""
         with torch.no_grad():

@@ -55,6 +55,8 @@ class Learner:
         t = text.detach().requires_grad_(text.requires_grad)  # [C,E]; collects the gradients of all parts
         total = torch.zeros((), device=t.device)
         for rows, f in parts:
+            if not rows:  # none of its images could be read
+                continue
             logits = self.model.pool(f, t)[0]  # [b,C]
             loss = self._loss(logits, labels[rows].to(f.device)) * (len(rows) / size)
             if not torch.isfinite(loss):

@@ -20,9 +20,9 @@ from sdpl.errors import UserError
 from sdpl.files import replace_file
 from sdpl.train.checkpoint import load_checkpoint, restore_model
 from sdpl.train.config import Config, SweepConfig, check_config, differences, read_values
-from sdpl.train.data import LabelledImages, read_coco
-from sdpl.train.evaluate import evaluate, require_categories
-from sdpl.train.loop import train
+from sdpl.train.data import LabelledImages
+from sdpl.train.evaluate import evaluate
+from sdpl.train.loop import read_split, train
 from sdpl.train.maps import MapSource
 from sdpl.train.parallel import choose_device, process_count
 
@@ -115,9 +115,7 @@ def _do(run: Run, sweep: SweepConfig, folder: Path, console: Console) -> Result:
     """Train, measure the best checkpoint on the test split, and write the result."""
     best = train(run.config, folder, (folder / "last.ckpt").exists(), console, say_epochs=False)
     config, model = restore_model(load_checkpoint(best), str(best))
-    test = require_categories(
-        read_coco(sweep.test.annotations, sweep.test.images), model.categories, sweep.test.annotations
-    )
+    test = read_split(sweep.test, model.categories)
     with Progress(console=console, transient=True) as progress:
         measured = evaluate(score(model, config, test, progress), test)
     result = Result(run.method, run.proportion, run.seed, measured.mAP, measured.f1["OF1"], measured.f1["CF1"])

@@ -57,7 +57,7 @@ def test_the_whole_demo_on_a_few_scenes(tmp_path, monkeypatch, capfd):
     assert rows["mAP (%)"][0] == rows["mAP (%)"][1]
     assert float(rows["largest score difference"][1]) <= 1e-4 < float(rows["largest score difference"][2])
     assert len(list((out / "attention").glob("*.png"))) == demo.PICTURES
-    assert all((out / name).stat().st_size > 1000 for name in ("ap.png", "bench.png"))
+    assert all((out / name).stat().st_size > 1000 for name in ("ap.png", "bench.png", "report.html"))
     printed = capfd.readouterr()
     assert "$ sdpl export" in printed.out
     assert "cpu:int8: verified; " in printed.out

@@ -1,7 +1,7 @@
 import numpy as np
 
 from sdpl.demo.scenes import CATEGORIES, EASY, HARD, SCENE_SIDE, digit_instances, scenes, write_coco
-from sdpl.train.data import read_coco
+from sdpl.train.formats import read_labels
 
 
 def test_splits_share_no_digit_and_hold_every_class():
@@ -30,7 +30,7 @@ def test_digits_lie_inside_and_stand_out():
 
 
 def test_the_coco_reader_reads_what_is_written(tmp_path):
-    data = read_coco(write_coco(tmp_path, "test", 6, seed=4))
+    data = read_labels(write_coco(tmp_path, "test", 6, seed=4))
     expected = list(scenes("test", 6, seed=4))
     assert data.categories == CATEGORIES
     for labels, scene in zip(data.labels, expected, strict=True):

@@ -23,9 +23,7 @@ def bundle_and_target(gpu_bundle, tmp_path):
 
 
 def test_tensorrt_rtx_without_a_gpu_ends_in_one_line(bundle_and_target):
-    with pytest.raises(
-        UserError, match=r"cannot load it \(.*\). Build it again .*: sdpl-export CHECKPOINT --target rtx"
-    ):
+    with pytest.raises(UserError, match=r"cannot load it \(.*\). Build it again: sdpl-export .*m.sdpl --target rtx"):
         TensorRt(bundle_and_target[0], NAME, bundle_and_target[1], HostDevice())
 
 

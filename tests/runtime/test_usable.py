@@ -18,8 +18,8 @@ RTX_4090 = Gpu("NVIDIA GeForce RTX 4090", "89", 24 << 30, "CUDA 13.0")
 
 
 @pytest.fixture
-def target(gpu_bundle):
-    return Bundle.open(gpu_bundle).manifest.targets[NAME]
+def opened(gpu_bundle):
+    return Bundle.open(gpu_bundle)
 
 
 @pytest.fixture
@@ -46,23 +46,27 @@ def test_onnxruntime_without_cuda(gpu):
     assert 'was built without CUDA: pip install "sdpl[gpu]"' in backend_obstacle("onnxruntime-cuda")
 
 
-def test_an_engine_that_fits(gpu, target):
+def test_an_engine_that_fits(gpu, opened):
     gpu(RTX_3090)
-    assert target_obstacle(NAME, target) is None
+    assert target_obstacle(opened, NAME) is None
 
 
-def test_an_engine_for_another_gpu_comes_with_the_command_that_rebuilds_it(gpu, target):
+def test_an_engine_for_another_gpu_comes_with_the_command_that_rebuilds_it(gpu, opened):
     gpu(RTX_4090)
-    assert target_obstacle(NAME, target) == (
-        "built for compute capability 86, NVIDIA GeForce RTX 4090 has 89: sdpl-export CHECKPOINT --target rtx:sm89:fp16"
+    assert target_obstacle(opened, NAME) == (
+        "built for compute capability 86, NVIDIA GeForce RTX 4090 has 89: "
+        f"sdpl-export {opened.path} --target rtx:sm89:fp16"
     )
 
 
-def test_an_engine_of_another_version_comes_with_the_command_that_rebuilds_it(gpu, target):
+def test_an_engine_of_another_version_comes_with_the_command_that_rebuilds_it(gpu, opened):
     gpu(RTX_3090)
-    old = target.model_copy(update={"built_with": {"tensorrt_rtx": "1.3.0"}})
-    assert target_obstacle(NAME, old).startswith("built with tensorrt_rtx 1.3.0, here is ")
-    assert target_obstacle(NAME, old).endswith("sdpl-export CHECKPOINT --target rtx:sm86:fp16")
+    opened.manifest.targets[NAME] = opened.manifest.targets[NAME].model_copy(
+        update={"built_with": {"tensorrt_rtx": "1.3.0"}}
+    )
+    line = target_obstacle(opened, NAME)
+    assert line.startswith("built with tensorrt_rtx 1.3.0, here is ")
+    assert line.endswith(f"sdpl-export {opened.path} --target rtx:sm86:fp16")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 import sdpl.train.cache as cache
 from sdpl.errors import UserError
-from sdpl.train.cache import hash_images, open_cache
+from sdpl.train.cache import hash_images, open_cache, within_float16
 
 SHAPE = (4, 3)
 DIGESTS = ("b", "a", "d", "c")
@@ -93,9 +93,12 @@ def test_a_damaged_cache_is_named(opened, tmp_path):
         opened()
 
 
-def test_values_beyond_float16_are_refused(opened):
-    with pytest.raises(UserError, match="overflow float16"):
-        opened(fill=lambda start: iter([1e6 * np.ones((4, *SHAPE), np.float32)]))
+def test_values_beyond_float16_are_refused():
+    maps = np.ones((4, *SHAPE), np.float32)
+    assert within_float16(65504 * maps) is not None
+    for value in (1e6, np.inf, np.nan):
+        with pytest.raises(UserError, match="overflow float16"):
+            within_float16(value * maps)
 
 
 def test_too_small_a_disk_is_said_before_anything_is_computed(opened, monkeypatch):

@@ -1,10 +1,14 @@
 import dataclasses
+import pathlib
 
 import pytest
 import yaml
 
+import sdpl.train
 from sdpl.errors import UserError
 from sdpl.train.config import Config, check_config, read_config
+from sdpl.train.formats import recognise
+from sdpl.train.words import SHIPPED
 
 MINIMAL = {"data": {"train": {"annotations": "a.json"}}}
 
@@ -67,10 +71,6 @@ def test_wrong_keys_and_values_are_named(values, message):
 
 def test_every_field_is_read_by_the_code():
     """A key that nothing reads would be a lie to the user."""
-    import pathlib
-
-    import sdpl.train
-
     sources = [p for p in pathlib.Path(sdpl.train.__file__).parent.glob("*.py") if p.name != "config.py"]
     code = "\n".join(p.read_text() for p in sources)
     for section in dataclasses.fields(Config):
@@ -108,3 +108,22 @@ def test_a_file_that_is_no_configuration(tmp_path, text, message):
 def test_a_missing_file(tmp_path):
     with pytest.raises(UserError, match="no such configuration file"):
         read_config(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "annotations"),
+    [
+        ("coco", "data/coco/annotations/instances_train2014.json"),
+        ("voc", "data/VOCdevkit/VOC2007/ImageSets/Main/trainval.txt"),
+    ],
+)
+def test_the_ready_configurations_have_the_paper_s_values(name, annotations):
+    """Which are the defaults (see above), but for the words; and each says that in full."""
+    root = pathlib.Path(__file__).parents[2]
+    path = root / "configs" / f"{name}_rn101.yaml"
+    config, paper = read_config(path), check_config(MINIMAL)
+    assert config.model.word_vectors in SHIPPED
+    assert dataclasses.replace(config.model, word_vectors=paper.model.word_vectors) == paper.model
+    assert config.train == paper.train
+    assert pathlib.Path(config.data.train.annotations).resolve() == root / annotations
+    assert recognise(pathlib.Path(annotations)) == name

@@ -4,14 +4,14 @@ import pytest
 
 from sdpl.train.log import Events, write_csv
 
-ROW = {"epoch": 1, "lr": 0.1, "train_loss": 2.0, "val_map": 50.0, "seconds": 3.0}
+ROW = {"epoch": 1, "lr": 0.1, "train_loss": 2.0, "val_map": 50.0, "unreadable": 0, "seconds": 3.0}
 
 
 def test_the_csv_is_written_whole(tmp_path):
     write_csv(tmp_path / "log.csv", [ROW])
     write_csv(tmp_path / "log.csv", [ROW, {**ROW, "epoch": 2}])
     lines = (tmp_path / "log.csv").read_text().splitlines()
-    assert lines == ["epoch,lr,train_loss,val_map,seconds", "1,0.1,2.0,50.0,3.0", "2,0.1,2.0,50.0,3.0"]
+    assert lines == ["epoch,lr,train_loss,val_map,unreadable,seconds", "1,0.1,2.0,50.0,0,3.0", "2,0.1,2.0,50.0,0,3.0"]
 
 
 def test_switched_off_nothing_is_written(tmp_path):

@@ -18,7 +18,7 @@ import sdpl.train.maps as maps
 from sdpl.bundle import Bundle
 from sdpl.train.checkpoint import load_checkpoint
 from sdpl.train.config import TrainConfig, read_config
-from sdpl.train.data import read_coco
+from sdpl.train.formats import read_labels
 from sdpl.train.loop import learning_rate, load_data
 
 
@@ -305,7 +305,7 @@ def test_validation_images_are_not_trained_on_and_labels_are_masked_first(config
     train, val = load_data(settings)
     assert not set(train.images) & set(val.images)
     assert (len(train), len(val)) == (18, 6)
-    full = dict(zip(*(lambda d: (d.images, d.labels))(read_coco(settings.data.train.annotations)), strict=True))
+    full = dict(zip(*(lambda d: (d.images, d.labels))(read_labels(settings.data.train.annotations)), strict=True))
     for split in (train, val):
         for path, labels in zip(split.images, split.labels, strict=True):
             assert set(np.unique(labels)) <= {-1, 0, 1}
@@ -363,3 +363,67 @@ def test_the_method_s_switches_train(sdpl, config, tmp_path, change):
     path = config(model=change, train={"epochs": 1, "loss": "partial-bce"})
     assert sdpl("train", path, "--out", tmp_path / "run").exit_code == 0
     assert np.isfinite(float(log(tmp_path / "run")[0]["train_loss"]))
+
+
+@pytest.fixture
+def damaged_in_epoch_2(scenes, tmp_path, monkeypatch):
+    """Scenes of which a training and a validation image are truncated after the first epoch; the change of config."""
+    moved = shutil.copytree(scenes, tmp_path / "scenes")
+    original = loop._Run.run_epoch
+
+    def damage(self, progress):
+        if self.epoch == 1:
+            for data in (self.train_data, self.val_data):
+                data.images[0].write_bytes(data.images[0].read_bytes()[:1000])
+        return original(self, progress)
+
+    monkeypatch.setattr(loop._Run, "run_epoch", damage)
+    return {"train": {"annotations": str(moved / "annotations" / "instances_train.json")}}
+
+
+def test_an_image_that_becomes_unreadable_stops_the_run_and_is_named(fails, config, tmp_path, damaged_in_epoch_2):
+    message = fails("train", config(data=damaged_in_epoch_2), "--out", tmp_path / "run")
+    assert re.search(
+        r"scenes/train/\d+\.jpg: is damaged or truncated .*add --resume; or, with data.unreadable: skip", message
+    )
+    assert load_checkpoint(tmp_path / "run" / "last.ckpt")["resume"]["epoch"] == 1
+
+
+def test_unreadable_images_are_skipped_from_a_cache_too(sdpl, fails, config, scenes, tmp_path):
+    moved = shutil.copytree(scenes, tmp_path / "scenes")
+    for number in (3, 20):
+        (moved / "train" / f"{number:06d}.jpg").write_bytes(b"no image")
+    data = {"train": {"annotations": str(moved / "annotations" / "instances_train.json")}, "cache": "cache"}
+    assert ".jpg: is not an image" in fails("train", config(data=data), "--out", tmp_path / "stop")
+    path = config(data={**data, "unreadable": "skip"})
+    for out in ("filling", "filled"):
+        result = sdpl("train", path, "--out", tmp_path / out)
+        assert result.exit_code == 0, result.output
+        assert [row["unreadable"] for row in log(tmp_path / out)] == ["2", "2"]
+        assert result.stderr.count("skipped: ") == 2
+    message = fails("train", config(data=data), "--out", tmp_path / "stop")
+    assert re.search(r"\d+\.jpg: could not be read when the cache was filled\. .*data\.unreadable: skip", message)
+
+
+def test_unreadable_images_are_skipped_named_and_counted(sdpl, config, tmp_path, damaged_in_epoch_2):
+    path = config(data={**damaged_in_epoch_2, "unreadable": "skip"}, train={"epochs": 3})
+    result = sdpl("train", path, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert [row["unreadable"] for row in log(tmp_path / "run")] == ["0", "2", "2"]
+    text = result.stderr.replace("\n", "")
+    assert text.count("skipped: ") == 2
+    assert "2 unreadable images skipped" in text
+
+
+def test_a_table_trains_with_the_categories_and_order_that_are_named(sdpl, config, scenes, tmp_path):
+    rows = [f"{i:06d}.jpg,{'one|two' if i % 2 else 'three'},{'three' if i % 2 else 'two'}" for i in range(24)]
+    (tmp_path / "labels.csv").write_text("\n".join(["image,positives,negatives", *rows]))
+    table = {"annotations": "labels.csv", "images": str(scenes / "train")}
+    names = ["three", "two", "one"]
+    path = config(data={"train": table, "val": table, "categories": names}, train={"epochs": 1})
+    assert sdpl("train", path, "--out", tmp_path / "run").exit_code == 0
+    assert load_checkpoint(tmp_path / "run" / "model.ckpt")["categories"] == names
+    resumed = sdpl("train", path, "--out", tmp_path / "run", "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    again = sdpl("train", tmp_path / "run" / "config.yaml", "--out", tmp_path / "again")
+    assert again.exit_code == 0, again.output

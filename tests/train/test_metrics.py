@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from sdpl.train.metrics import average_precision, f1_metrics, mean_average_precision, per_category_average_precision
+from sdpl.train.metrics import (
+    average_precision,
+    calibration,
+    f1_metrics,
+    mean_average_precision,
+    per_category_average_precision,
+)
 
 SCORES = np.array([[0.9, 0.2], [0.8, 0.7], [0.6, 0.6], [0.3, 0.1]])
 LABELS = np.array([[1, -1], [-1, 1], [1, -1], [-1, -1]])
@@ -60,3 +66,19 @@ def test_unknown_labels_do_not_count_in_f1():
 def test_shapes_are_named():
     with pytest.raises(ValueError, match=r"expected scores and labels \[N,C\]"):
         mean_average_precision(SCORES, LABELS[:2])
+
+
+def test_calibration_of_perfect_and_of_overconfident_scores():
+    rng = np.random.RandomState(0)
+    scores = rng.uniform(size=(20_000, 2))
+    labels = np.where(rng.uniform(size=scores.shape) < scores, 1, -1)
+    assert calibration(scores, labels).error < 0.02
+    assert calibration(np.full((100, 1), 0.9), np.where(np.arange(100)[:, None] < 60, 1, -1)).error == pytest.approx(
+        0.3
+    )
+
+
+def test_calibration_counts_known_labels_only():
+    result = calibration(np.array([[0.0, 1.0, 0.5]]), np.array([[-1, 1, 0]]), bins=4)
+    assert result.count.tolist() == [1, 0, 0, 1]
+    assert result.error == 0

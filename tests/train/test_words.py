@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -17,11 +19,18 @@ def test_a_name_of_several_words_takes_their_mean(glove):
 
 
 def test_missing_words_are_all_listed_with_the_nearest(glove):
-    with pytest.raises(UserError, match=r"2 words: 'hidrant' \(nearest: 'hydrant'\), 'zzz'"):
+    with pytest.raises(UserError, match=r"2 words: 'hidrant' \(nearest: hydrant\), 'zzz'"):
         word_vectors(str(glove), ["fire hidrant", "zzz", "cat"])
 
 
-@pytest.mark.parametrize(("line", "message"), [("dog 1 x 3", ":5: is not a word"), ("dog 1 2", "different lengths")])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("dog 1 x 3", ":5: is not a word and 3 numbers"),
+        ("dog 1 2", ":5: is not a word and 3 numbers"),
+        ("dog 1 nan 2", ":5: is not a word and 3 numbers"),
+    ],
+)
 def test_a_damaged_file_is_named(glove, line, message):
     with open(glove, "a") as stream:
         stream.write(line + "\n")
@@ -61,3 +70,59 @@ def test_npz_without_names_or_with_code(tmp_path):
 def test_an_unknown_source_is_named():
     with pytest.raises(UserError, match="'glov' is neither 'clip' nor a shipped set"):
         word_vectors("glov", ["a"])
+
+
+def test_npz_of_other_shapes(tmp_path):
+    for names, vectors in ((["a"], np.eye(2)), (["a", "b"], np.ones(2)), (["a", "b"], np.eye(2, dtype=int))):
+        np.savez(tmp_path / "w.npz", names=np.array(names), vectors=vectors)
+        with pytest.raises(UserError, match=r"expected one vector of floats for each of its \d names, got"):
+            word_vectors(str(tmp_path / "w.npz"), ["a"])
+
+
+def test_npy_with_its_names_beside_it(tmp_path):
+    np.save(tmp_path / "w.npy", np.eye(2))
+    with pytest.raises(UserError, match=r"w.npy: needs the names of its rows in .*w.txt, one a line"):
+        word_vectors(str(tmp_path / "w.npy"), ["b"])
+    (tmp_path / "w.txt").write_text("a\nb c\n")
+    np.testing.assert_array_equal(word_vectors(str(tmp_path / "w.npy"), ["B_C"]), [[0, 1]])
+    (tmp_path / "w.txt").write_text("a\nA\n")
+    with pytest.raises(UserError, match=r"w.npy: a category name stands twice: a = A"):
+        word_vectors(str(tmp_path / "w.npy"), ["a"])
+    np.save(tmp_path / "w.npy", np.array([{}]), allow_pickle=True)
+    with pytest.raises(UserError, match=r"w.npy: cannot be read"):
+        word_vectors(str(tmp_path / "w.npy"), ["a"])
+
+
+@pytest.mark.parametrize("source", ["glove-coco80", "glove-voc20"])
+def test_categories_of_the_same_words_are_refused(source):
+    with pytest.raises(UserError, match="a category name stands twice: person = Person; each must be unique"):
+        word_vectors(source, ["person", "car", "Person"])
+
+
+def test_words_are_found_whatever_their_case_and_divider():
+    np.testing.assert_array_equal(
+        word_vectors("glove-coco80", ["Traffic_Light"]), word_vectors("glove-coco80", ["traffic light"])
+    )
+
+
+def test_the_other_dialects_of_glove_s_format(tmp_path):
+    """GloVe 840B has words with spaces in them, word2vec's text files begin with their size."""
+    path = tmp_path / "w.txt"
+    path.write_text("3 3\n, 0 0 0\n. . . 1 1 1\nat name@domain.com 2 2 2\nat 3 4 5 \n")
+    np.testing.assert_array_equal(word_vectors(str(path), ["at"]), [[3, 4, 5]])
+
+
+def test_a_glove_file_is_streamed(tmp_path):
+    """Far less memory than the file: only the needed lines are kept, and reading stops with the last of them."""
+    path = tmp_path / "big.txt"
+    row = " 0.12345" * 300 + "\n"
+    with open(path, "w") as stream:
+        for i in range(8000):
+            stream.write(f"w{i}{row}")
+        stream.write(f"cat{row}")
+    tracemalloc.start()
+    word_vectors(str(path), ["cat"])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert path.stat().st_size > 15e6
+    assert peak < 2e6

@@ -1,0 +1,1 @@
+"""An evaluation as one HTML file: figures, pictures of what went wrong, tables."""

@@ -1,0 +1,23 @@
+"""The categories' names: their words, and what makes two of them the same."""
+
+import re
+from collections.abc import Sequence
+
+from sdpl.errors import UserError, listed
+
+
+def words(name: str) -> tuple[str, ...]:
+    """The words of a name in lower case: "Fire_Hydrant" is ("fire", "hydrant")."""
+    return tuple(re.findall(r"[^\s_\-/]+", name.lower()))
+
+
+def require_distinct(categories: Sequence[str], source: str) -> None:
+    """Raise UserError when a name is empty, or two are the same words and so the same prompt and word vector."""
+    by_words: dict[tuple[str, ...], list[str]] = {}
+    for name in categories:
+        by_words.setdefault(words(name), []).append(name)
+    if () in by_words:
+        raise UserError(f"{source}: a category has no name; each needs one.")
+    twice = [" = ".join(dict.fromkeys(names)) for names in by_words.values() if len(names) > 1]
+    if twice:
+        raise UserError(f"{source}: a category name stands twice: {listed(twice)}; each must be unique.")
