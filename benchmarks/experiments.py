@@ -48,7 +48,7 @@ FIGURES = {
     "figure8": ["full", "full, gamma- = 1", "full, gamma- = 4"],
 }
 EPOCHS, LONGER_EPOCHS = 24, 96
-LONGER = ("CoOp + csp", "CoOp + sd", "full", "full, convolutional attention", "full, P-BCE")
+LONGER = ("CoOp + csp", "full", "full, convolutional attention", "full, P-BCE")
 
 
 def prepare(folder: Path, longer: bool) -> Path:
