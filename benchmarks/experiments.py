@@ -1,15 +1,15 @@
 """The paper's comparisons on the embedded data set: hard digit scenes, few images, 10 to 90 % of the labels known.
 
-    python benchmarks/experiments.py --work FOLDER [--longer] [--out docs]
+    python benchmarks/experiments.py --work FOLDER --part paper [--out docs]
 
-Writes the sweep's configuration and data into FOLDER and runs it there (`sdpl-sweep`; the same command goes on after a
-stop), then docs/benchmarks/results.json, and the curves into docs/pictures. `--longer` repeats some methods at 10 % of
-the labels with four times the epochs, into docs/benchmarks/results-longer.json.
+Writes configuration and data into FOLDER and runs one part there (`sdpl-sweep`; the same command goes on after a stop),
+then docs/benchmarks/results-PART.json, and the curves into docs/pictures. The parts: "paper" (table 4, figures 4 and 7),
+"gamma" (figure 8, every second proportion), "longer" (10 % of the labels, four times the epochs).
 """
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import click
@@ -31,27 +31,46 @@ PROPORTIONS = [p / 10 for p in range(1, 10)]
 SEEDS = [0, 1, 2]
 
 SHARED, PLAIN = {"prompts": "shared"}, {"decoupling": "none"}
-METHODS = {
+PAPER = {
     "CoOp": {"model": {**SHARED, **PLAIN}},  # table 4
     "CoOp + csp": {"model": PLAIN},
     "CoOp + sd": {"model": SHARED},
     "full": {},
     "full, convolutional attention": {"model": {"decoupling": "convolutional"}},  # figure 4
     "full, P-BCE": {"train": {"loss": "partial-bce"}},  # figure 7
-    "full, gamma- = 1": {"train": {"gamma_neg": 1}},  # figure 8
+}
+GAMMA = {
+    "full": {},
+    "full, gamma- = 1": {"train": {"gamma_neg": 1}},
     "full, gamma- = 4": {"train": {"gamma_neg": 4}},
 }
-FIGURES = {
-    "table4": ["CoOp", "CoOp + csp", "CoOp + sd", "full"],
-    "figure4": ["full", "full, convolutional attention"],
-    "figure7": ["full", "full, P-BCE"],
-    "figure8": ["full", "full, gamma- = 1", "full, gamma- = 4"],
-}
-EPOCHS, LONGER_EPOCHS = 24, 96
 LONGER = ("CoOp + csp", "full", "full, convolutional attention", "full, P-BCE")
 
 
-def prepare(folder: Path, longer: bool) -> Path:
+@dataclass(frozen=True)
+class Part:
+    methods: dict[str, dict]
+    proportions: list[float]
+    epochs: int = 24
+    figures: dict[str, list[str]] = field(default_factory=dict)
+
+
+PARTS = {
+    "paper": Part(
+        PAPER,
+        PROPORTIONS,
+        figures={
+            "table4": ["CoOp", "CoOp + csp", "CoOp + sd", "full"],
+            "figure4": ["full", "full, convolutional attention"],
+            "figure7": ["full", "full, P-BCE"],
+        },
+    ),
+    "gamma": Part(GAMMA, PROPORTIONS[::2], figures={"figure8": list(GAMMA)}),
+    "longer": Part({method: PAPER[method] for method in LONGER}, PROPORTIONS[:1], epochs=96),
+}
+
+
+def prepare(folder: Path, part: Part) -> Path:
     """Scenes, encoder, configuration and sweep; returns the sweep's file."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "data").exists():
@@ -63,41 +82,38 @@ def prepare(folder: Path, longer: bool) -> Path:
     base = yaml.safe_load(CONFIG.read_text())
     base["data"]["cache"] = "cache"
     base["model"]["joint_dim"] = 128
-    base["train"] |= {"epochs": LONGER_EPOCHS if longer else EPOCHS, "lr": 0.01, "warmup_lr": 0.0025}
-    name = "longer" if longer else "base"
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(base))
+    base["train"] |= {"epochs": part.epochs, "lr": 0.01, "warmup_lr": 0.0025}
+    (folder / f"{part.epochs}.yaml").write_text(yaml.safe_dump(base))
     sweep = {
-        "base": f"{name}.yaml",
+        "base": f"{part.epochs}.yaml",
         "test": {"annotations": "data/annotations/instances_test.json"},
-        "proportions": PROPORTIONS[:1] if longer else PROPORTIONS,
+        "proportions": part.proportions,
         "seeds": SEEDS,
-        "methods": {method: METHODS[method] for method in LONGER} if longer else METHODS,
-        "figures": {} if longer else FIGURES,
+        "methods": part.methods,
+        "figures": part.figures,
     }
-    path = folder / f"sweep-{name}.yaml"
-    path.write_text(yaml.safe_dump(sweep, sort_keys=False))
-    return path
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep, sort_keys=False))
+    return folder / "sweep.yaml"
 
 
 @click.command()
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for data and runs.")
 @click.option("--out", type=click.Path(path_type=Path), help="The docs folder, to write the numbers and curves there.")
-@click.option("--longer", is_flag=True, help="The repetition with more epochs.")
-def main(work: Path, out: Path | None, longer: bool) -> None:
-    sweep = read_sweep(prepare(work, longer))
-    results = run_sweep(sweep, work / ("longer" if longer else "runs"), Console())
+@click.option("--part", type=click.Choice(list(PARTS)), default="paper", show_default=True)
+def main(work: Path, out: Path | None, part: str) -> None:
+    chosen = PARTS[part]
+    sweep = read_sweep(prepare(work, chosen))
+    results = run_sweep(sweep, work / ("longer" if part == "longer" else "runs"), Console())
     Console(width=200).print(table(results, "embedded data set, hard scenes"))
     print(markdown(results))
     if out is not None:
         report = {
             "environment": {**environment(), "torch": torch.__version__},
             "data": {"train_scenes": TRAIN, "test_scenes": TEST, "difficulty": asdict(HARD)},
-            "epochs": LONGER_EPOCHS if longer else EPOCHS,
+            "epochs": chosen.epochs,
             "results": [asdict(result) for result in results],
         }
-        (out / "benchmarks" / f"results{'-longer' if longer else ''}.json").write_text(
-            json.dumps(report, indent=1) + "\n"
-        )
+        (out / "benchmarks" / f"results-{part}.json").write_text(json.dumps(report, indent=1) + "\n")
         for name, methods in sweep.figures.items():
             draw_curves(results, methods, out / "pictures" / f"{name}.png")
 
