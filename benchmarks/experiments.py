@@ -3,7 +3,7 @@
     python benchmarks/experiments.py --work FOLDER --part paper [--out docs]
 
 Writes configuration and data into FOLDER and runs one part there (`sdpl-sweep`; the same command goes on after a stop),
-then docs/benchmarks/results-PART.json, and the curves into docs/pictures. The parts: "paper" (table 4, figures 4 and 7),
+then docs/benchmarks/results-PART.json, and the curves into docs/pictures. Parts: "paper" (table 4, figures 4, 7),
 "gamma" (figure 8, every second proportion), "longer" (10 % of the labels, four times the epochs).
 """
 
