@@ -14,7 +14,7 @@ from sdpl.bundle import HEAD
 from sdpl.export.fold import FoldedHead, fold
 from sdpl.export.onnx import add_head, encoder_to_onnx
 from sdpl.export.precision import narrow
-from sdpl.export.quantize import Quantised, quantise
+from sdpl.export.quantize import Calibration, Quantised, quantise
 from sdpl.export.separable import separate
 from sdpl.export.verify import encoder_runner, encoder_scorer, in_batches
 from sdpl.kernels.tolerance import TOLERANCES
@@ -35,7 +35,7 @@ class Artifacts:
     ):
         """calibration: images uint8 [N,S,S,3] for what is fitted to real features."""
         self.folder, self._model, self._image_size, self._probability = folder, model, image_size, probability
-        self._calibration, self._report = calibration, report
+        self._calibration, self._report = None if calibration is None else Calibration(calibration), report
         self._encoders: dict[tuple[str, bool], tuple[onnx.ModelProto, dict[str, Any]]] = {}
 
     def whole_model(self, precision: str, head: str, held_out: np.ndarray) -> tuple[str, dict[str, Any]]:
@@ -69,7 +69,7 @@ class Artifacts:
         exact, _ = self.encoder("fp32")
         if precision in ("fp16", "bf16"):
             return narrow(exact, precision), {}
-        self._report(f"quantising on {len(self._calibration)} images")
+        self._report(f"quantising on {len(self._calibration.images)} images")
         limit = TOLERANCES["int8"].score / 2
         result = quantise(exact, self._calibration, self._score, limit, for_tensorrt, self._report)
         return result.encoder, {"int8": _notes(result)}
@@ -91,9 +91,9 @@ class Artifacts:
         return in_batches(encoder_scorer(encoder, self.head.constants, self._probability), images)
 
     def _separable(self, held_out: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        self._report(f"fitting a separable head on {len(self._calibration)} images")
+        self._report(f"fitting a separable head on {len(self._calibration.images)} images")
         run = encoder_runner(self.encoder("fp32")[0])
-        u, unseen = (in_batches(lambda x: run(x)[0], images) for images in (self._calibration, held_out))
+        u, unseen = (in_batches(lambda x: run(x)[0], images) for images in (self._calibration.images, held_out))
         exact = self.head.constants
         fitted = separate(u, unseen, exact["v"], exact["q"])
         notes = {"terms": fitted.rank, "attention_moved": fitted.attention_moved}

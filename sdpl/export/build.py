@@ -30,7 +30,7 @@ from sdpl.train.formats import in_order
 from sdpl.train.model import PartialLabelModel
 
 MAX_PROOF_IMAGES = 32
-MAX_CALIBRATION_IMAGES = 64
+MAX_CALIBRATION_IMAGES = 32
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,16 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 OPERATORS = {"products": ("Conv", "MatMul", "Gemm"), "sums": ("Add", "AveragePool")}
 DEPTHS = 4  # the encoder is cut into so many parts when sensitive ones are looked for
-BATCH = 4
 
 Score = Callable[[onnx.ModelProto, np.ndarray], np.ndarray]  # of an encoder, for images [N,S,S,3]: scores [N,C]
+
+
+@dataclass
+class Calibration:
+    """Images uint8 [N,S,S,3], and, once they have been measured, the ranges of every tensor (ONNX Runtime's JSON)."""
+
+    images: np.ndarray
+    ranges: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -36,21 +43,21 @@ class Quantised:
 
 def quantise(
     encoder: onnx.ModelProto,
-    images: np.ndarray,
+    calibration: Calibration,
     score: Score,
     limit: float,
     for_tensorrt: bool,
     report: Callable[[str], None] = lambda line: None,
 ) -> Quantised:
-    """Quantise an encoder (outputs u and g) on images uint8 [N,S,S,3].
+    """Quantise an encoder (outputs u and g); the ranges of a calibration are measured once and kept in it.
 
     When scores then differ by more than `limit`, each part (products or sums, in a quarter of the depth) is quantised
     alone to measure what it costs, and the costliest are left in float32, one more at a time, until they do not.
     """
-    parts = _parts(encoder)
+    parts, images = _parts(encoder), calibration.images
     wanted = score(encoder, images)
     with tempfile.TemporaryDirectory() as folder, _quiet():
-        work = _Quantiser(encoder, images, Path(folder), for_tensorrt)
+        work = _Quantiser(encoder, calibration, Path(folder), for_tensorrt)
 
         def attempt(names: list[str]) -> tuple[onnx.ModelProto, float]:
             quantised = work.quantise([node for name in names for node in parts[name]])
@@ -71,19 +78,21 @@ def quantise(
 
 
 class _Quantiser:
-    """One encoder and its calibration: ranges are measured once and kept for every choice of nodes."""
+    """One encoder and its calibration, for any choice of nodes."""
 
-    def __init__(self, encoder: onnx.ModelProto, images: np.ndarray, folder: Path, for_tensorrt: bool):
-        self.images, self.folder, self.for_tensorrt = images, folder, for_tensorrt
+    def __init__(self, encoder: onnx.ModelProto, calibration: Calibration, folder: Path, for_tensorrt: bool):
+        self.calibration, self.folder, self.for_tensorrt = calibration, folder, for_tensorrt
         self.source = folder / "encoder.onnx"
         onnx.save(encoder, self.source)
 
     def quantise(self, nodes: list[str]) -> onnx.ModelProto:
-        target = self.folder / "quantised.onnx"
+        target, ranges = self.folder / "quantised.onnx", self.folder / "ranges.json"
+        if self.calibration.ranges is not None:
+            ranges.write_bytes(self.calibration.ranges)
         quantize_static(
             self.source,
             target,
-            _Reader(self.images),
+            _Reader(self.calibration.images),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=[name for names in OPERATORS.values() for name in names],
             nodes_to_quantize=nodes,
@@ -96,20 +105,21 @@ class _Quantiser:
                 "WeightSymmetric": True,
                 "QuantizeBias": not self.for_tensorrt,
             },
-            calibration_cache_path=self.folder / "ranges.json",
+            calibration_cache_path=ranges,
         )
+        self.calibration.ranges = ranges.read_bytes()
         return onnx.load(target)
 
 
 class _Reader(CalibrationDataReader):
-    """Images as ONNX Runtime's calibration asks for them, a few at a time."""
+    """Images as ONNX Runtime's calibration asks for them, one at a time: it keeps every tensor of a batch."""
 
     def __init__(self, images: np.ndarray):
-        self.batches = (images[i : i + BATCH] for i in range(0, len(images), BATCH))
+        self.images = iter(images)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        batch = next(self.batches, None)
-        return None if batch is None else {"image": batch}
+        image = next(self.images, None)
+        return None if image is None else {"image": image[None]}
 
 
 def _parts(encoder: onnx.ModelProto) -> dict[str, list[str]]:
