@@ -156,7 +156,7 @@ def test_many_batches_allocate_nothing_new_and_closing_frees_everything(make, pr
     recognizer.scores(proof[0])
     recognizer.attention(proof[0])
     before = (device.used, len(device.pinned), len(device.graphs))
-    for _ in range(20):
+    for _ in range(3):
         recognizer.scores(proof[0])
         recognizer.attention(proof[0])
     assert (device.used, len(device.pinned), len(device.graphs)) == before
