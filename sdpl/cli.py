@@ -26,6 +26,7 @@ EXTRAS = {  # which extra brings a module
     "pyarrow": "parquet",
     "scipy": "eval",
     "sklearn": "eval",
+    "tensorboard": "tensorboard",
     "torch": "train",
     "yaml": "train",
 }
@@ -82,9 +83,39 @@ def train(config: Path, out: Path, resume: bool) -> None:
         best = train(read_config(config), out, resume)
     except KeyboardInterrupt:
         kept = (out / "last.ckpt").exists()
-        mend = f"add --resume to go on from the last finished epoch in {out}" if kept else "no epoch was finished"
+        mend = f"add --resume to go on from the last checkpoint in {out}" if kept else "no epoch was finished"
         raise UserError(f"interrupted; {mend}.") from None
     click.echo(f"best checkpoint: {best}")
+
+
+@main.command()
+@click.argument("sweep", type=PATH)
+@click.option("--out", type=PATH, required=True, help="Folder for the runs, the table and the curves.")
+def sweep(sweep: Path, out: Path) -> None:
+    """Train every method of SWEEP (YAML) at every proportion of known labels with every seed; one table at the end.
+
+    Finished runs are not repeated: the same command goes on after a stop. Writes OUT/results.json, OUT/table.md and
+    curves over the proportions as PNG.
+    """
+    from rich.console import Console
+
+    from sdpl.files import replace_file
+    from sdpl.train.config import read_sweep
+    from sdpl.train.sweep import run_sweep
+    from sdpl.train.sweep_report import draw_curves, markdown, table
+
+    config = read_sweep(sweep)
+    try:
+        results = run_sweep(config, out, Console(stderr=True))
+    except KeyboardInterrupt:
+        raise UserError(f"interrupted; the same command goes on with what is left in {out}.") from None
+    with replace_file(out / "results.json") as temporary:
+        temporary.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+    with replace_file(out / "table.md") as temporary:
+        temporary.write_text(markdown(results))
+    for name, methods in (config.figures or {"curves": tuple(config.methods)}).items():
+        draw_curves(results, methods, out / f"{name}.png")
+    Console().print(table(results, f"{len(results)} runs, test split, percent"))
 
 
 @main.command()
@@ -239,8 +270,10 @@ def _evaluated(model: Path, threshold: float | None):
         )
     from sdpl.train.checkpoint import load_checkpoint, restore_model
 
-    config, network = restore_model(load_checkpoint(model), str(model))
-    thresholds = np.full(len(network.categories), 0.5 if threshold is None else threshold)
+    content = load_checkpoint(model)
+    config, network = restore_model(content, str(model))
+    own = content["thresholds"]
+    thresholds = np.array(own if threshold is None else [threshold] * len(own))
     return Evaluated(network.scorer(), network.attention, network.categories, config.model.image_size, thresholds)
 
 

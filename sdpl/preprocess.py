@@ -69,8 +69,12 @@ def load_image(source: ImageSource, decode_side: int | None = None) -> Image.Ima
 
 def preprocess(source: ImageSource, image_size: int) -> np.ndarray:
     """The model's input for one image: uint8 [S,S,3], S = `image_size`. Raises UserError as `load_image`."""
-    image = load_image(source, decode_side=2 * image_size)
-    return np.asarray(image.resize((image_size, image_size), Image.Resampling.BICUBIC))  # [S,S,3]
+    return squash(load_image(source, decode_side=2 * image_size), image_size)
+
+
+def squash(image: Image.Image, image_size: int, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
+    """An upright RGB picture, or its part inside `box` (left, upper, right, lower in pixels), as uint8 [S,S,3]."""
+    return np.asarray(image.resize((image_size, image_size), Image.Resampling.BICUBIC, box))  # [S,S,3]
 
 
 def find_images(paths: list[Path]) -> list[Path]:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-COMMANDS = ("train", "export", "eval", "predict", "bench", "verify", "info", "demo", "data")
+COMMANDS = ("train", "sweep", "export", "eval", "predict", "bench", "verify", "info", "demo", "data")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -53,6 +53,12 @@ def test_the_runtime_needs_no_training_library():
     assert not loaded & {"torch", "open_clip", "sklearn", "yaml", "onnx", "matplotlib", "array_api_compat"}
 
 
+def test_what_of_training_needs_no_torch():
+    modules = ("augment", "cache", "data", "evaluate", "log", "metrics", "report", "sweep_report", "thresholds")
+    loaded = loaded_by("import " + ", ".join(f"sdpl.train.{name}" for name in modules))
+    assert not loaded & {"torch", "open_clip", "matplotlib", "tensorboard"}
+
+
 def test_recognising_loads_no_torch(bundle, scenes):
     loaded = loaded_by(
         "from sdpl.runtime import Recognizer\n"

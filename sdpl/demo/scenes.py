@@ -16,8 +16,20 @@ from sklearn.datasets import load_digits
 
 CATEGORIES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SCENE_SIDE = 192  # pixels
-DIGIT_SIDES = (44, 80)  # pixels, smallest and largest
 TEST_FRACTION = 1 / 3
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """What makes the digits of a scene hard to see."""
+
+    digit_sides: tuple[int, int] = (44, 80)  # pixels, smallest and largest
+    contrast: float = 70  # least difference of luminance between ink and background, of 255
+    strokes: int = 4  # of clutter, at most
+
+
+EASY = Difficulty()
+HARD = Difficulty(digit_sides=(36, 66), contrast=50, strokes=10)
 
 
 @dataclass(frozen=True)
@@ -42,8 +54,8 @@ def digit_instances(split: str) -> tuple[np.ndarray, np.ndarray]:
     return pictures[chosen].reshape(-1, 8, 8) / 16.0, classes[chosen]
 
 
-def _texture(rng: np.random.RandomState, side: int) -> Image.Image:
-    """A coloured background: noise at three scales, and up to four strokes as clutter.
+def _texture(rng: np.random.RandomState, side: int, strokes: int) -> Image.Image:
+    """A coloured background: noise at three scales, and up to `strokes` strokes as clutter.
 
     Composed at half the side and enlarged, which is both faster and smoother.
     """
@@ -61,19 +73,19 @@ def _texture(rng: np.random.RandomState, side: int) -> Image.Image:
         channels.append(Image.fromarray(np.clip(base + noise, 0, 255).astype(np.uint8)))
     picture = Image.merge("RGB", channels).resize((side, side), Image.BICUBIC)
     draw = ImageDraw.Draw(picture)
-    for _ in range(rng.randint(0, 5)):
+    for _ in range(rng.randint(0, strokes + 1)):
         points = [tuple(p) for p in rng.randint(0, side, (2, 2)).tolist()]
         draw.line(points, fill=tuple(rng.randint(0, 256, 3).tolist()), width=int(rng.randint(1, 4)))
     return picture
 
 
-def _ink(rng: np.random.RandomState, background: np.ndarray) -> tuple[int, int, int]:
-    """A colour whose luminance differs from the background's by at least 70 of 255."""
+def _ink(rng: np.random.RandomState, background: np.ndarray, contrast: float) -> tuple[int, int, int]:
+    """A colour whose luminance differs from the background's by at least `contrast` of 255."""
     luma = np.array([0.299, 0.587, 0.114])
     under = float(background.reshape(-1, 3).mean(0) @ luma)
     while True:
         colour = rng.randint(0, 256, 3)
-        if abs(float(colour @ luma) - under) >= 70:
+        if abs(float(colour @ luma) - under) >= contrast:
             return tuple(colour.tolist())
 
 
@@ -92,13 +104,19 @@ def _place(rng: np.random.RandomState, scene_side: int, side: int, taken: list[t
 
 
 def compose(
-    rng: np.random.RandomState, pictures: np.ndarray, classes: np.ndarray, side: int = SCENE_SIDE, most: int = 4
+    rng: np.random.RandomState,
+    pictures: np.ndarray,
+    classes: np.ndarray,
+    side: int = SCENE_SIDE,
+    most: int = 4,
+    difficulty: Difficulty = EASY,
 ) -> Scene:
     """One scene, `side` pixels square, of 1 to `most` of the given digits: pictures [N,8,8], classes [N]."""
-    scene = _texture(rng, side)
+    scene = _texture(rng, side, difficulty.strokes)
+    smallest, largest = difficulty.digit_sides
     digits, boxes = [], []
     for _ in range(rng.randint(1, most + 1)):
-        box = _place(rng, side, min(side, int(rng.randint(DIGIT_SIDES[0], DIGIT_SIDES[1] + 1))), boxes)
+        box = _place(rng, side, min(side, int(rng.randint(smallest, largest + 1))), boxes)
         if box is None:
             continue
         x, y, width, _ = box
@@ -106,21 +124,21 @@ def compose(
         strokes = Image.fromarray((pictures[which] * 255).astype(np.uint8)).resize((width, width), Image.BICUBIC)
         strokes = strokes.rotate(float(rng.uniform(-15, 15)), Image.BICUBIC)
         under = np.asarray(scene.crop((x, y, x + width, y + width)))
-        scene.paste(Image.new("RGB", (width, width), _ink(rng, under)), (x, y), strokes)
+        scene.paste(Image.new("RGB", (width, width), _ink(rng, under, difficulty.contrast)), (x, y), strokes)
         digits.append(int(classes[which]))
         boxes.append(box)
     return Scene(scene, tuple(digits), tuple(boxes))
 
 
-def scenes(split: str, count: int, seed: int) -> Iterator[Scene]:
+def scenes(split: str, count: int, seed: int, difficulty: Difficulty = EASY) -> Iterator[Scene]:
     """`count` scenes of one split; the same arguments give the same pictures."""
     pictures, classes = digit_instances(split)
     rng = np.random.RandomState(seed)
     for _ in range(count):
-        yield compose(rng, pictures, classes)
+        yield compose(rng, pictures, classes, difficulty=difficulty)
 
 
-def write_coco(folder: Path, split: str, count: int, seed: int) -> Path:
+def write_coco(folder: Path, split: str, count: int, seed: int, difficulty: Difficulty = EASY) -> Path:
     """Write scenes as JPEG files with COCO-style annotations; returns the annotation file.
 
     `<folder>/<split>/NNNNNN.jpg` and `<folder>/annotations/instances_<split>.json`.
@@ -128,7 +146,7 @@ def write_coco(folder: Path, split: str, count: int, seed: int) -> Path:
     images_folder = folder / split
     images_folder.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
-    for image_id, scene in enumerate(scenes(split, count, seed)):
+    for image_id, scene in enumerate(scenes(split, count, seed, difficulty)):
         name = f"{image_id:06d}.jpg"
         scene.image.save(images_folder / name, quality=92)
         images.append({"id": image_id, "file_name": name, "width": SCENE_SIDE, "height": SCENE_SIDE})

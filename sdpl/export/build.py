@@ -84,7 +84,7 @@ def export(
         save_file({"images": images, "scores": prover.expected}, folder / PROOF)
         artifacts = Artifacts(folder, model, size, probability, _calibration(options.calibrate, size), report)
         targets = {str(spec): _make(spec, artifacts, prover, options, probability, report) for spec in options.targets}
-        _write_manifest(folder, checkpoint, config, model, targets)
+        _write_manifest(folder, checkpoint, config, model, content["thresholds"], targets)
         run_here(folder, out)
     report(f"wrote {out}")
     return targets
@@ -126,14 +126,19 @@ def _make(
 
 
 def _write_manifest(
-    folder: Path, checkpoint: Path, config: Config, model: PartialLabelModel, targets: dict[str, Target]
+    folder: Path,
+    checkpoint: Path,
+    config: Config,
+    model: PartialLabelModel,
+    thresholds: list[float],
+    targets: dict[str, Target],
 ) -> None:
     write_manifest(
         folder,
         sdpl_version=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         categories=model.categories,
-        thresholds=(0.5,) * len(model.categories),
+        thresholds=tuple(thresholds),
         preprocessing=Preprocessing(image_size=config.model.image_size),
         probability=config.model.probability,
         inverse_temperature=float(model.inverse_temperature),

@@ -1,5 +1,6 @@
 """The fold: why the exported head is small. Exact algebra on the trained parameters (design, section 3)."""
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,17 +36,18 @@ class FoldedHead:
 def fold(model: PartialLabelModel, dtype: torch.dtype = torch.float32) -> FoldedHead:
     """Fold the head of a trained model; composed in float64, returned in `dtype`.
 
-    1. q = P^T w: nothing nonlinear lies between P and F_att; every bias there cancels in the softmax.
+    1. q = P^T w: nothing nonlinear lies between P and F_att; every bias there cancels in the softmax. The other
+       kinds of attention are the operator with constants of their own (`Decoupling.attention_operands`).
     2. The attention weights add up to 1, so the map to E moves before the pooling.
     3. With projected pooling that map meets U: g = f (U M) + m. u and g come from one product on f.
     4. The text features are constants: unit norm, times 1/tau.
     """
-    head = model.decoupling
-    to_u = head.image_projection.weight.double().T  # [D,K]
-    to_e = head.to_embedding.weight.double().T  # [K,E] or [D,E]
-    to_g = to_u @ to_e if head.pooling == "projected" else to_e  # [D,E]
-    bias = torch.cat([torch.zeros(to_u.shape[1], dtype=torch.float64), head.to_embedding.bias.double().cpu()])  # [K+E]
-    v = model.words.double() @ head.word_projection.weight.double().T  # [C,K]
-    q = (head.attention.weight.double() @ head.joint.weight.double())[0]  # [K]
-    tensors = (torch.cat([to_u, to_g], dim=1), bias, v, q, model.text_features())
-    return FoldedHead(*(tensor.to("cpu", dtype) for tensor in tensors))
+    head = copy.deepcopy(model.decoupling).double()
+    to_u, bias_u, v, q = head.attention_operands(model.words.double())  # [K,D], [K] or None, [C,K], [K]
+    to_g = head.to_embedding.weight  # [E,K] or [E,D]
+    if head.pooling == "projected":
+        to_g = to_g @ head.image_projection.weight  # [E,D]
+    bias_u = to_u.new_zeros(len(to_u)) if bias_u is None else bias_u
+    weight = torch.cat([to_u, to_g]).T.contiguous()  # [D,K+E]
+    bias = torch.cat([bias_u, head.to_embedding.bias])  # [K+E]
+    return FoldedHead(*(tensor.to("cpu", dtype) for tensor in (weight, bias, v, q, model.text_features())))

@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,25 @@ from sdpl.errors import UserError
 from sdpl.files import replace_file
 from sdpl.train.config import Config, check_config
 from sdpl.train.model import PartialLabelModel
+from sdpl.train.thresholds import DEFAULT
 
 KIND = "sdpl.checkpoint"
 FORMAT_VERSION = 1
-NEEDED = ("config", "clip_config", "categories", "words", "state", "proof_images", "resume")
+NEEDED = ("config", "clip_config", "categories", "words", "state", "thresholds", "proof_images", "resume")
 
 
 def save_checkpoint(
-    path: Path, config: Config, model: PartialLabelModel, proof_images: torch.Tensor, resume: dict
+    path: Path,
+    config: Config,
+    model: PartialLabelModel,
+    proof_images: torch.Tensor,
+    resume: dict,
+    thresholds: Sequence[float] | None = None,
 ) -> None:
     """Write atomically. proof_images: uint8 [N,S,S,3], held-out images that the export is verified on.
 
     resume: optimiser, schedule, epoch, best metric and random state, of tensors and plain values.
+    thresholds: one per category, 0.5 by default.
     """
     content = {
         "kind": KIND,
@@ -35,6 +43,7 @@ def save_checkpoint(
         "categories": list(model.categories),
         "words": model.words,
         "state": model.state_dict(),
+        "thresholds": [DEFAULT] * len(model.categories) if thresholds is None else [float(x) for x in thresholds],
         "proof_images": proof_images,
         "resume": resume,
     }

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from sdpl.errors import UserError, nearest
+from sdpl.errors import UserError, listed, nearest
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -51,6 +51,20 @@ class DataConfig:
     categories: tuple[str, ...] | None = None  # names and their order; by default those of the training file
     unreadable: Literal["stop", "skip"] = "stop"  # what a damaged image does to a run; "skip" names and counts it
     workers: Count = 2  # threads that decode images
+    flip: bool = False  # mirror training images at random
+    min_crop: Annotated[float, Field(gt=0, le=1)] = 1.0  # random resized crops of at least this share of the area
+    cache: str | None = None  # folder in which the frozen tower's maps are kept
+    cache_views: Count = 1  # augmented views of each image in the cache; an epoch takes the next one
+
+    @model_validator(mode="after")
+    def _views_differ(self) -> "DataConfig":
+        if self.cache_views > 1 and (self.cache is None or not self.augments):
+            raise ValueError("cache_views above 1 needs cache, and flip or min_crop: all views would be alike")
+        return self
+
+    @property
+    def augments(self) -> bool:
+        return self.flip or self.min_crop < 1
 
 
 @_checked
@@ -62,9 +76,11 @@ class ModelConfig:
     map_pool: Count = 2  # average pooling of the trunk's map, before the head
     word_vectors: str = "clip"  # "clip", "glove-coco80", "glove-voc20", or a file: GloVe .txt, .npy, .npz
     joint_dim: Count = 1024
+    decoupling: Literal["semantic", "convolutional", "none"] = "semantic"
     pooling: Literal["projected", "trunk"] = "projected"
     prompts: Literal["category-specific", "shared", "manual"] = "category-specific"
     prompt_tokens: Count = 16
+    class_token_position: Literal["end", "middle", "front"] = "end"  # of the name among the learned vectors
     manual_prompt: Annotated[str, AfterValidator(_with_placeholder)] = "a photo of a {}."
     probability: Literal["sigmoid", "softmax"] = "sigmoid"
     inverse_temperature: Annotated[float, Field(gt=0, le=1000)] = 10.0  # docs/decisions/0008
@@ -78,12 +94,18 @@ class TrainConfig:
     gamma_neg: FocusingPower = 2.0
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.05
     epochs: Count = 100
-    batch_size: Count = 64
+    batch_size: Count = 64  # images of one step, over all processes and parts
+    accumulate: Count = 1  # parts into which a process cuts its share of a batch, to save memory
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the frozen image tower; all else is float32
     lr: Positive = 0.002
     warmup_lr: Positive = 0.0005
     warmup_epochs: Annotated[int, Field(ge=0)] = 1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NotNegative = 0.0005
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # above 0: averaged weights are validated and exported
+    fit_thresholds: bool = False  # per category, best F1 on the validation split; otherwise 0.5
+    checkpoint_steps: Count | None = None  # also write last.ckpt after every so many steps
+    tensorboard: bool = False
     seed: Seed = 0
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1"
 
@@ -95,15 +117,38 @@ class Config:
     train: TrainConfig = Field(default_factory=TrainConfig)
 
 
-_SCHEMA = TypeAdapter(Config)
+@_checked
+class SweepConfig:
+    """Many trainings: `base` with the changes of every method, at every proportion of known labels, with every seed."""
+
+    base: str  # a training configuration
+    test: Split  # the best checkpoint of each run is measured on all labels of this split
+    methods: Annotated[dict[str, dict[str, dict[str, Any]]], Field(min_length=1)]  # name -> section -> key -> value
+    proportions: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)  # of weights, order, mask and held-out images
+    figures: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # name of a picture -> methods in it
+    keep_checkpoints: bool = False
+
+    @model_validator(mode="after")
+    def _figures_show_methods(self) -> "SweepConfig":
+        unknown = {name for names in self.figures.values() for name in names} - set(self.methods)
+        if unknown:
+            raise ValueError(f"figures name methods that are not in the sweep: {listed(sorted(unknown))}")
+        return self
+
+
 _SECTIONS = {
-    (): Config,
-    ("data",): DataConfig,
-    ("data", "train"): Split,
-    ("data", "val"): Split,
-    ("model",): ModelConfig,
-    ("train",): TrainConfig,
+    Config: {
+        (): Config,
+        ("data",): DataConfig,
+        ("data", "train"): Split,
+        ("data", "val"): Split,
+        ("model",): ModelConfig,
+        ("train",): TrainConfig,
+    },
+    SweepConfig: {(): SweepConfig, ("test",): Split},
 }
+_SCHEMAS = {kind: TypeAdapter(kind) for kind in _SECTIONS}
 
 
 def read_config(path: Path) -> Config:
@@ -111,6 +156,27 @@ def read_config(path: Path) -> Config:
 
     Raises UserError naming the first wrong key or value.
     """
+    return check_config(read_values(path), str(path))
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The plain values of a training configuration, unchecked, with absolute paths."""
+    return _absolute(_read_yaml(path, "data.train.annotations"), path.resolve().parent)
+
+
+def read_sweep(path: Path) -> SweepConfig:
+    """The sweep of a YAML file. Paths in it are relative to the file's folder.
+
+    Raises UserError naming the first wrong key or value.
+    """
+    values, folder = _read_yaml(path, "base, test, methods and proportions"), path.resolve().parent
+    values |= {"base": _join(folder, values.get("base"))} if "base" in values else {}
+    if isinstance(values.get("test"), dict):
+        values["test"] = _absolute_split(values["test"], folder)
+    return _check(SweepConfig, values, str(path))
+
+
+def _read_yaml(path: Path, needed: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text())
     except FileNotFoundError:
@@ -120,24 +186,42 @@ def read_config(path: Path) -> Config:
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: is not YAML: {error}.") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: is not a mapping; it needs at least data.train.annotations.")
-    return check_config(_absolute(values, path.resolve().parent), str(path))
+        raise UserError(f"{path}: is not a mapping; it needs at least {needed}.")
+    return values
 
 
 def check_config(values: dict[str, Any], name: str = "config") -> Config:
     """The checked configuration of plain values. Raises UserError naming the first wrong key or value."""
+    return _check(Config, values, name)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Every key of two configurations whose value differs, as "key: old -> new"."""
+    rows = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            rows += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            rows.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return rows
+
+
+def _check(kind: type, values: dict[str, Any], name: str):
     try:
-        return _SCHEMA.validate_python(values)
+        return _SCHEMAS[kind].validate_python(values)
     except ValidationError as error:
-        raise UserError(f"{name}: {_explain(error)}") from None
+        raise UserError(f"{name}: {_explain(error, _SECTIONS[kind])}") from None
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, sections: dict[tuple, type]) -> str:
     unknown = [e for e in error.errors() if e["type"] == "unexpected_keyword_argument"]
     first = (unknown or error.errors())[0]  # a misspelt key also shows as a missing one; the misspelling says more
     key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "value_error" and not isinstance(first["input"], str | int | float):  # of several keys together
+        return f"{key}: {first['ctx']['error']}.".removeprefix(": ")
     if unknown:
-        known = _SECTIONS[first["loc"][:-1]].__dataclass_fields__
+        known = sections[first["loc"][:-1]].__dataclass_fields__
         return f"unknown key {key!r}; {nearest(str(first['loc'][-1]), known)}"
     if first["type"] == "missing":
         return f"{key!r} is missing."
@@ -148,14 +232,20 @@ def _absolute(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The same values with every path made absolute, so that a run does not depend on the working folder."""
     values = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
     data, model = values.get("data"), values.get("model")
+    if isinstance(data, dict) and "cache" in data:
+        data["cache"] = _join(folder, data["cache"])
     for split in ("train", "val"):
         if isinstance(data, dict) and isinstance(data.get(split), dict):
-            data[split] = {k: v if k == "format" else _join(folder, v) for k, v in data[split].items()}
+            data[split] = _absolute_split(data[split], folder)
     if isinstance(model, dict):
         for key in ("backbone_config", "weights", "word_vectors"):
             if isinstance(model.get(key), str) and (folder / model[key]).is_file():
                 model[key] = _join(folder, model[key])
     return values
+
+
+def _absolute_split(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    return {key: value if key == "format" else _join(folder, value) for key, value in values.items()}
 
 
 def _join(folder: Path, value: Any) -> Any:

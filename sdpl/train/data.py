@@ -1,8 +1,9 @@
 """Labelled images, whatever file they came from (`sdpl.train.formats`): what is known of them, and batches."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -61,28 +62,50 @@ def batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Images uint8 [B,S,S,3] and labels int8 [B,C], in the order of the data; the last batch may be smaller.
 
-    The next batch is decoded in threads (Pillow releases the interpreter lock) while this one is used. Without
-    `unreadable`, an image that cannot be read raises its UserError; a batch of which nothing is left is left out.
+    Without `unreadable`, an image that cannot be read raises its UserError. An empty batch is left out.
+    """
+    groups = [range(start, min(start + batch_size, len(data))) for start in range(0, len(data), batch_size)]
+    load = partial(preprocess, image_size=image_size)
+    for rows, images in decoded(groups, data.images, load, workers, unreadable):
+        if rows:
+            yield images, data.labels[rows]
+
+
+def decoded(
+    groups: Iterable[Sequence[int]],
+    paths: Sequence[Path],
+    load: Callable[[Path], np.ndarray],
+    workers: int | None = None,
+    unreadable: Unreadable | None = None,
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """For each group of rows: those that could be read, and their images as `load` gives them, uint8 [B,S,S,3].
+
+    The next group is decoded in threads (Pillow releases the interpreter lock) while this one is used.
     """
     unreadable = unreadable or Unreadable()
     with ThreadPoolExecutor(workers) as pool:
 
-        def submit(start: int) -> list[Future]:
-            return [pool.submit(preprocess, path, image_size) for path in data.images[start : start + batch_size]]
+        def submit(group: Sequence[int]) -> list[tuple[int, Future]]:
+            return [(int(row), pool.submit(load, paths[row])) for row in group]
 
-        ahead = submit(0)
-        for start in range(0, len(data), batch_size):
-            current, ahead = ahead, submit(start + batch_size)
-            images, rows = [], []
-            for row, future in enumerate(current, start):
+        def finish(group: list[tuple[int, Future]]) -> tuple[list[int], np.ndarray]:
+            rows, images = [], []
+            for row, future in group:
                 try:
                     images.append(future.result())
                 except UserError as error:
-                    unreadable(data.images[row], error)
+                    unreadable(paths[row], error)
                 else:
                     rows.append(row)
-            if rows:
-                yield np.stack(images), data.labels[rows]
+            return rows, np.stack(images) if images else np.empty((0, 0, 0, 3), np.uint8)
+
+        ahead = None
+        for group in groups:
+            current, ahead = ahead, submit(group)
+            if current is not None:
+                yield finish(current)
+        if ahead is not None:
+            yield finish(ahead)
 
 
 @dataclass(frozen=True)

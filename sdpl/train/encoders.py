@@ -23,7 +23,7 @@ class FrozenClip(nn.Module):
     def __init__(self, clip_config: dict[str, Any], map_pool: int):
         """clip_config: what `clip_config` returns. map_pool: side of the average pooling over the map."""
         super().__init__()
-        self.map_pool = map_pool
+        self.map_pool, self.clip_config = map_pool, clip_config
         self.clip, self.tokenize = _build(clip_config)
         preprocess = clip_config["preprocess_cfg"]
         self.register_buffer("mean", 255 * torch.tensor(preprocess["mean"]).view(3, 1, 1))

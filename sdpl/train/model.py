@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sdpl.train.config import ModelConfig
-from sdpl.train.decoupling import SemanticDecoupling
+from sdpl.train.decoupling import Decoupling
 from sdpl.train.encoders import FrozenClip, clip_config, load_weights
 from sdpl.train.prompts import PromptLearner
 from sdpl.train.words import word_vectors
@@ -25,23 +25,34 @@ class PartialLabelModel(nn.Module):
         self.categories = categories
         self.clip_config = clip_config
         self.encoder = FrozenClip(clip_config, config.map_pool)
-        channels, *self.map_size = self.encoder.map_shape(config.image_size)
+        self.channels, *self.map_size = self.encoder.map_shape(config.image_size)
         embed_dim = clip_config["model_cfg"]["embed_dim"]
         word_dim = embed_dim if words is None else words.shape[1]
         self.register_buffer("words", torch.zeros(len(categories), word_dim) if words is None else words)  # [C,W]
-        self.decoupling = SemanticDecoupling(channels, word_dim, config.joint_dim, embed_dim, config.pooling)
+        self.decoupling = Decoupling(
+            self.channels, len(categories), word_dim, config.joint_dim, embed_dim, config.decoupling, config.pooling
+        )
         self.prompts = PromptLearner(self.encoder, categories, config)
         self.log_inverse_temperature = nn.Parameter(
             torch.tensor(config.inverse_temperature).log(), requires_grad=config.learn_temperature
         )
 
     @property
+    def map_shape(self) -> tuple[int, int]:
+        """L and D of the encoder's map."""
+        return self.map_size[0] * self.map_size[1], self.channels
+
+    @property
     def inverse_temperature(self) -> torch.Tensor:
         return self.log_inverse_temperature.exp()
 
-    def text_features(self) -> torch.Tensor:
-        """The scaled text features t [C,E]: unit-norm prompts' features times 1/tau."""
-        return self.prompts(self.encoder) * self.inverse_temperature
+    def text_features(self, prompt_features: torch.Tensor | None = None) -> torch.Tensor:
+        """The scaled text features t [C,E]: unit-norm prompts' features times 1/tau.
+
+        prompt_features [C,E]: those of the prompts, when they are known and do not change.
+        """
+        features = self.prompts(self.encoder) if prompt_features is None else prompt_features
+        return features * self.inverse_temperature
 
     def forward(self, images: torch.Tensor, t: torch.Tensor | None = None) -> torch.Tensor:
         """logits [B,C]. `t` may be given when the prompts do not change between calls."""
@@ -51,7 +62,11 @@ class PartialLabelModel(nn.Module):
         """logits [B,C] and attention [B,C,L]."""
         with torch.no_grad():
             f = self.encoder.locations(images)  # [B,L,D]
-        return self.decoupling(f, self.words, self.text_features() if t is None else t)
+        return self.pool(f, self.text_features() if t is None else t)
+
+    def pool(self, f: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """logits [B,C] and attention [B,C,L] from the encoder's map f [B,L,D] and scaled text features t [C,E]."""
+        return self.decoupling(f, self.words, t)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.sigmoid() if self.config.probability == "sigmoid" else logits.softmax(dim=-1)

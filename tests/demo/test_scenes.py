@@ -1,6 +1,6 @@
 import numpy as np
 
-from sdpl.demo.scenes import CATEGORIES, SCENE_SIDE, digit_instances, scenes, write_coco
+from sdpl.demo.scenes import CATEGORIES, EASY, HARD, SCENE_SIDE, digit_instances, scenes, write_coco
 from sdpl.train.formats import read_labels
 
 
@@ -35,3 +35,15 @@ def test_the_coco_reader_reads_what_is_written(tmp_path):
     assert data.categories == CATEGORIES
     for labels, scene in zip(data.labels, expected, strict=True):
         assert set(np.flatnonzero(labels == 1)) == set(scene.digits)
+
+
+def test_hard_scenes_hide_the_digits_better():
+    sides, contrasts = {}, {}
+    for name, difficulty in (("easy", EASY), ("hard", HARD)):
+        found = list(scenes("train", 30, seed=5, difficulty=difficulty))
+        sides[name] = [width for scene in found for _, _, width, _ in scene.boxes]
+        crops = [s.image.convert("L").crop((x, y, x + w, y + h)) for s in found for x, y, w, h in s.boxes]
+        contrasts[name] = np.mean([np.asarray(crop).std() for crop in crops])
+    assert min(sides["hard"]) >= HARD.digit_sides[0]
+    assert max(sides["hard"]) <= HARD.digit_sides[1] < max(sides["easy"])
+    assert contrasts["hard"] < contrasts["easy"]

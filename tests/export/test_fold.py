@@ -10,7 +10,7 @@ from sdpl.export.fold import fold
 from sdpl.kernels import EPS
 from sdpl.kernels.reference import bilinear_attention_pool
 from sdpl.train.checkpoint import load_checkpoint, restore_model
-from sdpl.train.decoupling import SemanticDecoupling
+from sdpl.train.decoupling import Decoupling
 
 EXACT = dict(rtol=1e-10, atol=1e-12)
 
@@ -25,21 +25,30 @@ def model(checkpoint):
     return model
 
 
-def use_trunk_pooling(model):
+def use_head(model, kind, pooling):
     old = model.decoupling
     torch.manual_seed(0)
-    sizes = (old.image_projection.in_features, model.words.shape[1], 24, old.to_embedding.out_features)
-    model.decoupling = SemanticDecoupling(*sizes, "trunk").double()
+    sizes = (old.image_projection.in_features, 10, model.words.shape[1], 24, old.to_embedding.out_features)
+    model.decoupling = Decoupling(*sizes, kind, pooling).double()
+
+
+def paper_attention(head, f, words):
+    """a [B,C,L] by equations 3-5: P for every (image, location, category); or by figure 4's convolution; or none."""
+    if head.kind == "semantic":
+        u, v = head.image_projection(f), head.word_projection(words)  # [B,L,K], [C,K]
+        joint = head.joint(torch.tanh(u[:, None] * v[None, :, None]))  # [B,C,L,K]
+        return head.attention(joint)[..., 0].softmax(dim=-1)
+    if head.kind == "none":
+        return torch.full((len(f), len(words), f.shape[1]), 1 / f.shape[1], dtype=f.dtype)
+    maps = F.conv1d(f.transpose(1, 2), head.convolution.weight[:, :, None], head.convolution.bias)  # [B,C,L]
+    return (head.scale[:, None] * torch.tanh(maps)).softmax(dim=-1)
 
 
 def research_formulation(model, f):
-    """Equations 3-6 and 9 as the paper writes them: P for every (image, location, category), pooling first."""
+    """Equations 3-6 and 9 as the paper writes them, pooling first."""
     head = model.decoupling
-    u = head.image_projection(f)  # [B,L,K]
-    v = head.word_projection(model.words)  # [C,K]
-    joint = head.joint(torch.tanh(u[:, None] * v[None, :, None]))  # [B,C,L,K]
-    a = head.attention(joint)[..., 0].softmax(dim=-1)  # [B,C,L]
-    y = u if head.pooling == "projected" else f
+    a = paper_attention(head, f, model.words)  # [B,C,L]
+    y = head.image_projection(f) if head.pooling == "projected" else f
     e = head.to_embedding(torch.einsum("bcl,bld->bcd", a, y))  # [B,C,E]
     return F.cosine_similarity(e, model.text_features()[None], dim=-1, eps=EPS) * model.inverse_temperature
 
@@ -56,10 +65,10 @@ def f(model):
     return torch.randn(size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
+@pytest.mark.parametrize("kind", ["semantic", "convolutional", "none"])
 @pytest.mark.parametrize("pooling", ["projected", "trunk"])
-def test_the_whole_fold(model, f, pooling):
-    if pooling == "trunk":
-        use_trunk_pooling(model)
+def test_the_whole_fold(model, f, kind, pooling):
+    use_head(model, kind, pooling)
     with torch.no_grad():
         expected = research_formulation(model, f)
         torch.testing.assert_close(folded_logits(fold(model, torch.float64), f), expected, **EXACT)

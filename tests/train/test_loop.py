@@ -2,14 +2,20 @@
 
 import csv
 import itertools
+import json
 import re
+import resource
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 import sdpl.train.loop as loop
+import sdpl.train.maps as maps
+from sdpl.bundle import Bundle
 from sdpl.train.checkpoint import load_checkpoint
 from sdpl.train.config import TrainConfig, read_config
 from sdpl.train.formats import read_labels
@@ -64,6 +70,174 @@ def test_resuming_ends_with_the_same_weights(sdpl, config, tmp_path):
         whole, parts = (state(tmp_path / run / name) for run in ("whole", "parts"))
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
     assert [r["train_loss"] for r in log(tmp_path / "whole")] == [r["train_loss"] for r in log(tmp_path / "parts")]
+
+
+EVERYTHING = {  # what an exact resume has to carry
+    "data": {"flip": True, "min_crop": 0.5},
+    "model": {"learn_temperature": True},
+    "train": {
+        "epochs": 3,
+        "batch_size": 5,
+        "accumulate": 2,
+        "ema_decay": 0.9,
+        "fit_thresholds": True,
+        "checkpoint_steps": 1,
+        "tensorboard": True,
+    },
+}
+KILLED = """
+import os, signal, sys
+from sdpl.cli import main
+from sdpl.train.step import Learner
+step = Learner.step
+def killed_at_step_6(self, *rest):
+    if self.steps == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, *rest)
+Learner.step = killed_at_step_6
+main(sys.argv[1:])
+"""
+
+
+def test_a_run_that_was_killed_inside_an_epoch_ends_with_the_same_bits(sdpl, config, tmp_path):
+    path = config(**EVERYTHING)
+    assert sdpl("train", path, "--out", tmp_path / "whole").exit_code == 0
+    words = [sys.executable, "-c", KILLED, "train", path, "--out", tmp_path / "parts"]
+    assert subprocess.run(words, capture_output=True).returncode == -9
+    stopped = load_checkpoint(tmp_path / "parts" / "last.ckpt")["resume"]
+    assert (stopped["epoch"], stopped["step"]) == (1, 2)  # 18 images, 4 steps an epoch
+    assert sdpl("train", path, "--out", tmp_path / "parts", "--resume").exit_code == 0
+    for name in ("last.ckpt", "model.ckpt"):
+        whole, parts = (load_checkpoint(tmp_path / run / name) for run in ("whole", "parts"))
+        for kind in ("state", "learner"):
+            a, b = (flat(c[kind] if kind == "state" else c["resume"]["learner"]) for c in (whole, parts))
+            assert a.keys() == b.keys()
+            assert all(torch.equal(a[key], b[key]) if torch.is_tensor(a[key]) else a[key] == b[key] for key in a)
+        assert whole["thresholds"] == parts["thresholds"]
+    rows = [[{**row, "seconds": 0} for row in log(tmp_path / run)] for run in ("whole", "parts")]
+    assert rows[0] == rows[1]
+    assert list((tmp_path / "parts" / "tensorboard").iterdir())
+
+
+def flat(value, prefix=""):
+    """{"a.b.0": leaf} of nested dicts and lists."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        return {prefix: value}
+    return {key: leaf for name, inner in items for key, leaf in flat(inner, f"{prefix}.{name}").items()}
+
+
+def test_the_exported_weights_are_the_averaged_ones(sdpl, config, tmp_path):
+    for decay in (0.0, 0.9):
+        path = config(train={"ema_decay": decay, "epochs": 1})
+        assert sdpl("train", path, "--out", tmp_path / str(decay)).exit_code == 0
+    plain, averaged = (load_checkpoint(tmp_path / str(decay) / "last.ckpt") for decay in (0.0, 0.9))
+    name = "prompts.context"
+    assert not torch.equal(plain["state"][name], averaged["state"][name])
+    trained = averaged["resume"]["learner"]["trained"]
+    assert any(torch.equal(plain["state"][name], tensor) for tensor in trained)
+
+
+def test_fitted_thresholds_reach_the_bundle_and_the_evaluation(sdpl, config, scenes, tmp_path):
+    path = config(train={"fit_thresholds": True, "epochs": 1})
+    assert sdpl("train", path, "--out", tmp_path / "run").exit_code == 0
+    checkpoint = tmp_path / "run" / "model.ckpt"
+    thresholds = load_checkpoint(checkpoint)["thresholds"]
+    assert len(set(thresholds)) > 1
+    assert sdpl("export", checkpoint).exit_code == 0
+    assert list(Bundle.open(tmp_path / "run" / "model.sdpl").manifest.thresholds) == thresholds
+    annotations = scenes / "annotations" / "instances_test.json"
+    for name, words in (("own", ()), ("half", ("--threshold", "0.5"))):
+        assert sdpl("eval", checkpoint, annotations, "--json", tmp_path / name, *words).exit_code == 0
+    own, half = (json.loads((tmp_path / name).read_text()) for name in ("own", "half"))
+    assert own["mAP"] == half["mAP"]
+    assert own["f1"] != half["f1"]
+
+
+@pytest.fixture
+def small_files():
+    """small_files(bytes): no file may grow beyond this, as on a full disk; undone afterwards."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_is_full_at_a_checkpoint(sdpl, fails, config, tmp_path, small_files):
+    path, out = config(train={"checkpoint_steps": 1, "epochs": 2}), tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Run, "_validate", lambda self, progress: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert "add --resume to go on from the last checkpoint" in fails("train", path, "--out", out)
+    before = load_checkpoint(out / "last.ckpt")["resume"]["step"]
+    small_files(1_000_000)
+    message = fails("train", path, "--out", out, "--resume")
+    assert f"cannot write {out}/model.ckpt" in message
+    small_files(-1)
+    assert load_checkpoint(out / "last.ckpt")["resume"]["step"] == before == 2
+    assert sorted(p.name for p in out.iterdir()) == ["config.yaml", "last.ckpt"]
+    assert sdpl("train", path, "--out", out, "--resume").exit_code == 0
+
+
+def test_a_disk_that_is_full_while_caching(sdpl, fails, config, tmp_path, small_files):
+    path = config(data={"cache": "cache"})
+    small_files(30_000)  # 14 of 24 images
+    message = fails("train", path, "--out", tmp_path / "run")
+    assert re.search(r"cannot write .*\.maps: File too large; .* Free space", message)
+    small_files(-1)
+    assert sdpl("train", path, "--out", tmp_path / "run").exit_code == 0
+
+
+def test_from_the_cache_comes_the_same_training(sdpl, config, tmp_path, monkeypatch):
+    for name, data in (("plain", {}), ("cached", {"cache": "cache"})):
+        assert sdpl("train", config(data=data), "--out", tmp_path / name).exit_code == 0
+    plain, cached = (state(tmp_path / name / "last.ckpt") for name in ("plain", "cached"))
+    for key, value in plain.items():
+        torch.testing.assert_close(cached[key], value, rtol=1e-3, atol=1e-5)
+    monkeypatch.setattr(maps.Tower, "__call__", lambda *_: pytest.fail("the tower was asked again"))
+    assert sdpl("train", config(data={"cache": "cache", "mask_seed": 5}), "--out", tmp_path / "again").exit_code == 0
+
+
+def test_a_cache_of_another_model_is_not_used(sdpl, config, tmp_path):
+    data = {"cache": "cache"}
+    assert sdpl("train", config(data=data, train={"epochs": 1}), "--out", tmp_path / "a").exit_code == 0
+    changed = config(data=data, model={"image_size": 96}, train={"epochs": 1})
+    result = sdpl("train", changed, "--out", tmp_path / "b")
+    assert result.exit_code == 0
+    assert "is not used: it was made with other image size, shape." in result.stderr
+
+
+def test_augmented_views_come_from_the_cache_by_turns(sdpl, config, tmp_path):
+    data = {"cache": "cache", "flip": True, "cache_views": 2}
+    assert sdpl("train", config(data=data, train={"epochs": 3}), "--out", tmp_path / "run").exit_code == 0
+    views = [json.loads(path.read_text())["view"] for path in (tmp_path / "cache").glob("*.json")]
+    assert sorted(view.split(", ")[-1] for view in views) == ["plain", "view 0", "view 1"]
+
+
+def test_two_processes_learn_and_measure_what_one_does(sdpl, config, tmp_path):
+    """18 images in batches of 17: the last batch leaves one process without an image."""
+    path = config(train={"batch_size": 17, "epochs": 2, "lr": 0.05})
+    assert sdpl("train", path, "--out", tmp_path / "one").exit_code == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [*launcher, "-m", "sdpl", "train", path, "--out", tmp_path / "two"]
+    result = subprocess.run(words, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    one, two = (log(tmp_path / name) for name in ("one", "two"))
+    for a, b in zip(one, two, strict=True):
+        assert float(a["train_loss"]) == pytest.approx(float(b["train_loss"]), rel=1e-5)
+        assert float(a["val_map"]) == pytest.approx(float(b["val_map"]))
+    weights = [state(tmp_path / name / "last.ckpt") for name in ("one", "two")]
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_lower_precision_of_the_tower_trains_too(sdpl, fails, config, tmp_path):
+    for precision in ("fp32", "bf16"):
+        path = config(train={"precision": precision, "epochs": 1})
+        assert sdpl("train", path, "--out", tmp_path / precision).exit_code == 0
+    losses = [float(log(tmp_path / precision)[0]["train_loss"]) for precision in ("fp32", "bf16")]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    message = fails("train", config(train={"precision": "fp16"}), "--out", tmp_path / "fp16")
+    assert "train.precision = 'fp16' needs a GPU, this run is on cpu: take 'bf16' or 'fp32'" in message
 
 
 def test_a_run_is_never_overwritten_by_accident(fails, config, tmp_path, run_folder):
@@ -167,18 +341,28 @@ def test_a_device_that_is_not_here_is_named(fails, config, tmp_path, device):
 
 def test_a_loss_that_is_not_finite_stops_the_run(fails, config, tmp_path):
     message = fails("train", config(train={"lr": 1e30, "warmup_lr": 1e30, "epochs": 4}), "--out", tmp_path / "run")
-    assert "the loss is nan in epoch" in message
+    assert re.search(
+        r"the loss is nan in epoch \d+, step \d+ \(images \d+\.jpg, .* and 5 more\): "
+        r"the text features are not finite: lower train\.lr, or check model\.weights\.",
+        message,
+    )
     one_batch = config(train={"lr": 1e30, "warmup_lr": 1e30, "batch_size": 64})
     assert "the model diverged in epoch 1" in fails("train", one_batch, "--out", tmp_path / "other")
 
 
 @pytest.mark.parametrize(
-    "change", [{"prompts": "manual"}, {"prompts": "shared"}, {"pooling": "trunk"}, {"probability": "softmax"}]
+    "change",
+    [
+        {"prompts": "manual", "decoupling": "none"},
+        {"prompts": "shared", "class_token_position": "middle", "decoupling": "convolutional"},
+        {"pooling": "trunk", "probability": "softmax", "learn_temperature": True},
+    ],
 )
-def test_every_method_switch_trains_exports_and_agrees(sdpl, config, tmp_path, change):
+def test_the_method_s_switches_train(sdpl, config, tmp_path, change):
+    """That each of them exports with the same scores is in tests/export/test_switches.py."""
     path = config(model=change, train={"epochs": 1, "loss": "partial-bce"})
     assert sdpl("train", path, "--out", tmp_path / "run").exit_code == 0
-    assert sdpl("export", tmp_path / "run" / "model.ckpt").exit_code == 0
+    assert np.isfinite(float(log(tmp_path / "run")[0]["train_loss"]))
 
 
 @pytest.fixture
@@ -203,6 +387,21 @@ def test_an_image_that_becomes_unreadable_stops_the_run_and_is_named(fails, conf
         r"scenes/train/\d+\.jpg: is damaged or truncated .*add --resume; or, with data.unreadable: skip", message
     )
     assert load_checkpoint(tmp_path / "run" / "last.ckpt")["resume"]["epoch"] == 1
+
+
+def test_unreadable_images_are_skipped_from_a_cache_too(sdpl, fails, config, scenes, tmp_path):
+    moved = shutil.copytree(scenes, tmp_path / "scenes")
+    (moved / "train" / "000003.jpg").write_bytes(b"no image")  # one that is trained on
+    data = {"train": {"annotations": str(moved / "annotations" / "instances_train.json")}, "cache": "cache"}
+    assert "000003.jpg: is not an image" in fails("train", config(data=data), "--out", tmp_path / "stop")
+    path = config(data={**data, "unreadable": "skip"})
+    for out in ("filling", "filled"):
+        result = sdpl("train", path, "--out", tmp_path / out)
+        assert result.exit_code == 0, result.output
+        assert [row["unreadable"] for row in log(tmp_path / out)] == ["1", "1"]
+        assert result.stderr.count("skipped: ") == 1
+    message = fails("train", config(data=data), "--out", tmp_path / "stop")
+    assert re.search(r"000003\.jpg: could not be read when the cache was filled\. .*data\.unreadable: skip", message)
 
 
 def test_unreadable_images_are_skipped_named_and_counted(sdpl, config, tmp_path, damaged_in_epoch_2):

@@ -88,6 +88,18 @@ def test_learned_vectors_take_the_place_of_the_first_tokens(settings):
     torch.testing.assert_close(prompts(encoder), written, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("position", "before"), [("end", 3), ("middle", 1), ("front", 0)])
+def test_learned_vectors_stand_around_the_name_as_configured(settings, position, before):
+    model = build(settings(class_token_position=position, prompts="shared"))
+    prompts, encoder = model.prompts, model.encoder
+    word = encoder.text.token_embedding(encoder.tokenize("bright red big")[0, 1:4])  # [3,d]
+    with torch.no_grad():
+        prompts.context.copy_(word[None])
+    words = ["bright", "red", "big"]
+    written = encoder.encode_sentences([" ".join([*words[:before], n, *words[before:]]) + "." for n in CATEGORIES])
+    torch.testing.assert_close(prompts(encoder), written, rtol=1e-5, atol=1e-6)
+
+
 def test_prompts_of_one_category_change_only_its_feature(settings):
     model = build(settings())
     before = model.text_features()
@@ -113,6 +125,22 @@ def test_learned_temperature(settings):
     assert model.inverse_temperature.item() == pytest.approx(30.0)
     model(images()).sum().backward()
     assert model.log_inverse_temperature.grad is not None
+
+
+def test_without_decoupling_every_location_counts_alike(settings):
+    with torch.no_grad():
+        attention = build(settings(decoupling="none")).attend(images())[1]
+    assert torch.equal(attention, torch.full((2, 3, 4), 0.25))
+
+
+def test_convolutional_attention_needs_no_word(settings):
+    model = build(settings(decoupling="convolutional"))
+    before = model.attend(images())[1]
+    assert (before.std(dim=(1, 2)) > 0).all()
+    model.words.zero_()
+    assert torch.equal(model.attend(images())[1], before)
+    model(images()).sum().backward()
+    assert model.decoupling.convolution.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("probability", ["sigmoid", "softmax"])

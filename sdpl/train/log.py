@@ -1,0 +1,45 @@
+"""What a run writes down while it goes: `log.csv`, and TensorBoard's events if asked for."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdpl.files import replace_file
+
+
+@dataclass(frozen=True)
+class EpochLog:
+    epoch: int
+    lr: float
+    train_loss: float
+    val_map: float  # percent, on the known labels of the validation split
+    unreadable: int  # images skipped so far in this run, each counted once
+    seconds: float
+
+
+def write_csv(path: Path, history: list[dict]) -> None:
+    """`log.csv`, whole, from the history that the checkpoint carries: never a row twice or missing."""
+    with replace_file(path) as temporary, open(temporary, "w", newline="") as stream:
+        writer = csv.DictWriter(stream, EpochLog.__dataclass_fields__)
+        writer.writeheader()
+        writer.writerows(history)
+
+
+class Events:
+    """TensorBoard's event files in `<out>/tensorboard`, or nothing when switched off."""
+
+    def __init__(self, out: Path, on: bool, step: int):
+        """step: the next one; of a run that is resumed, later events are taken back."""
+        self.writer = None
+        if on:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=step)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items() if self.writer else ():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self.writer:
+            self.writer.close()

@@ -1,0 +1,147 @@
+"""Sweeps: the same training for every method, proportion of known labels and seed.
+
+A run that is finished left a `result.json` and is not repeated; one that was stopped goes on from its checkpoint.
+"""
+
+import copy
+import json
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from sdpl.errors import UserError
+from sdpl.files import replace_file
+from sdpl.train.checkpoint import load_checkpoint, restore_model
+from sdpl.train.config import Config, SweepConfig, check_config, differences, read_values
+from sdpl.train.data import LabelledImages
+from sdpl.train.evaluate import evaluate
+from sdpl.train.loop import read_split, train
+from sdpl.train.maps import MapSource
+from sdpl.train.parallel import choose_device, process_count
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a sweep."""
+
+    method: str
+    proportion: float
+    seed: int
+    config: Config
+
+    @property
+    def folder(self) -> str:
+        return f"{re.sub(r'[^a-z0-9]+', '-', self.method.lower()).strip('-')}/{self.proportion:g}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run reached on the test split, in percent."""
+
+    method: str
+    proportion: float
+    seed: int
+    mAP: float  # noqa: N815, the field writes it so
+    OF1: float
+    CF1: float
+
+
+def runs(sweep: SweepConfig) -> list[Run]:
+    """All runs of a sweep, every configuration checked. Raises UserError naming the method and its wrong key."""
+    base = read_values(Path(sweep.base))
+    result = []
+    for method, changes in sweep.methods.items():
+        for proportion in sweep.proportions:
+            for seed in sweep.seeds:
+                values = copy.deepcopy(base)
+                known = {"known_proportion": proportion, "mask_seed": seed}
+                for section, change in (*changes.items(), ("data", known), ("train", {"seed": seed})):
+                    values.setdefault(section, {}).update(change)
+                result.append(Run(method, proportion, seed, check_config(values, f"method {method!r}")))
+    folders = {run.folder for run in result}
+    if len(folders) < len(result):
+        raise UserError("two methods of the sweep have names that differ in signs or case only: rename one.")
+    return result
+
+
+def run_sweep(sweep: SweepConfig, out: Path, console: Console) -> list[Result]:
+    """Do every run that is not finished yet, into folders of `out`; returns all results.
+
+    Raises UserError for a wrong configuration before anything is run, and for an `out` with results of other settings.
+    """
+    if process_count() > 1:
+        raise UserError("a sweep runs in one process: start it without torchrun (several sweeps may share data.cache).")
+    todo = runs(sweep)
+    done = {run.folder: result for run in todo if (result := _finished(run, out / run.folder)) is not None}
+    console.print(f"{len(todo)} runs, {len(done)} of them finished before")
+    for number, run in enumerate(todo, 1):
+        if run.folder in done:
+            continue
+        result = _do(run, sweep, out / run.folder, console)
+        done[run.folder] = result
+        console.print(
+            f"{number}/{len(todo)}  {run.method}, {run.proportion:.0%} of the labels, seed {run.seed}: "
+            f"mAP {result.mAP:.2f}  OF1 {result.OF1:.2f}  CF1 {result.CF1:.2f}"
+        )
+    return [done[run.folder] for run in todo]
+
+
+def _finished(run: Run, folder: Path) -> Result | None:
+    """The result of an earlier sweep into this folder, if there is one."""
+    path = folder / RESULT
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+        changed = differences(content.pop("config"), _plain(run.config))
+        result = Result(**content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path}: is damaged; delete it, the run will be repeated.") from None
+    if changed:
+        raise UserError(f"{path} is of another configuration ({'; '.join(changed)}): choose another --out.")
+    return result
+
+
+def _do(run: Run, sweep: SweepConfig, folder: Path, console: Console) -> Result:
+    """Train, measure the best checkpoint on the test split, and write the result."""
+    best = train(run.config, folder, (folder / "last.ckpt").exists(), console, say_epochs=False)
+    config, model = restore_model(load_checkpoint(best), str(best))
+    test = read_split(sweep.test, model.categories)
+    with Progress(console=console, transient=True) as progress:
+        measured = evaluate(score(model, config, test, progress), test)
+    result = Result(run.method, run.proportion, run.seed, measured.mAP, measured.f1["OF1"], measured.f1["CF1"])
+    with replace_file(folder / RESULT) as temporary:
+        temporary.write_text(json.dumps({**asdict(result), "config": _plain(run.config)}, indent=2) + "\n")
+    if not sweep.keep_checkpoints:
+        for path in folder.glob("*.ckpt"):
+            path.unlink()
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    return result
+
+
+@torch.no_grad()
+def score(model, config: Config, data: LabelledImages, progress: Progress) -> np.ndarray:
+    """Scores [N,C] of a split by a trained model, with maps from the configuration's cache if it names one."""
+    device = choose_device(config.train.device)
+    model = model.to(device).eval()
+    t = model.text_features()  # [C,E]
+    scores = np.zeros(data.labels.shape, dtype=np.float32)  # [N,C]
+    size = config.train.batch_size
+    groups = (np.arange(i, min(i + size, len(data))) for i in range(0, len(data), size))
+    for rows, f in MapSource(model, config, device, progress).plain(data).batches(groups):
+        scores[rows] = model.probabilities(model.pool(f, t)[0]).cpu().numpy()
+    return scores
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    """As JSON gives it back, so that two configurations can be compared."""
+    return json.loads(json.dumps(asdict(config)))

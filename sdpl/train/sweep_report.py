@@ -1,0 +1,86 @@
+"""What came out of a sweep: one table, and curves over the proportion of known labels. Needs no torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from rich.table import Table
+
+from sdpl.files import replace_file
+
+METRICS = ("mAP", "OF1", "CF1")
+
+
+class Row(Protocol):
+    """A result: method, proportion, seed and the metrics in percent."""
+
+    method: str
+    proportion: float
+    seed: int
+
+
+def grid(results: Sequence[Row], method: str, metric: str) -> np.ndarray:
+    """Percent [P,R] of one method: proportions in rising order, seeds."""
+    own = [r for r in results if r.method == method]
+    proportions, seeds = sorted({r.proportion for r in own}), sorted({r.seed for r in own})
+    value = {(r.proportion, r.seed): getattr(r, metric) for r in own}
+    return np.array([[value[p, s] for s in seeds] for p in proportions])
+
+
+def spread(values: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation (n - 1) over the seeds [R]; 0 for a single seed."""
+    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+
+def cells(results: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """The table's head and rows: mAP at each proportion, then mAP, OF1 and CF1 averaged over the proportions.
+
+    "mean +- standard deviation" over the seeds; the averages are taken for each seed first.
+    """
+    proportions = sorted({r.proportion for r in results})
+    head = ["method", *(f"mAP {p:.0%}" for p in proportions), *(f"average {metric}" for metric in METRICS)]
+    rows = []
+    for method in dict.fromkeys(r.method for r in results):
+        columns = [spread(values) for values in grid(results, method, "mAP")]
+        columns += [spread(grid(results, method, metric).mean(axis=0)) for metric in METRICS]
+        rows.append([method, *(f"{mean:.2f} ± {deviation:.2f}" for mean, deviation in columns)])
+    return head, rows
+
+
+def table(results: Sequence[Row], title: str) -> Table:
+    """As `cells`, for the terminal."""
+    head, rows = cells(results)
+    result = Table(title=title)
+    for i, name in enumerate(head):
+        result.add_column(name, justify="right" if i else "left", no_wrap=not i)
+    for row in rows:
+        result.add_row(*row)
+    return result
+
+
+def markdown(results: Sequence[Row]) -> str:
+    """As `cells`, for a document."""
+    head, rows = cells(results)
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def draw_curves(results: Sequence[Row], methods: Sequence[str], path: Path, metric: str = "mAP") -> None:
+    """A curve for each method over the known proportion, a band of one standard deviation over the seeds, as PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    for method in methods:
+        proportions = sorted({r.proportion for r in results if r.method == method})
+        mean, deviation = np.array([spread(values) for values in grid(results, method, metric)]).T  # [P], [P]
+        x = 100 * np.array(proportions)
+        (line,) = axes.plot(x, mean, marker="o", markersize=4, label=method)
+        axes.fill_between(x, mean - deviation, mean + deviation, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.set_xlabel("known labels (%)")
+    axes.set_ylabel(f"{metric} (%)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with replace_file(path) as temporary:
+        figure.savefig(temporary, format="png")
