@@ -1,7 +1,6 @@
 """The commands. A part is imported only inside the command that needs it, so that --help is instant."""
 
 import json
-import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -9,27 +8,10 @@ from pathlib import Path
 import click
 
 from sdpl import __version__
+from sdpl.command import Group
 from sdpl.errors import UserError
 
 PATH = click.Path(path_type=Path)
-EXTRAS = {  # which extra brings a module
-    "array_api_compat": "train",
-    "cuda": "cuda",
-    "jinja2": "report",
-    "ml_dtypes": "export",
-    "matplotlib": "pictures",
-    "onnx": "export",
-    "onnxruntime": "runtime",
-    "onnxscript": "export",
-    "open_clip": "train",
-    "platformdirs": "cuda",
-    "pyarrow": "parquet",
-    "scipy": "eval",
-    "sklearn": "eval",
-    "tensorboard": "tensorboard",
-    "torch": "train",
-    "yaml": "train",
-}
 IMAGES = click.option("--images", type=PATH, help="Folder of the images.  [default: where the format keeps them]")
 FORMAT = click.option(
     "--format",
@@ -38,30 +20,6 @@ FORMAT = click.option(
     show_default=True,
     help="Of the label file, where its name does not say it.",
 )
-
-
-class Command(click.Command):
-    """A command whose UserErrors are printed as one line, with exit status 2."""
-
-    def invoke(self, ctx: click.Context):
-        try:
-            return super().invoke(ctx)
-        except UserError as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(2)
-        except ModuleNotFoundError as error:
-            extra = EXTRAS.get((error.name or "").split(".")[0])
-            if extra is None:
-                raise
-            click.echo(f'error: this command needs {error.name}: pip install "sdpl[{extra}]"', err=True)
-            ctx.exit(2)
-        except BrokenPipeError:
-            sys.stderr.close()
-            ctx.exit(1)
-
-
-class Group(click.Group):
-    command_class = Command
 
 
 @click.group(cls=Group)
