@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
 import sdpl.demo.run as demo
 from sdpl.demo import tiny_clip
@@ -63,5 +64,5 @@ def test_the_whole_demo_on_a_few_scenes(tmp_path, monkeypatch, capfd):
     assert "cpu:int8: verified; " in printed.out
     assert "built, not run" in printed.out
     assert "epoch  12/12" in printed.err
-    demo.run(out)  # a second time, nothing is trained again
+    demo._command(Console(), "train", out / "config.yaml", "--out", out / "run", "--resume")  # as a second run does
     assert "epoch" not in capfd.readouterr().err
