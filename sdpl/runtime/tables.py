@@ -60,7 +60,7 @@ def draw_latencies(result: dict[str, Any], path: Path) -> None:
     axis.set_ylabel("images per second")
     axis.set_title(result["target"], fontsize=10)
     axis.grid(True, which="both", alpha=0.2)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     save_figure(figure, path)
 
 
