@@ -106,7 +106,7 @@ def main(out: Path | None, seconds: float, side: tuple[str, str] | None) -> None
             for name in (*TARGETS, RESEARCH):
                 command = [sys.executable, __file__, "--seconds", str(seconds), "--side", name, folder]
                 result = subprocess.run(command, capture_output=True, text=True, check=True)
-                rounds.append({"side": name, **json.loads(result.stdout.splitlines()[-1])})
+                rounds.append({**json.loads(result.stdout.splitlines()[-1]), "side": name})
                 print(f"{name}: p50 {rounds[-1]['p50_ms']:.0f} ms, spread {rounds[-1]['spread']:.1%}", flush=True)
     p50 = {name: statistics.median(r["p50_ms"] for r in rounds if r["side"] == name) for name in (*TARGETS, RESEARCH)}
     report = {

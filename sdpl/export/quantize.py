@@ -17,7 +17,8 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-OPERATORS = {"products": ("Conv", "MatMul", "Gemm"), "sums": ("Add", "AveragePool")}
+# a Relu among them becomes the lower bound of its operand's scale: without it, a pair stands before and behind it
+OPERATORS = {"products": ("Conv", "MatMul", "Gemm", "Relu"), "sums": ("Add", "AveragePool")}
 DEPTHS = 4  # the encoder is cut into so many parts when sensitive ones are looked for
 
 Score = Callable[[onnx.ModelProto, np.ndarray], np.ndarray]  # of an encoder, for images [N,S,S,3]: scores [N,C]
