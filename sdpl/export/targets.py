@@ -45,8 +45,8 @@ def parse_targets(names: tuple[str, ...]) -> tuple[TargetSpec, ...]:
     for name in names:
         if name not in by_name:
             raise UserError(
-                f"--target {name!r}: {nearest(name, by_name)}; a target is a kind, for rtx a compute capability, and a "
-                "precision, such as rtx:sm86:fp16."
+                f"--target {name!r}: {nearest(name, by_name)} (a target is a kind, for rtx a compute capability, and a "
+                "precision, such as rtx:sm86:fp16)"
             )
     return tuple(by_name[name] for name in dict.fromkeys(names)) or default_targets()
 

@@ -139,6 +139,8 @@ def find_gpu(device_id: int = 0) -> Gpu | str:
         return 'cuda-python is not installed: pip install "sdpl[cuda]"'
     status, count = runtime.cudaGetDeviceCount()
     if int(status) != 0 or count <= device_id:
+        if runtime.cudaDriverGetVersion()[1] == 0:
+            return "no CUDA GPU was found: there is no NVIDIA driver"
         reason = runtime.cudaGetErrorString(status)[1]
         return f"no CUDA GPU was found ({reason.decode() if int(status) else f'{count} devices'})"
     properties = runtime.cudaGetDeviceProperties(device_id)[1]

@@ -59,6 +59,10 @@ def draw_latencies(result: dict[str, Any], path: Path) -> None:
     axis.set_xlabel("p50 latency of a batch (ms); numbers: batch size")
     axis.set_ylabel("images per second")
     axis.set_title(result["target"], fontsize=10)
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_major_formatter("{x:g}")
+        side.set_minor_formatter("{x:g}")
+    axis.tick_params(which="both", labelsize=8)
     axis.grid(True, which="both", alpha=0.2)
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     save_figure(figure, path)
