@@ -78,7 +78,6 @@ class Profile(_Record):
         return f"{self.min}:{self.opt}:{self.max}"
 
 
-RTX_CAPABILITIES = ("86", "80", "89", "120")  # for which TensorRT-RTX engines and kernels are built ahead of time
 Backend = Literal["onnxruntime-cpu", "onnxruntime-cuda", "tensorrt-rtx", "tensorrt"]
 
 

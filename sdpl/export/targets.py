@@ -3,8 +3,9 @@
 import importlib.util
 from dataclasses import dataclass
 
-from sdpl.bundle import RTX_CAPABILITIES
+from sdpl import tensorrt_packages
 from sdpl.errors import UserError, nearest
+from sdpl.tensorrt_packages import RTX_CAPABILITIES
 
 PRECISIONS = {  # by kind of target; the first is the one meant when none is named
     "cpu": ("fp32", "int8"),
@@ -12,8 +13,8 @@ PRECISIONS = {  # by kind of target; the first is the one meant when none is nam
     "rtx": ("fp16", "fp32", "bf16", "int8"),
     "tensorrt": ("fp16", "fp32", "bf16", "int8"),
 }
-PACKAGES = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # kind of target -> Python package that builds its engine
 BACKENDS = {"cpu": "onnxruntime-cpu", "cuda": "onnxruntime-cuda", "rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
+PACKAGES = {kind: tensorrt_packages.PACKAGES[BACKENDS[kind]] for kind in ("rtx", "tensorrt")}  # builders of engines
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from sdpl.bundle import Profile
 from sdpl.errors import UserError
 from sdpl.export.targets import PACKAGES, TargetSpec
+from sdpl.tensorrt_packages import logger
 
 WORKSPACE_BYTES = 2 << 30
 MENDS = {"rtx": 'pip install "sdpl[rtx]"', "tensorrt": 'pip install "sdpl[tensorrt]"'}
@@ -60,7 +61,7 @@ def build_engine(
     """
     require_buildable(spec)
     trt = importlib.import_module(PACKAGES[spec.kind])
-    log = _log(trt)
+    log = logger(trt)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
@@ -103,21 +104,6 @@ def _built_with(trt, spec: TargetSpec) -> tuple[dict[str, str], str]:
 
     gpu = find_gpu()
     return {**versions, "gpu": gpu.name, "driver": gpu.driver}, gpu.capability
-
-
-def _log(trt):
-    class Log(trt.ILogger):
-        """Keeps the library's first error; says nothing."""
-
-        def __init__(self):
-            super().__init__()
-            self.first_error = "no reason given"
-
-        def log(self, severity, message):
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR) and self.first_error == "no reason given":
-                self.first_error = " ".join(message.split())
-
-    return Log()
 
 
 def _progress(trt, report: Callable[[str], None], interrupted: threading.Event):

@@ -13,7 +13,8 @@ from sdpl.files import replace_file
 from sdpl.kernels.compile import OF_PRECISION
 from sdpl.kernels.launch import find_gpu
 from sdpl.runtime.device import Cuda, OutOfMemoryError
-from sdpl.runtime.usable import INSTALL, PACKAGES, invalid_engine, rebuild
+from sdpl.runtime.usable import INSTALL, invalid_engine, rebuild
+from sdpl.tensorrt_packages import PACKAGES, logger
 
 TENSORS = ("image", "u", "g")
 
@@ -76,7 +77,7 @@ class TensorRt:
         self._trt = trt = importlib.import_module(PACKAGES[target.backend])
         path = bundle.file(target.files["engine"])
         code = path.read_bytes()
-        self._log = _logger(trt)
+        self._log = logger(trt)
         self._runtime = trt.Runtime(self._log)
         reason = invalid_engine(self._runtime, code)
         engine = None if reason else self._runtime.deserialize_cuda_engine(code)
@@ -168,21 +169,6 @@ def _failed(message: str, batch: int) -> Exception:
     if "memory" in message.lower():
         return OutOfMemoryError(f"the GPU has too little free memory for batch {batch}: {' '.join(message.split())}")
     return RuntimeError(f"the engine failed ({message})")
-
-
-def _logger(trt):
-    class Log(trt.ILogger):
-        """Keeps the library's first error; says nothing."""
-
-        def __init__(self):
-            super().__init__()
-            self.first_error = "no reason given"
-
-        def log(self, severity, message):
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR) and self.first_error == "no reason given":
-                self.first_error = " ".join(message.split())
-
-    return Log()
 
 
 ENCODERS = {"onnxruntime-cuda": OnnxRuntimeCuda, "tensorrt-rtx": TensorRt, "tensorrt": TensorRt}

@@ -3,10 +3,10 @@
 import importlib
 from typing import Any
 
-from sdpl.bundle import RTX_CAPABILITIES, Bundle, Profile, Target
+from sdpl.bundle import Bundle, Profile, Target
 from sdpl.kernels.launch import Gpu, find_gpu
+from sdpl.tensorrt_packages import PACKAGES, RTX_CAPABILITIES, logger
 
-PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 INSTALL = {
     "onnxruntime-cpu": 'pip install "sdpl[runtime]"',
     "onnxruntime-cuda": 'pip install "sdpl[gpu]" in place of onnxruntime',
@@ -66,7 +66,7 @@ def target_obstacle(bundle: Bundle, name: str) -> str | None:
     if target.compute_capability != gpu.capability:
         return f"built for compute capability {target.compute_capability}, {gpu.name} has {gpu.capability}: {mend}"
     if target.backend == "tensorrt-rtx":
-        invalid = invalid_engine(module.Runtime(module.Logger()), bundle.file(target.files["engine"]).read_bytes())
+        invalid = invalid_engine(module.Runtime(logger(module)), bundle.file(target.files["engine"]).read_bytes())
         return invalid and invalid.replace(REBUILD, mend)
     return None
 

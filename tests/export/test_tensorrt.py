@@ -14,6 +14,7 @@ from sdpl.export.targets import parse_targets
 from sdpl.export.tensorrt import build_engine, require_buildable
 from sdpl.kernels.launch import Gpu
 from sdpl.runtime.usable import invalid_engine
+from sdpl.tensorrt_packages import logger
 
 
 def spec(name):
@@ -46,7 +47,7 @@ def test_every_precision_builds_from_a_checkpoint(sdpl, checkpoint, scenes, tmp_
 
 def test_the_engine_is_one_that_the_runtime_knows(gpu_bundle):
     """As far as a machine without a GPU can tell: a whole engine has a sound header, a cut one does not."""
-    log = module._log(tensorrt_rtx)
+    log = logger(tensorrt_rtx)
     runtime = tensorrt_rtx.Runtime(log)
     code = (gpu_bundle / "targets" / "rtx-sm86-fp16" / "encoder.engine").read_bytes()
     assert "damaged" not in (invalid_engine(runtime, code) or "")
