@@ -7,6 +7,7 @@ each in a new process; medians of several.
 """
 
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -43,11 +44,14 @@ def median_of(python: Path, code: str, *arguments: str) -> float:
 @click.argument("bundle", type=click.Path(path_type=Path, exists=True))
 @click.option("--out", type=click.Path(path_type=Path))
 def main(bundle: Path, out: Path | None) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as source:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         python = Path(folder) / "bin" / "python"
         before = size_mb(Path(folder))
-        install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", f"{ROOT}[runtime]"]
+        shutil.copytree(ROOT / "sdpl", Path(source) / "sdpl")  # building leaves files beside what it builds
+        for name in ("pyproject.toml", "README.md"):
+            shutil.copyfile(ROOT / name, Path(source) / name)
+        install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", f"{source}[runtime]"]
         subprocess.run(install, check=True)
         result = {
             "environment": environment(),
