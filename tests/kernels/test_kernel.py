@@ -1,5 +1,9 @@
 """The CUDA source, run on a CPU by the emulator, against the specification; and wrong kernels, which must fail."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -194,6 +198,13 @@ def test_the_sanitizer_would_see_it(tmp_path):
     u, v, q, g, t = operands(1, 7, 1, 300, 4, "float16")
     with pytest.raises(EmulatorError, match="heap-buffer-overflow"):
         emulated.forward(u, v, q, g, t)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_every_kernel_on_a_gpu():
+    """Forward with attention, scores and gradients on odd shapes and all dtypes, as compute-sanitizer sees them too."""
+    script = Path(__file__).parents[2] / "benchmarks" / "kernel_once.py"
+    subprocess.run([sys.executable, script], check=True)
 
 
 def test_attention_pool_is_the_rest_of_the_operator():
