@@ -94,7 +94,7 @@ def epochs(data: LabelledImages, folder: Path, rounds: int) -> dict:
             source = MapSource(model, config, CPU, progress)
             cached = source.plain(data)
         learner = Learner(model, config, Processes())
-        tower = TowerMaps(source.tower, data, config)
+        tower = TowerMaps(source.tower, data, config, source.unreadable)
         sides = {"tower_s": partial(epoch, learner, tower, data), "cache_s": partial(epoch, learner, cached, data)}
         epoch(learner, cached, data)
         seconds = take_turns(sides, rounds)
