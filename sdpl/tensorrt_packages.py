@@ -1,6 +1,7 @@
 """What export and runtime both need to know of the two TensorRT packages, whose Python API is one."""
 
 PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # by backend
+INSTALL = {"tensorrt-rtx": 'pip install "sdpl[rtx]"', "tensorrt": 'pip install "sdpl[tensorrt]"'}
 RTX_CAPABILITIES = ("86", "80", "89", "120")  # for which TensorRT-RTX engines and kernels are built ahead of time
 
 

@@ -7,7 +7,6 @@ timing cache, which needs a GPU. Precision is the graph's: networks are strongly
 import importlib
 import signal
 import threading
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +14,10 @@ from pathlib import Path
 
 from sdpl.bundle import Profile
 from sdpl.errors import UserError
-from sdpl.export.targets import PACKAGES, TargetSpec
-from sdpl.tensorrt_packages import logger
+from sdpl.export.targets import BACKENDS, PACKAGES, TargetSpec
+from sdpl.tensorrt_packages import INSTALL, logger
 
 WORKSPACE_BYTES = 2 << 30
-MENDS = {"rtx": 'pip install "sdpl[rtx]"', "tensorrt": 'pip install "sdpl[tensorrt]"'}
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,6 @@ class Engine:
     built_with: dict[str, str]
     compute_capability: str
     workspace_bytes: int
-    build_s: float
 
 
 def require_buildable(spec: TargetSpec) -> None:
@@ -42,7 +39,9 @@ def require_buildable(spec: TargetSpec) -> None:
         importlib.import_module(name)
     except (ImportError, OSError, RuntimeError) as error:  # the package, or a library that it loads
         reason = (str(error).splitlines() or ["cannot be imported"])[0]
-        raise UserError(f"--target {spec}: {name} is not usable here ({reason}): {MENDS[spec.kind]}") from None
+        raise UserError(
+            f"--target {spec}: {name} is not usable here ({reason}): {INSTALL[BACKENDS[spec.kind]]}"
+        ) from None
     if spec.kind == "tensorrt":
         from sdpl.kernels.launch import find_gpu
 
@@ -75,7 +74,6 @@ def build_engine(
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{spec.capability}"), 0)
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # else the runtime may not capture it into a graph
-    start = time.perf_counter()
     with _interruptible() as interrupted:
         config.progress_monitor = progress = _progress(trt, report, interrupted)
         code = builder.build_serialized_network(network, config)
@@ -85,7 +83,7 @@ def build_engine(
     if code is None:
         raise UserError(f"--target {spec}: {PACKAGES[spec.kind]} cannot build the engine ({log.first_error}).")
     built_with, capability = _built_with(trt, spec)
-    return Engine(bytes(code), built_with, capability, WORKSPACE_BYTES, time.perf_counter() - start)
+    return Engine(bytes(code), built_with, capability, WORKSPACE_BYTES)
 
 
 def _profile(builder, image, profile: Profile):

@@ -103,7 +103,7 @@ class TwoStage:
         """A call that runs both stages on images already copied to the GPU and waits for them; for measuring."""
         self.scores(images)  # makes the bucket
         with self._lock:
-            bucket = self._buckets.get(self._fitting(len(images))[-1])
+            bucket = self._buckets.get(self._fitting(len(images)))
             if bucket is None or bucket.batch < len(images):
                 raise UserError(
                     f"a batch of {len(images)} does not go through the engine at once: measure a smaller one."
@@ -152,7 +152,7 @@ class TwoStage:
             source = _device_source(images, self._device) if on_gpu else np.ascontiguousarray(images)
             start, most = 0, self._profile.max
             while start < len(logits):
-                size = self._fitting(min(len(logits) - start, most))[-1]
+                size = self._fitting(min(len(logits) - start, most))
                 n = min(size, len(logits) - start)
                 try:
                     bucket = self._bucket(size, with_attention)
@@ -234,10 +234,9 @@ class TwoStage:
             stream=self._stream,
         )
 
-    def _fitting(self, images: int) -> list[int]:
-        """The bucket sizes up to the smallest that takes so many images, or all of them."""
-        sizes = self.batch_sizes
-        return [size for i, size in enumerate(sizes) if i == 0 or sizes[i - 1] < images]
+    def _fitting(self, images: int) -> int:
+        """The smallest bucket size that takes so many images, or the largest there is."""
+        return next((size for size in self.batch_sizes if size >= images), self._profile.max)
 
     def _bucket(self, batch: int, with_attention: bool) -> Bucket:
         """The bucket of this size, with the buffers that are needed. Raises OutOfMemoryError."""

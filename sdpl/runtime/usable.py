@@ -3,6 +3,7 @@
 import importlib
 from typing import Any
 
+from sdpl import tensorrt_packages
 from sdpl.bundle import Bundle, Profile, Target
 from sdpl.kernels.launch import Gpu, find_gpu
 from sdpl.tensorrt_packages import PACKAGES, RTX_CAPABILITIES, logger
@@ -10,8 +11,7 @@ from sdpl.tensorrt_packages import PACKAGES, RTX_CAPABILITIES, logger
 INSTALL = {
     "onnxruntime-cpu": 'pip install "sdpl[runtime]"',
     "onnxruntime-cuda": 'pip install "sdpl[gpu]" in place of onnxruntime',
-    "tensorrt-rtx": 'pip install "sdpl[rtx]"',
-    "tensorrt": 'pip install "sdpl[tensorrt]"',
+    **tensorrt_packages.INSTALL,
 }
 BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")  # fastest first
 PRECISIONS = ("int8", "fp16", "bf16", "fp32")  # fastest first, within a backend
