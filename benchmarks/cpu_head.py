@@ -24,7 +24,7 @@ from torch import nn
 from sdpl.export.fold import FoldedHead
 from sdpl.export.onnx import add_head, encoder_to_onnx
 from sdpl.export.separable import separate
-from sdpl.runtime.bench import measure, summarise
+from sdpl.runtime.bench import measure, summarize
 from sdpl.runtime.environment import environment
 
 CATEGORIES = (20, 80, 500, 2000)
@@ -77,7 +77,7 @@ def one_row(side: str, categories: int, path: str) -> dict:
     """Runs in its own process, so that nothing else has raised the peak before."""
     call = (research if side == "research" else exported)(categories, path)
     peak_mb = peak_growth_mb(call)
-    row = summarise(side, 1, *measure(call, seconds=5, min_runs=5))
+    row = summarize(side, 1, *measure(call, seconds=5, min_runs=5))
     shown = {"p50_ms": row.p50_ms, "spread": row.spread, "runs": row.runs, "peak_mb": peak_mb}
     return {"side": side, "categories": categories, **shown}
 

@@ -25,7 +25,7 @@ from research import ResearchHead
 
 from sdpl.demo.scenes import write_coco
 from sdpl.runtime import Recognizer
-from sdpl.runtime.bench import measure, summarise
+from sdpl.runtime.bench import measure, summarize
 from sdpl.runtime.environment import environment
 from sdpl.train.checkpoint import load_checkpoint, restore_model, save_checkpoint
 from sdpl.train.config import check_config
@@ -65,7 +65,7 @@ def one_side(side: str, folder: Path, seconds: float) -> dict:
     else:
         scorer = Recognizer.open(folder / "model.sdpl", side).scores
     image = np.random.default_rng(0).integers(0, 256, (1, 448, 448, 3), dtype=np.uint8)
-    return asdict(summarise("model", 1, *measure(lambda: scorer(image), seconds)))
+    return asdict(summarize("model", 1, *measure(lambda: scorer(image), seconds)))
 
 
 def timed_export(checkpoint: Path, targets: tuple[str, ...]) -> dict[str, float]:

@@ -17,8 +17,8 @@ import torch
 from cpu_head import peak_growth_mb
 from research import K, L
 
-from sdpl.kernels.torch_op import attention_scores
-from sdpl.runtime.bench import measure, summarise
+from sdpl.kernels.torch_op import attention_logits
+from sdpl.runtime.bench import measure, summarize
 from sdpl.runtime.environment import environment
 
 C = 80
@@ -34,7 +34,7 @@ def research(u, v, q, joint):
 
 
 SIDES = {
-    "operator": lambda u, v, q, joint: attention_scores(u, v, q),
+    "operator": lambda u, v, q, joint: attention_logits(u, v, q),
     "plain": plain,
     "research": research,
 }
@@ -52,7 +52,7 @@ def one_row(side: str, batch: int) -> dict:
             x.grad = None
 
     peak_mb = peak_growth_mb(call)
-    row = summarise(side, batch, *measure(call, seconds=4, min_runs=3))
+    row = summarize(side, batch, *measure(call, seconds=4, min_runs=3))
     return {
         "side": side,
         "batch": batch,

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from cpu_model import coco_model
 
-from sdpl.kernels.launch import Gpu, find_gpu
+from sdpl.kernels.gpu import gpu_obstacle, require_gpu
 from sdpl.runtime import Recognizer
+from sdpl.runtime.availability import backend_obstacle
 from sdpl.runtime.bench import measure
 from sdpl.runtime.device import Cuda
-from sdpl.runtime.usable import backend_obstacle
 from sdpl.train.checkpoint import save_checkpoint
 
 BATCHES = (1, 8, 32)
@@ -34,7 +34,7 @@ def sdpl(*words) -> None:
 
 def targets_here() -> list[str]:
     """Targets whose backend runs on this GPU."""
-    gpu = find_gpu()
+    gpu = require_gpu()
     by_backend = {
         "onnxruntime-cuda": "cuda:fp16",
         "tensorrt-rtx": f"rtx:sm{gpu.capability}:fp16",
@@ -77,8 +77,8 @@ def soak(recognizer: Recognizer, images: np.ndarray) -> dict[str, int]:
 @click.option("--folder", type=click.Path(path_type=Path), required=True, help="For the checkpoint and the bundle.")
 @click.option("--out", type=click.Path(path_type=Path))
 def main(folder: Path, out: Path | None) -> None:
-    if not isinstance(find_gpu(), Gpu):
-        raise click.ClickException(f"this benchmark needs a GPU: {find_gpu()}")
+    if gpu_obstacle() is not None:
+        raise click.ClickException(f"this benchmark needs a GPU: {gpu_obstacle()}")
     folder.mkdir(parents=True, exist_ok=True)
     config, model = coco_model()
     images = np.random.default_rng(0).integers(0, 256, (8, 448, 448, 3), dtype=np.uint8)

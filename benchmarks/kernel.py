@@ -21,7 +21,7 @@ from research import ResearchHead
 from sdpl.kernels.launch import Kernels
 from sdpl.kernels.reference import bilinear_attention_pool
 from sdpl.kernels.tolerance import KERNEL
-from sdpl.kernels.torch_op import attention_scores, device_array
+from sdpl.kernels.torch_op import attention_logits, device_array
 from sdpl.runtime.environment import environment
 
 K, E = 1024, 512
@@ -167,7 +167,7 @@ def training(B: int = 64, C: int = 80, L: int = 49) -> dict:
         us = device_us(call, calls=3, rounds=3)
         return {"ms": us / 1000, "peak_mb": (torch.cuda.max_memory_allocated() - before) / 1e6}
 
-    ours = once(lambda u, v, q, joint: attention_scores(u, v, joint.weight.T @ q))
+    ours = once(lambda u, v, q, joint: attention_logits(u, v, joint.weight.T @ q))
     theirs = once(lambda u, v, q, joint: joint(torch.tanh(u[:, :, None] * v[None, None])) @ q)
     return {"B": B, "C": C, "L": L, "operator": ours, "research": theirs}
 

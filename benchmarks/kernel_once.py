@@ -8,10 +8,10 @@ import sys
 import torch
 
 from sdpl.kernels.launch import Kernels
-from sdpl.kernels.reference import attention_scores as reference_scores
+from sdpl.kernels.reference import attention_logits as reference_scores
 from sdpl.kernels.reference import bilinear_attention_pool
 from sdpl.kernels.tolerance import KERNEL
-from sdpl.kernels.torch_op import attention_scores, device_array
+from sdpl.kernels.torch_op import attention_logits, device_array
 
 SHAPES = ((1, 49, 80, 1024, 512), (3, 50, 7, 300, 17), (2, 196, 81, 8, 40), (2, 1, 1, 8, 1))  # B, L, C, K, E
 
@@ -39,7 +39,7 @@ def main() -> None:
             inputs = [x.detach().requires_grad_() for x in (u, v, q)]
             exact = [x.detach().double().requires_grad_() for x in (u, v, q)]
             ds = torch.randn(B, C, L, generator=generator, device="cuda")
-            ours = torch.autograd.grad(attention_scores(*inputs), inputs, ds)
+            ours = torch.autograd.grad(attention_logits(*inputs), inputs, ds)
             theirs = torch.autograd.grad(reference_scores(*exact), exact, ds.double())
             for a, b in zip(ours, theirs, strict=True):
                 assert (a.double() - b).norm() <= 0.02 * b.norm(), ("gradient", dtype, B, L, C, K, E)

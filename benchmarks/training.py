@@ -30,18 +30,16 @@ from cpu_head import peak_growth_mb
 from cpu_model import WORDS
 from PIL import Image
 from research import D, E, K, L, ResearchHead, W
-from rich.console import Console
-from rich.progress import Progress
 
+from sdpl.data.images import LabelledImages
 from sdpl.preprocess import preprocess
 from sdpl.runtime.bench import environment
 from sdpl.train.config import Config, check_config
-from sdpl.train.data import LabelledImages
-from sdpl.train.decoupling import Decoupling
-from sdpl.train.maps import FILL_BATCH, Maps, MapSource, TowerMaps
+from sdpl.train.distributed import Processes
+from sdpl.train.features.sources import FILL_BATCH, FeatureMaps, FeatureSource, TowerFeatures
 from sdpl.train.model import PartialLabelModel, new_model
-from sdpl.train.parallel import Processes
-from sdpl.train.prompts import PromptLearner
+from sdpl.train.model.decoupling import Decoupling
+from sdpl.train.model.prompts import PromptLearner
 from sdpl.train.step import Learner
 
 PHOTOS, BATCH = 32, 16
@@ -77,7 +75,7 @@ def take_turns(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str,
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def epoch(learner: Learner, maps: Maps, data: LabelledImages) -> None:
+def epoch(learner: Learner, maps: FeatureMaps, data: LabelledImages) -> None:
     groups = [np.arange(start, start + BATCH) for start in range(0, len(data), BATCH)]
     labels = torch.from_numpy(data.labels)
     for part in maps.batches(groups, 0):
@@ -90,11 +88,10 @@ def epochs(data: LabelledImages, folder: Path, rounds: int) -> dict:
         config = configuration(prompts, folder / "cache")
         torch.manual_seed(0)
         model = new_model(config.model, data.categories)
-        with Progress(console=Console(quiet=True)) as progress:
-            source = MapSource(model, config, CPU, progress)
-            cached = source.plain(data)
+        source = FeatureSource(model, config, CPU)
+        cached = source.plain(data)
         learner = Learner(model, config, Processes())
-        tower = TowerMaps(source.tower, data, config, source.unreadable)
+        tower = TowerFeatures(source.tower, data, config, source.unreadable)
         sides = {"tower_s": partial(epoch, learner, tower, data), "cache_s": partial(epoch, learner, cached, data)}
         epoch(learner, cached, data)
         seconds = take_turns(sides, rounds)
@@ -105,21 +102,20 @@ def epochs(data: LabelledImages, folder: Path, rounds: int) -> dict:
 def filling(data: LabelledImages, folder: Path, rounds: int) -> dict:
     model = new_model(configuration("manual", None).model, data.categories)
     plain = configuration("manual", None)
-    with Progress(console=Console(quiet=True)) as progress:
-        tower = MapSource(model, plain, CPU, progress).tower
-        images = np.stack([preprocess(path, plain.model.image_size) for path in data.images])  # [N,S,S,3]
-        number = iter(range(1000))
+    tower = FeatureSource(model, plain, CPU).tower
+    images = np.stack([preprocess(path, plain.model.image_size) for path in data.images])  # [N,S,S,3]
+    number = iter(range(1000))
 
-        def fill() -> None:
-            config = replace(plain, data=replace(plain.data, cache=str(folder / f"cache{next(number)}")))
-            MapSource(model, config, CPU, progress).plain(data)
+    def fill() -> None:
+        config = replace(plain, data=replace(plain.data, cache=str(folder / f"cache{next(number)}")))
+        FeatureSource(model, config, CPU).plain(data)
 
-        def alone() -> None:
-            for start in range(0, PHOTOS, FILL_BATCH):
-                tower(images[start : start + FILL_BATCH])
+    def alone() -> None:
+        for start in range(0, PHOTOS, FILL_BATCH):
+            tower(images[start : start + FILL_BATCH])
 
-        alone()
-        seconds = take_turns({"tower_s": alone, "filling_s": fill}, rounds)
+    alone()
+    seconds = take_turns({"tower_s": alone, "filling_s": fill}, rounds)
     return {**seconds, "slower": seconds["filling_s"] / seconds["tower_s"] - 1}
 
 

@@ -1,3 +1,18 @@
 """sdpl: multi-label image recognition with partial labels, from training to production."""
 
-__version__ = "0.1.0"
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sdpl.runtime import Recognition as Recognition
+    from sdpl.runtime import Recognizer as Recognizer
+
+__version__ = "0.2.0"
+__all__ = ["Recognition", "Recognizer", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """`from sdpl import Recognizer` imports the runtime only then: `import sdpl` and --help stay instant."""
+    if name in ("Recognition", "Recognizer"):
+        return getattr(importlib.import_module("sdpl.runtime"), name)
+    raise AttributeError(f"module 'sdpl' has no attribute {name!r}")

@@ -6,18 +6,29 @@ been checked, and no path may leave the directory.
 
 import hashlib
 import json
+from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from sdpl.errors import UserError, listed
 from sdpl.files import one_at_a_time, replace_file
+from sdpl.targets import BACKENDS, PRECISIONS
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 PROOF = "proof.safetensors"  # images uint8 [N,S,S,3] and PyTorch's scores float32 [N,C]
 HEAD = "head.safetensors"  # the operator's constants v [C,K], q [K], t [C,E], float32
@@ -46,11 +57,12 @@ class Accuracy(_Record):
 class Verification(_Record):
     """One comparison of a target's scores with PyTorch's on real images.
 
-    of: "target" when the target itself ran; "graph" when its engine cannot run on the machine that built it, and the
-    ONNX graph it was built from ran in ONNX Runtime instead, with the head by its specification.
+    scored_by: "target" when the target itself ran, in the runtime that serves it; "graph" when its engine cannot run on
+    the machine that built it, and the ONNX graph it was built from ran in ONNX Runtime instead, with the head by its
+    specification.
     """
 
-    of: Literal["target", "graph"]
+    scored_by: Literal["target", "graph"]
     images: int
     max_score_difference: float
     mean_score_difference: float
@@ -78,7 +90,15 @@ class Profile(_Record):
         return f"{self.min}:{self.opt}:{self.max}"
 
 
-Backend = Literal["onnxruntime-cpu", "onnxruntime-cuda", "tensorrt-rtx", "tensorrt"]
+def _one_of(table: Collection[str]) -> Callable[[str], str]:
+    """A check that a name is in one of the tables of `sdpl.targets`."""
+
+    def check(name: str) -> str:
+        if name not in table:
+            raise ValueError(f"{name!r} is none of {', '.join(table)}")
+        return name
+
+    return check
 
 
 class Target(_Record):
@@ -88,8 +108,8 @@ class Target(_Record):
     "head" the operator's constants; "cubin sm86" and so on the kernel for a compute capability.
     """
 
-    backend: Backend
-    precision: Literal["fp32", "fp16", "bf16", "int8"]
+    backend: Annotated[str, AfterValidator(_one_of(BACKENDS))]
+    precision: Annotated[str, AfterValidator(_one_of(PRECISIONS))]
     files: dict[str, str]
     built_with: dict[str, str]
     compute_capability: str | None = None
@@ -97,11 +117,17 @@ class Target(_Record):
     workspace_bytes: int | None = None
     build_s: float
     notes: dict[str, Any] = {}
-    verification: Verification
+    verification: Verification | None = Field(default=None, description="None only while an export is at work")
 
     @property
     def status(self) -> str:
-        return "verified" if self.verification.of == "target" else "built, not run"
+        return "verified" if self.proof().scored_by == "target" else "built, not run"
+
+    def proof(self) -> Verification:
+        """The comparison with PyTorch. Raises UserError for a target that was never compared."""
+        if self.verification is None:
+            raise UserError("a target of the bundle was never compared with PyTorch: export the checkpoint again.")
+        return self.verification
 
 
 class Preprocessing(_Record):
@@ -164,10 +190,10 @@ class Bundle:
         try:
             version = _VersionOnly.model_validate_json(text).format_version
             if version != FORMAT_VERSION:
-                mend = "update sdpl, or export" if version > FORMAT_VERSION else "export"
+                fix = "update sdpl, or export" if version > FORMAT_VERSION else "export"
                 raise UserError(
                     f"{path}: its format version is {version}, this sdpl reads version {FORMAT_VERSION}: "
-                    f"{mend} the checkpoint again with this version."
+                    f"{fix} the checkpoint again with this version."
                 )
             return cls(path, Manifest.model_validate_json(text))
         except ValidationError as error:

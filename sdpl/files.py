@@ -1,13 +1,20 @@
 """Writing files and folders so that nothing half-written is ever seen and nothing old is lost."""
 
+import errno
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
 
 from sdpl.errors import UserError
+
+LOCK = ".sdpl.lock"  # stays in the folders in which bundles are swapped; taking it away again would break the lock
 
 
 @contextmanager
@@ -37,7 +44,9 @@ def replace_file(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             temporary.chmod(0o666 & ~_umask())
+            sync(temporary)
             os.replace(temporary, path)
+            sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -59,10 +68,12 @@ def replace_folder(path: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path
             yield temporary
             for entry in (temporary, *temporary.rglob("*")):
                 entry.chmod((0o777 if entry.is_dir() else 0o666) & ~_umask())
+                sync(entry)
             with one_at_a_time(path.parent):
                 if path.exists() and not is_ours(path):
                     raise UserError(f"{path} was changed by something else meanwhile; it is left alone. Try again.")
                 _swap(temporary, path)
+            sync(path.parent)
         finally:
             with suppress(FileNotFoundError):
                 shutil.rmtree(temporary)
@@ -70,17 +81,44 @@ def replace_folder(path: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Waits while another process swaps something in this folder; where folders cannot be locked, does not."""
+    """Waits while another process swaps something in this folder; where nothing can be locked, does not wait."""
+    lock = FileLock(folder / LOCK)
     try:
-        import fcntl
-    except ImportError:  # Windows
+        lock.acquire()
+    except (OSError, NotImplementedError):  # some network file systems
         yield
         return
-    handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some network file systems
-            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def naming(temporary: Path, path: Path) -> Iterator[None]:
+    """Errors about files in a temporary folder name them where they will be."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace(str(temporary), str(path))) from error.__cause__
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain values as JSON, whole or not at all. Raises UserError as `replace_file`."""
+    with replace_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold a file's content, or a folder's entries, before going on: a power cut then loses neither."""
+    if path.is_dir() and os.name == "nt":  # Windows flushes no folders
+        return
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems without it
+            raise
     finally:
         os.close(handle)
 

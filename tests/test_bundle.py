@@ -89,10 +89,10 @@ def test_a_newer_format_says_update(copy):
 
 
 def test_a_damaged_manifest_is_one_line(copy):
-    (copy / "manifest.json").write_text('{"format_version": 2, "categories":')
+    (copy / "manifest.json").write_text('{"format_version": 3, "categories":')
     with pytest.raises(UserError, match=r"manifest\.json: .*Export the checkpoint again"):
         Bundle.open(copy)
-    (copy / "manifest.json").write_text('{"format_version": 2}')
+    (copy / "manifest.json").write_text('{"format_version": 3}')
     with pytest.raises(UserError, match="sdpl_version: Field required"):
         Bundle.open(copy)
 
@@ -117,7 +117,7 @@ def test_a_damaged_proof_is_one_line(copy):
     [
         ({"thresholds": [0.5]}, "needs one threshold for each category"),
         ({"categories": ["a"] * 10}, "every category once"),
-        ({"format_version": -1}, "its format version is -1, this sdpl reads version 2: export the checkpoint again"),
+        ({"format_version": -1}, "its format version is -1, this sdpl reads version 3: export the checkpoint again"),
         ({"map_size": [0, 2]}, "map_size.0: Input should be greater than 0"),
         ({"files": {"a\0": {"sha256": "", "size": 1}}}, "leaves the bundle"),
     ],

@@ -4,11 +4,11 @@ import os
 import pytest
 
 from sdpl.errors import UserError
-from sdpl.files import replace_file, replace_folder
+from sdpl.files import LOCK, replace_file, replace_folder
 
 
 def names(folder):
-    return sorted(p.name for p in folder.iterdir())
+    return sorted(p.name for p in folder.iterdir() if p.name != LOCK)
 
 
 def test_file_is_replaced_whole(tmp_path):

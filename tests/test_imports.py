@@ -1,62 +1,78 @@
-"""Who may import whom (design, section 4), and what must not be loaded."""
+"""Who may import whom (docs/structure.md), and what must not be loaded."""
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
+
+import pytest
+from loading import loaded_by
 
 import sdpl
 
 ROOT = Path(sdpl.__file__).parent
-PARTS = {"train", "export", "kernels", "runtime", "report", "demo"}
-ALLOWED = {
+ROOMS = {  # what each may import beside the root modules and `preprocess`
+    "preprocess": set(),
     "kernels": set(),
-    "train": {"kernels"},
-    "export": {"train", "kernels"},
+    "data": set(),
+    "evaluate": {"data"},
     "runtime": {"kernels"},
-    "report": {"train", "runtime"},
-    "demo": {"train", "export", "runtime", "report"},
-    "": set(),  # the root modules, but for the commands
+    "train": {"kernels", "data", "evaluate"},
+    "export": {"train", "kernels", "data", "evaluate", "runtime"},
+    "demo": {"train", "export", "data", "evaluate", "runtime"},
+    "cli": {"train", "export", "kernels", "data", "evaluate", "runtime", "demo"},
+}
+ROOT_MODULES = {  # those of the root that import rooms, and why
+    "__init__": {"runtime"},  # `from sdpl import Recognizer`, when it is asked for
+    "__main__": {"cli"},
+    "models": {"evaluate", "runtime", "train"},  # a checkpoint or a bundle, each opened by its own room
 }
 
 
-def imported_parts(path: Path) -> set[str]:
-    """The parts of sdpl, and "cli", that a file imports anywhere in it."""
+def imported_rooms(path: Path) -> set[str]:
+    """The rooms of sdpl that a file imports anywhere in it."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-    seconds = {name.split(".")[1] for name in names if name.startswith("sdpl.")}
-    return seconds & (PARTS | {"cli"})
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("sdpl."):
+            names.add(node.value)  # importlib.import_module("sdpl.runtime")
+    return {name.split(".")[1] for name in names if name.startswith("sdpl.")} & ROOMS.keys()
 
 
-def test_parts_import_only_what_they_may():
-    for path in ROOT.rglob("*.py"):
-        part = path.relative_to(ROOT).parts[0] if path.parent != ROOT else ""
-        if path.name in ("cli.py", "__main__.py") and part == "":
-            continue
-        excess = imported_parts(path) - ALLOWED[part] - {part}
+def test_every_folder_is_a_room():
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    assert folders == ROOMS.keys()
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_what_it_may(room):
+    for path in (ROOT / room).rglob("*.py"):
+        excess = imported_rooms(path) - ROOMS[room] - {room, "preprocess"}
         assert not excess, f"{path.relative_to(ROOT)} imports {excess}"
 
 
-def loaded_by(code: str) -> set[str]:
-    """The top-level modules that are loaded after running this code in a fresh interpreter."""
-    script = f"import sys\n{code}\nprint(*sys.modules)"
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return {name.split(".")[0] for name in result.stdout.split("\n")[-2].split()}
+def test_root_modules_import_no_room_but_the_named():
+    for path in ROOT.glob("*.py"):
+        excess = imported_rooms(path) - ROOT_MODULES.get(path.stem, set()) - {"preprocess"}
+        assert not excess, f"{path.name} imports {excess}"
+
+
+def modules(room: str) -> str:
+    """All modules of a room, for an import statement."""
+    paths = [path.relative_to(ROOT.parent).with_suffix("") for path in (ROOT / room).rglob("*.py")]
+    return ", ".join(".".join(path.parts).removesuffix(".__init__") for path in paths)
 
 
 def test_the_runtime_needs_no_training_library():
-    loaded = loaded_by("import sdpl.runtime, sdpl.runtime.bench, sdpl.runtime.predict, sdpl.runtime.heatmap")
+    loaded = loaded_by(f"import {modules('runtime')}, sdpl.plots")
     assert not loaded & {"torch", "open_clip", "sklearn", "yaml", "onnx", "matplotlib", "array_api_compat"}
 
 
-def test_what_of_training_needs_no_torch():
-    modules = ("augment", "cache", "data", "evaluate", "log", "metrics", "report", "sweep_report", "thresholds")
-    loaded = loaded_by("import " + ", ".join(f"sdpl.train.{name}" for name in modules))
-    assert not loaded & {"torch", "open_clip", "matplotlib", "tensorboard"}
+@pytest.mark.parametrize("room", ["data", "evaluate"])
+def test_data_and_evaluation_need_no_torch(room):
+    loaded = loaded_by(f"import {modules(room)}")
+    assert not loaded & {"torch", "open_clip", "tensorboard"}
 
 
 def test_recognising_loads_no_torch(bundle, scenes):

@@ -16,20 +16,20 @@ from rich.console import Console
 from rich.table import Table
 
 from sdpl.bundle import Bundle
+from sdpl.data.formats import read_labels
+from sdpl.data.images import LabelledImages
 from sdpl.demo import tiny_clip
 from sdpl.demo.scenes import SCENE_SIDE, write_coco
 from sdpl.errors import UserError
-from sdpl.export.targets import default_targets
-from sdpl.files import replace_folder, writing
-from sdpl.report.figures import ap_bars
+from sdpl.evaluate.evaluation import Evaluation, evaluate, score_all
+from sdpl.evaluate.report.figures import ap_bars
+from sdpl.files import replace_folder, write_json, writing
+from sdpl.plots import save_figure
 from sdpl.runtime import Recognizer
-from sdpl.runtime.bench import Latency, measure, summarise
+from sdpl.runtime.bench import Latency, measure, summarize
 from sdpl.runtime.environment import environment
-from sdpl.runtime.heatmap import save_figure
+from sdpl.targets import default_targets
 from sdpl.train.checkpoint import load_checkpoint, restore_model
-from sdpl.train.data import LabelledImages
-from sdpl.train.evaluate import Evaluation, evaluate, score_all
-from sdpl.train.formats import read_labels
 
 TRAIN_SCENES, TEST_SCENES = 1200, 400
 PICTURES = 6
@@ -106,10 +106,10 @@ def _summary(out: Path, checkpoint: Path, bundle: Path, test: LabelledImages, co
     results = {name: evaluate(values, test) for name, values in scores.items()}
     save_figure(ap_bars({name: result.ap for name, result in results.items()}), out / "ap.png")
     differences = [f"{np.abs(scores['PyTorch'] - scores[name]).max():.1e}" for name in SHOWN]
-    chance_map = 100 * float((test.labels > 0).mean(axis=0).mean())
+    chance_mAP = 100 * float((test.labels > 0).mean(axis=0).mean())
     rows = _rows(results, latency, sizes)
     rows.append(("largest score difference", "", *differences))
-    rows.append(("mAP of random scores", f"{chance_map:.1f}", "", ""))
+    rows.append(("mAP of random scores", f"{chance_mAP:.1f}", "", ""))
     rows.append((f"attention peak on the right digit (random: {chance:.0f} %)", "", f"{pointing:.0f} %", ""))
     table = Table(title=f"{len(test)} test scenes, {config.data.known_proportion:.0%} of the training labels known")
     for column in ("", *results):
@@ -119,9 +119,7 @@ def _summary(out: Path, checkpoint: Path, bundle: Path, test: LabelledImages, co
     console.print(table)
     machine = environment()
     console.print(f"{machine['cpu']}, {machine['cores']} cores; torch {torch.__version__}, batch 1, model only")
-    (out / "summary.json").write_text(
-        json.dumps({"environment": {**machine, "torch": torch.__version__}, "rows": rows}, indent=2) + "\n"
-    )
+    write_json(out / "summary.json", {"environment": {**machine, "torch": torch.__version__}, "rows": rows})
     console.print(
         f"look at {out / 'report.html'}, {out / 'attention'}/*.png, {out / 'ap.png'}, {out / 'bench.png'}; "
         f"numbers: {out / 'summary.json'}"
@@ -144,7 +142,7 @@ def _rows(results: dict[str, Evaluation], latency: dict[str, Latency], sizes: di
 
 def _latency(scorer, bundle: Bundle) -> Latency:
     image = bundle.proof()[0][:1]  # [1,S,S,3]
-    return summarise("model", 1, *measure(lambda: scorer(image), seconds=3))
+    return summarize("model", 1, *measure(lambda: scorer(image), seconds=3))
 
 
 def pointing_accuracy(recognizer: Recognizer, data: LabelledImages) -> tuple[float, float]:
@@ -155,9 +153,8 @@ def pointing_accuracy(recognizer: Recognizer, data: LabelledImages) -> tuple[flo
     for a in json.loads(annotations.read_text())["annotations"]:
         boxes.setdefault((a["image_id"], a["category_id"] - 1), []).append(a["bbox"])
     attention = {}
-    for start in range(0, len(data), 16):
-        inputs = np.stack([recognizer.preprocess(p) for p in data.images[start : start + 16]])
-        attention.update(enumerate(recognizer.attention(inputs)[1], start))
+    for i, (_, scored) in enumerate(recognizer.stream(data.images, with_attention=True)):
+        attention[i] = scored.attention  # [C,h,w]
     hits, share = [], []
     for (image, category), found in boxes.items():
         inside = _cells_inside(found, attention[image][category].shape)  # [h,w]

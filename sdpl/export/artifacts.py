@@ -1,7 +1,6 @@
 """The files of a bundle under construction. What several targets need is made once."""
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,13 @@ from safetensors.numpy import save_file
 
 from sdpl.bundle import HEAD
 from sdpl.export.fold import FoldedHead, fold
+from sdpl.export.graphs import encoder_runner, encoder_scorer, in_batches
 from sdpl.export.onnx import add_head, encoder_to_onnx
 from sdpl.export.precision import narrow
-from sdpl.export.quantize import Calibration, Quantised, quantise
+from sdpl.export.quantize import Calibration, Quantized, quantize
 from sdpl.export.separable import separate
-from sdpl.export.verify import encoder_runner, encoder_scorer, in_batches
-from sdpl.kernels.tolerance import TOLERANCES
+from sdpl.progress import Progress, Report
+from sdpl.targets import PRECISIONS
 from sdpl.train.model import PartialLabelModel
 
 
@@ -31,7 +31,7 @@ class Artifacts:
         image_size: int,
         probability: str,
         calibration: np.ndarray | None,
-        report: Callable[[str], None],
+        report: Report,
     ):
         """calibration: images uint8 [N,S,S,3] for what is fitted to real features."""
         self.folder, self._model, self._image_size, self._probability = folder, model, image_size, probability
@@ -64,24 +64,24 @@ class Artifacts:
     def _make_encoder(self, precision: str, for_tensorrt: bool) -> tuple[onnx.ModelProto, dict[str, Any]]:
         if precision == "fp32":
             image = torch.zeros(2, self._image_size, self._image_size, 3, dtype=torch.uint8)
-            self._report("writing the encoder's ONNX graph")
+            self._report(Progress("writing the encoder's ONNX graph"))
             return encoder_to_onnx(self._model.encoder, self.head, image), {}
         exact, _ = self.encoder("fp32")
         if precision in ("fp16", "bf16"):
             return narrow(exact, precision), {}
-        self._report(f"quantising on {len(self._calibration.images)} images")
-        limit = TOLERANCES["int8"].score / 2
-        result = quantise(exact, self._calibration, self._score, limit, for_tensorrt, self._report)
+        self._report(Progress(f"quantizing on {len(self._calibration.images)} images"))
+        limit = PRECISIONS["int8"].score / 2
+        result = quantize(exact, self._calibration, self._score, limit, for_tensorrt, self._report)
         return result.encoder, {"int8": _notes(result)}
 
-    def gpu_encoder(self, precision: str) -> tuple[str, onnx.ModelProto, dict[str, Any]]:
-        """The encoder for engines on a GPU as a file of its own, and the head's constants: name, graph and notes."""
+    def gpu_encoder(self, precision: str) -> tuple[str, dict[str, Any]]:
+        """The encoder for engines on a GPU as a file of its own, and the head's constants: name and notes."""
         name = f"encoder.{precision}.onnx"
         encoder, notes = self.encoder(precision, for_tensorrt=precision == "int8")
         if not (self.folder / name).exists():
             onnx.save(encoder, self.folder / name)
             save_file(self.head.constants, self.folder / HEAD)
-        return name, encoder, notes
+        return name, notes
 
     @functools.cached_property
     def head(self) -> FoldedHead:
@@ -91,7 +91,7 @@ class Artifacts:
         return in_batches(encoder_scorer(encoder, self.head.constants, self._probability), images)
 
     def _separable(self, held_out: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        self._report(f"fitting a separable head on {len(self._calibration.images)} images")
+        self._report(Progress(f"fitting a separable head on {len(self._calibration.images)} images"))
         run = encoder_runner(self.encoder("fp32")[0])
         u, unseen = (in_batches(lambda x: run(x)[0], images) for images in (self._calibration.images, held_out))
         exact = self.head.constants
@@ -100,7 +100,7 @@ class Artifacts:
         return {"x": fitted.x, "weight": fitted.weight, "t": exact["t"]}, notes
 
 
-def _notes(result: Quantised) -> dict[str, Any]:
+def _notes(result: Quantized) -> dict[str, Any]:
     return {
         "calibration_images": result.images,
         "max_score_difference_on_them": result.max_score_difference,

@@ -1,7 +1,6 @@
 """model.ckpt to model.sdpl: fold, write and prove every target, and only then put the bundle in place."""
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,19 +13,20 @@ import torch
 from safetensors.numpy import save_file
 
 from sdpl import __version__
-from sdpl.bundle import PROOF, Preprocessing, Profile, Target, is_bundle, sha256, write_manifest
+from sdpl.bundle import PROOF, Bundle, Preprocessing, Profile, Target, is_bundle, sha256, write_manifest
+from sdpl.data.formats import in_order
+from sdpl.data.images import LabelledImages
 from sdpl.errors import UserError
 from sdpl.export.artifacts import Artifacts
 from sdpl.export.engines import require_possible, write_gpu_files
 from sdpl.export.onnx import OPSET
-from sdpl.export.targets import BACKENDS, TargetSpec, default_targets
-from sdpl.export.verify import Limits, Prover, encoder_scorer, model_scorer
-from sdpl.files import replace_folder
+from sdpl.export.proof import Limits, Prover, prove_targets
+from sdpl.files import naming, replace_folder
 from sdpl.preprocess import preprocess
+from sdpl.progress import Progress, Report, silent
+from sdpl.targets import TargetSpec, default_targets
 from sdpl.train.checkpoint import load_checkpoint, restore_model
 from sdpl.train.config import Config
-from sdpl.train.data import LabelledImages
-from sdpl.train.formats import in_order
 from sdpl.train.model import PartialLabelModel
 
 MAX_PROOF_IMAGES = 32
@@ -59,68 +59,58 @@ class Options:
             raise UserError("--head separable is fitted to real images: add --calibrate FOLDER.")
 
 
-def export(
-    checkpoint: Path,
-    out: Path,
-    options: Options,
-    report: Callable[[str], None] = print,
-    run_here: Callable[[Path, Path], None] = lambda bundle, path: None,
-) -> dict[str, Target]:
-    """Export a checkpoint as the bundle `out`; returns its targets.
+def export(checkpoint: Path, out: Path, options: Options | None = None, report: Report = silent) -> dict[str, Target]:
+    """Export a checkpoint as the bundle `out`; returns its targets, each with its proof.
 
-    report: is told each step. run_here: is given the finished bundle before it is put in place, and that place, to run
-    on this machine what can run. Raises UserError when anything is wrong, when scores differ from PyTorch's by more
-    than the limits, or when `out` cannot be written; what was at `out` before is then untouched.
+    What can run on this machine is run, by the runtime that serves it, from the finished bundle before it is put in
+    place. Raises UserError when anything is wrong, when scores differ from PyTorch's by more than the limits, or when
+    `out` cannot be written; what was at `out` before is then untouched.
     """
+    options = options or Options()
     options.check()
     content = load_checkpoint(checkpoint)
     config, model = restore_model(content, str(checkpoint))
     size, probability = config.model.image_size, config.model.probability
     images = _proof_images(content["proof_images"], options.images, size)
     data = options.evaluation and in_order(options.evaluation, model.categories, "--eval")
-    with replace_folder(out, is_bundle) as folder:
-        report(f"PyTorch's scores of {len(images)} images" + (f" and of {len(data)} for accuracy" if data else ""))
+    with replace_folder(out, is_bundle) as folder, naming(folder, out):
+        report(Progress(f"PyTorch's scores of {len(images)} images" + (f" and of {len(data)}" if data else "")))
         prover = Prover.of(model.scorer(), images, options.limits, data)
         save_file({"images": images, "scores": prover.expected}, folder / PROOF)
         artifacts = Artifacts(folder, model, size, probability, _calibration(options.calibrate, size), report)
-        targets = {str(spec): _make(spec, artifacts, prover, options, probability, report) for spec in options.targets}
+        targets = {str(spec): _make(spec, artifacts, images, options, report) for spec in options.targets}
         _write_manifest(folder, checkpoint, config, model, content["thresholds"], targets)
-        run_here(folder, out)
-    report(f"wrote {out}")
+        targets = prove_targets(Bundle.open(folder), list(targets), prover, report)
+    report(Progress(f"wrote {out}"))
     return targets
 
 
 def _make(
     spec: TargetSpec,
     artifacts: Artifacts,
-    prover: Prover,
+    held_out: np.ndarray,
     options: Options,
-    probability: str,
-    report: Callable[[str], None],
+    report: Report,
 ) -> Target:
-    """Write one target's files and prove it."""
-    report(f"[bold]{spec}[/bold]")
+    """Write one target's files."""
+    report(Progress(f"{spec}: building"))
     start = time.perf_counter()
     built_with = {"torch": torch.__version__, "onnx": onnx.__version__, "opset": str(OPSET)}
     if spec.kind == "cpu":
-        name, notes = artifacts.whole_model(spec.precision, options.head, prover.images)
-        files, fields, scorer, of = {"model": name}, {}, model_scorer(artifacts.folder / name), "target"
+        name, notes = artifacts.whole_model(spec.precision, options.head, held_out)
+        files, fields = {"model": name}, {}
         built_with |= {"onnxruntime": onnxruntime.__version__}
     else:
-        name, encoder, notes = artifacts.gpu_encoder(spec.precision)
+        name, notes = artifacts.gpu_encoder(spec.precision)
         gpu = write_gpu_files(artifacts.folder, name, spec, options.profile, report)
         files, fields, built_with = gpu.files, gpu.fields, built_with | gpu.built_with
-        scorer, of = encoder_scorer(encoder, artifacts.head.constants, probability), "graph"
-    build_s = time.perf_counter() - start
-    report("comparing with PyTorch")
     return Target(
-        backend=BACKENDS[spec.kind],
+        backend=spec.backend.name,
         precision=spec.precision,
         files=files,
         built_with=built_with,
-        build_s=round(build_s, 2),
+        build_s=round(time.perf_counter() - start, 2),
         notes=notes,
-        verification=prover.prove(scorer, str(spec), spec.precision, of),
         **fields,
     )
 

@@ -2,21 +2,20 @@
 
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import onnx
-from safetensors.numpy import load_file
 
 from sdpl.bundle import CACHE, HEAD, Bundle, Profile, Target, write_manifest
 from sdpl.errors import UserError, listed
-from sdpl.export.targets import BACKENDS, PACKAGES, TargetSpec
+from sdpl.export.proof import Limits, Prover, prove_targets
 from sdpl.export.tensorrt import build_engine, require_buildable
-from sdpl.export.verify import Limits, Prover, encoder_scorer
-from sdpl.files import replace_folder
-from sdpl.kernels.compile import CAPABILITIES, OF_PRECISION, cubin, require_nvrtc
+from sdpl.files import naming, replace_folder
+from sdpl.kernels.compile import CAPABILITIES, cubin, require_nvrtc
+from sdpl.progress import Progress, Report, silent
+from sdpl.targets import PRECISIONS, TargetSpec
 
 
 @dataclass(frozen=True)
@@ -29,20 +28,18 @@ class GpuFiles:
 
 
 def require_possible(spec: TargetSpec) -> None:
-    """Raise UserError with the mend when this machine cannot make a target's files."""
+    """Raise UserError with the fix when this machine cannot make a target's files."""
     if spec.kind != "cpu":
         require_nvrtc()
     require_buildable(spec)
 
 
-def write_gpu_files(
-    folder: Path, encoder: str, spec: TargetSpec, profile: Profile, report: Callable[[str], None]
-) -> GpuFiles:
+def write_gpu_files(folder: Path, encoder: str, spec: TargetSpec, profile: Profile, report: Report) -> GpuFiles:
     """Write what a GPU target needs beside its encoder graph and the head's constants, both already in the folder."""
     files = {"encoder": encoder, "head": HEAD}
-    engine = build_engine(folder / encoder, spec, profile, report) if spec.kind in PACKAGES else None
+    engine = build_engine(folder / encoder, spec, profile, report) if spec.backend.builds_engines else None
     capability = engine.compute_capability if engine else None
-    dtype = OF_PRECISION[spec.precision]
+    dtype = PRECISIONS[spec.precision].kernel_dtype
     for each in [capability] if capability else CAPABILITIES:
         files[f"cubin.sm{each}"] = _write(folder, f"kernels/sm{each}.{dtype}.cubin", cubin(each, dtype))
     if engine is None:
@@ -57,14 +54,13 @@ def add_engines(
     specs: tuple[TargetSpec, ...],
     profile: Profile,
     limits: Limits,
-    report: Callable[[str], None],
-    run_here: Callable[[Path, Path], None],
+    report: Report = silent,
 ) -> dict[str, Target]:
     """Build engines from a bundle's own encoder graphs, for this machine or another, and prove them; no checkpoint and
-    no PyTorch. The bundle is replaced when all is done; see `sdpl.export.build.export` for the arguments."""
+    no PyTorch. The bundle is replaced when all is done; see `sdpl.export.build.export`."""
     bundle = Bundle.open(path)
     for spec in specs:
-        if spec.kind not in PACKAGES or f"encoder.{spec.precision}.onnx" not in bundle.manifest.files:
+        if not spec.backend.builds_engines or f"encoder.{spec.precision}.onnx" not in bundle.manifest.files:
             have = [name for name in bundle.manifest.files if name.startswith("encoder.")]
             raise UserError(
                 f"--target {spec}: a bundle is enough for rtx and tensorrt engines in a precision whose graph it has "
@@ -74,39 +70,37 @@ def add_engines(
     manifest = bundle.manifest
     images, expected = bundle.proof()
     of_precision = {target.precision: target for target in manifest.targets.values() if "encoder" in target.files}
-    made = {}
-    with replace_folder(path, lambda _: bundle.is_unchanged()) as folder:
+    made: dict[str, Target] = {}
+    limits_of: dict[str, Limits] = {}
+    with replace_folder(path, lambda _: bundle.is_unchanged()) as folder, naming(folder, path):
         for name in manifest.files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle.file(name), folder / name)
-        constants = load_file(folder / HEAD)
         for spec in specs:
-            report(f"[bold]{spec}[/bold]")
+            report(Progress(f"{spec}: building"))
             start, encoder = time.perf_counter(), f"encoder.{spec.precision}.onnx"
             gpu = write_gpu_files(folder, encoder, spec, profile, report)
             build_s = round(time.perf_counter() - start, 2)
-            scorer = encoder_scorer(onnx.load(folder / encoder), constants, manifest.probability)
             like = of_precision[spec.precision]  # the graph's own limit, if none was named, and what is known of it
             limit = limits.score_difference
-            limit = like.verification.tolerance if limit is None else limit
-            prover = Prover(images, expected, Limits(limit))
+            limits_of[str(spec)] = Limits(like.proof().tolerance if limit is None else limit)
             made[str(spec)] = Target(
-                backend=BACKENDS[spec.kind],
+                backend=spec.backend.name,
                 precision=spec.precision,
                 files=gpu.files,
                 built_with={"onnx": onnx.__version__, **gpu.built_with},
                 build_s=build_s,
                 notes=like.notes,
-                verification=prover.prove(scorer, str(spec), spec.precision, "graph"),
                 **gpu.fields,
             )
         fields = {name: getattr(manifest, name) for name in type(manifest).model_fields}
         del fields["files"], fields["format_version"]
         write_manifest(folder, **fields | {"targets": manifest.targets | made})
-        run_here(folder, path)
+        for name, limit in limits_of.items():
+            made |= prove_targets(Bundle.open(folder), [name], Prover(images, expected, limit), report)
         if (path / CACHE).is_dir():
             shutil.copytree(path / CACHE, folder / CACHE, dirs_exist_ok=True)
-    report(f"wrote {path}")
+    report(Progress(f"wrote {path}"))
     return made
 
 

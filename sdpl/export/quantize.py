@@ -1,6 +1,6 @@
 """The encoder in int8: Q/DQ pairs around its operators, scales from real images, sensitive parts left in float32.
 
-ONNX Runtime's static quantisation does the work. What it is given: images of the user's, never noise; weights per
+ONNX Runtime's static quantization does the work. What it is given: images of the user's, never noise; weights per
 channel; no head and not the linear layer before it. On a CPU weights take 7 bits, since 8-bit products overflow on
 processors without VNNI, and a bundle must give the same answers on all; TensorRT takes symmetric activations only.
 """
@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+from sdpl.progress import Progress, Report, silent
 
 # a Relu among them becomes the lower bound of its operand's scale: without it, a pair stands before and behind it
 OPERATORS = {"products": ("Conv", "MatMul", "Gemm", "Relu"), "sums": ("Add", "AveragePool")}
@@ -33,7 +35,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Quantised:
+class Quantized:
     """The encoder with Q/DQ pairs. left_in_float: parts found sensitive, with the error each causes alone."""
 
     encoder: onnx.ModelProto
@@ -42,43 +44,43 @@ class Quantised:
     left_in_float: dict[str, float]
 
 
-def quantise(
+def quantize(
     encoder: onnx.ModelProto,
     calibration: Calibration,
     score: Score,
     limit: float,
     for_tensorrt: bool,
-    report: Callable[[str], None] = lambda line: None,
-) -> Quantised:
-    """Quantise an encoder (outputs u and g); the ranges of a calibration are measured once and kept in it.
+    report: Report = silent,
+) -> Quantized:
+    """Quantize an encoder (outputs u and g); the ranges of a calibration are measured once and kept in it.
 
-    When scores then differ by more than `limit`, each part (products or sums, in a quarter of the depth) is quantised
+    When scores then differ by more than `limit`, each part (products or sums, in a quarter of the depth) is quantized
     alone to measure what it costs, and the costliest are left in float32, one more at a time, until they do not.
     """
     parts, images = _parts(encoder), calibration.images
     wanted = score(encoder, images)
     with tempfile.TemporaryDirectory() as folder, _quiet():
-        work = _Quantiser(encoder, calibration, Path(folder), for_tensorrt)
+        work = _Quantizer(encoder, calibration, Path(folder), for_tensorrt)
 
         def attempt(names: list[str]) -> tuple[onnx.ModelProto, float]:
-            quantised = work.quantise([node for name in names for node in parts[name]])
-            return quantised, float(np.abs(score(quantised, images) - wanted).max())
+            quantized = work.quantize([node for name in names for node in parts[name]])
+            return quantized, float(np.abs(score(quantized, images) - wanted).max())
 
-        quantised, difference = attempt(list(parts))
+        quantized, difference = attempt(list(parts))
         if difference <= limit:
-            return Quantised(quantised, len(images), difference, {})
-        report(f"int8 moves scores by {difference:.2g}, more than {limit:g}: looking for the sensitive parts")
+            return Quantized(quantized, len(images), difference, {})
+        report(Progress(f"int8 moves scores by {difference:.2g}, over {limit:g}: looking for the sensitive parts"))
         cost = {name: attempt([name])[1] for name in parts}
         order = sorted(cost, key=cost.get, reverse=True)
         for left in range(1, len(order)):
-            quantised, difference = attempt(order[left:])
-            report(f"with {', '.join(order[:left])} in float32: {difference:.2g}")
+            quantized, difference = attempt(order[left:])
+            report(Progress(f"with {', '.join(order[:left])} in float32: {difference:.2g}"))
             if difference <= limit:
                 break
-    return Quantised(quantised, len(images), difference, {name: cost[name] for name in order[:left]})
+    return Quantized(quantized, len(images), difference, {name: cost[name] for name in order[:left]})
 
 
-class _Quantiser:
+class _Quantizer:
     """One encoder and its calibration, for any choice of nodes."""
 
     def __init__(self, encoder: onnx.ModelProto, calibration: Calibration, folder: Path, for_tensorrt: bool):
@@ -86,8 +88,8 @@ class _Quantiser:
         self.source = folder / "encoder.onnx"
         onnx.save(encoder, self.source)
 
-    def quantise(self, nodes: list[str]) -> onnx.ModelProto:
-        target, ranges = self.folder / "quantised.onnx", self.folder / "ranges.json"
+    def quantize(self, nodes: list[str]) -> onnx.ModelProto:
+        target, ranges = self.folder / "quantized.onnx", self.folder / "ranges.json"
         if self.calibration.ranges is not None:
             ranges.write_bytes(self.calibration.ranges)
         quantize_static(
@@ -124,7 +126,7 @@ class _Reader(CalibrationDataReader):
 
 
 def _parts(encoder: onnx.ModelProto) -> dict[str, list[str]]:
-    """Names of the nodes that may be quantised, by kind and quarter of the depth; not the last linear layer."""
+    """Names of the nodes that may be quantized, by kind and quarter of the depth; not the last linear layer."""
     nodes = [node for node in encoder.graph.node if any(node.op_type in names for names in OPERATORS.values())]
     last = max(i for i, node in enumerate(nodes) if node.op_type in ("MatMul", "Gemm"))  # makes u and g
     parts: dict[str, list[str]] = {}

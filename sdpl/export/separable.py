@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sdpl.errors import UserError
-from sdpl.kernels.reference import attention_scores, softmax
+from sdpl.kernels.reference import attention_logits, softmax
 
 RANKS = (4, 6, 8, 12)  # the first that is exact enough is taken
 LIMIT = 0.01  # the share of one category's attention that may lie at other locations than with the exact operator
@@ -45,7 +45,7 @@ def separate(u: np.ndarray, held_out: np.ndarray, v: np.ndarray, q: np.ndarray) 
     u, held_out: [N,L,K] of calibration images and of others. v [C,K], q [K]. Raises UserError with the measured
     error when no rank is exact enough.
     """
-    exact = softmax(attention_scores(held_out, v, q))  # [N,C,L]
+    exact = softmax(attention_logits(held_out, v, q))  # [N,C,L]
     for rank in RANKS:
         x, weight = _fit(u.reshape(-1, u.shape[-1]), v, q, rank)
         moved = np.abs(softmax(SeparableScores(x, weight, 0).scores(held_out)) - exact).sum(-1).max() / 2

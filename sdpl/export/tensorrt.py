@@ -7,15 +7,16 @@ timing cache, which needs a GPU. Precision is the graph's: networks are strongly
 import importlib
 import signal
 import threading
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from sdpl.bundle import Profile
 from sdpl.errors import UserError
-from sdpl.export.targets import BACKENDS, PACKAGES, TargetSpec
-from sdpl.tensorrt_packages import INSTALL, logger
+from sdpl.kernels.gpu import find_gpu, gpu_obstacle, require_gpu
+from sdpl.progress import Progress, Report, silent
+from sdpl.runtime.availability import logger, package_obstacle
+from sdpl.targets import TargetSpec
 
 WORKSPACE_BYTES = 2 << 30
 
@@ -31,46 +32,35 @@ class Engine:
 
 
 def require_buildable(spec: TargetSpec) -> None:
-    """Raise UserError with the mend when this machine cannot build the target's engine."""
-    if spec.kind not in PACKAGES:
+    """Raise UserError with the fix when this machine cannot build the target's engine."""
+    if not spec.backend.builds_engines:
         return
-    name = PACKAGES[spec.kind]
-    try:
-        importlib.import_module(name)
-    except (ImportError, OSError, RuntimeError) as error:  # the package, or a library that it loads
-        reason = (str(error).splitlines() or ["cannot be imported"])[0]
-        raise UserError(
-            f"--target {spec}: {name} is not usable here ({reason}): {INSTALL[BACKENDS[spec.kind]]}"
-        ) from None
-    if spec.kind == "tensorrt":
-        from sdpl.kernels.launch import find_gpu
-
-        gpu = find_gpu()
-        if isinstance(gpu, str):
-            raise UserError(f"--target {spec}: TensorRT builds on the GPU that will run the engine, and {gpu}.")
+    obstacle = package_obstacle(spec.backend)
+    if obstacle is not None:
+        raise UserError(f"--target {spec}: {obstacle}")
+    if not spec.backend.capabilities and find_gpu() is None:
+        raise UserError(f"--target {spec}: TensorRT builds on the GPU that will run the engine, and {gpu_obstacle()}.")
 
 
-def build_engine(
-    graph: Path, spec: TargetSpec, profile: Profile, report: Callable[[str], None] = lambda line: None
-) -> Engine:
+def build_engine(graph: Path, spec: TargetSpec, profile: Profile, report: Report = silent) -> Engine:
     """Build the engine of an encoder graph (input `image` uint8 [B,S,S,3]) for a target.
 
     Raises UserError with the library's own first complaint, and KeyboardInterrupt after SIGINT, which stops the
     build at its next step.
     """
     require_buildable(spec)
-    trt = importlib.import_module(PACKAGES[spec.kind])
+    trt = importlib.import_module(spec.backend.package)
     log = logger(trt)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(graph)):
         reason = parser.get_error(0).desc() if parser.num_errors else "no reason given"
-        raise UserError(f"--target {spec}: {PACKAGES[spec.kind]} cannot read the graph ({reason}).")
+        raise UserError(f"--target {spec}: {spec.backend.package} cannot read the graph ({reason}).")
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     config.add_optimization_profile(_profile(builder, network.get_input(0), profile))
-    if spec.kind == "rtx":
+    if spec.capability is not None:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{spec.capability}"), 0)
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # else the runtime may not capture it into a graph
@@ -81,7 +71,7 @@ def build_engine(
     if interrupted.is_set():
         raise KeyboardInterrupt
     if code is None:
-        raise UserError(f"--target {spec}: {PACKAGES[spec.kind]} cannot build the engine ({log.first_error}).")
+        raise UserError(f"--target {spec}: {spec.backend.package} cannot build the engine ({log.first_error}).")
     built_with, capability = _built_with(trt, spec)
     return Engine(bytes(code), built_with, capability, WORKSPACE_BYTES)
 
@@ -95,22 +85,20 @@ def _profile(builder, image, profile: Profile):
 
 def _built_with(trt, spec: TargetSpec) -> tuple[dict[str, str], str]:
     """Versions, and driver and GPU where the engine belongs to one; its compute capability ("86")."""
-    versions = {PACKAGES[spec.kind]: trt.__version__}
-    if spec.kind == "rtx":
+    versions = {spec.backend.package: trt.__version__}
+    if spec.capability is not None:
         return versions, spec.capability
-    from sdpl.kernels.launch import find_gpu
-
-    gpu = find_gpu()
+    gpu = require_gpu()
     return {**versions, "gpu": gpu.name, "driver": gpu.driver}, gpu.capability
 
 
-def _progress(trt, report: Callable[[str], None], interrupted: threading.Event):
-    class Progress(trt.IProgressMonitor):
+def _progress(trt, report: Report, interrupted: threading.Event):
+    class Monitor(trt.IProgressMonitor):
         """Tells each phase once, and stops the build after an interrupt."""
 
         def phase_start(self, phase_name, parent_phase, num_steps):
             if parent_phase is None:
-                report(f"engine: {phase_name}")
+                report(Progress(f"engine: {phase_name}"))
 
         def step_complete(self, phase_name, step):
             return not interrupted.is_set()
@@ -118,7 +106,7 @@ def _progress(trt, report: Callable[[str], None], interrupted: threading.Event):
         def phase_finish(self, phase_name):
             pass
 
-    return Progress()
+    return Monitor()
 
 
 @contextmanager

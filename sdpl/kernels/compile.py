@@ -8,11 +8,11 @@ from pathlib import Path
 
 from sdpl.errors import UserError, listed
 from sdpl.files import replace_file
+from sdpl.install import install_line
 
 SOURCE = Path(__file__).with_name("bilinear_attention_pool.cu")
 CAPABILITIES = ("80", "86", "89", "90", "100", "120")  # compute capabilities, major and minor together
 DTYPES = {"float32": 32, "float16": 16, "bfloat16": 17}  # of u, v and g; the source's SDPL_DTYPE
-OF_PRECISION = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "float32"}  # what an encoder writes
 
 
 @functools.cache
@@ -62,7 +62,7 @@ def _compile(source: str, capability: str, definitions: list[tuple[str, str]]) -
 
 
 def require_nvrtc() -> None:
-    """Raise UserError with the mend when kernels cannot be compiled here."""
+    """Raise UserError with the fix when kernels cannot be compiled here."""
     _nvrtc_version()
 
 
@@ -72,7 +72,7 @@ def _nvrtc_version() -> tuple[int, ...]:
 
         status, *version = nvrtc.nvrtcVersion()
     except (ImportError, RuntimeError):  # cuda.pathfinder raises a RuntimeError for a library it cannot find
-        raise UserError('compiling kernels needs NVRTC: pip install "sdpl[cuda]"') from None
+        raise UserError(f"compiling kernels needs NVRTC: {install_line('cuda')}") from None
     return (int(status), *version)
 
 

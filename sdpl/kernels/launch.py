@@ -4,7 +4,6 @@
 Device arrays are anything with `__cuda_array_interface__` (PyTorch, CuPy, PyCUDA, Numba), or a `DeviceArray`.
 """
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -118,39 +117,6 @@ def check(name: str, array: DeviceArray, shape: tuple[int, ...], dtype: str) -> 
     """Raise ValueError unless an array has this shape and dtype."""
     if array.shape != shape or array.dtype != dtype:
         raise ValueError(f"{name}: expected {dtype} {list(shape)}, got {array.dtype} {list(array.shape)}")
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU of this machine: its name, compute capability ("86"), memory and driver version."""
-
-    name: str
-    capability: str
-    memory_bytes: int
-    driver: str
-
-
-@functools.cache
-def find_gpu(device_id: int = 0) -> Gpu | str:
-    """The GPU, or one line that says why none can be used."""
-    try:
-        from cuda.bindings import runtime
-    except ImportError:
-        return 'cuda-python is not installed: pip install "sdpl[cuda]"'
-    status, count = runtime.cudaGetDeviceCount()
-    if int(status) != 0 or count <= device_id:
-        if runtime.cudaDriverGetVersion()[1] == 0:
-            return "no CUDA GPU was found: there is no NVIDIA driver"
-        reason = runtime.cudaGetErrorString(status)[1]
-        return f"no CUDA GPU was found ({reason.decode() if int(status) else f'{count} devices'})"
-    properties = runtime.cudaGetDeviceProperties(device_id)[1]
-    version = runtime.cudaDriverGetVersion()[1]
-    return Gpu(
-        name=properties.name.decode().rstrip("\0"),
-        capability=f"{properties.major}{properties.minor}",
-        memory_bytes=properties.totalGlobalMem,
-        driver=f"CUDA {version // 1000}.{version % 1000 // 10}",
-    )
 
 
 def narrow(x: np.ndarray, dtype: str) -> np.ndarray:

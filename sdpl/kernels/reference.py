@@ -15,7 +15,7 @@ from sdpl.kernels import EPS
 BLOCK_C = 256  # categories pooled at once: e of all of them, [B,C,E], would be 630 MB at B=32, C=9600
 
 
-def attention_scores(u, v, q):
+def attention_logits(u, v, q):
     """s [B,C,L] from u [B,L,K], v [C,K], q [K]. One category at a time: B*C*L*K values never exist at once."""
     xp = array_namespace(u, v, q)
     return xp.stack([xp.tanh(u * v[c]) @ q for c in range(v.shape[0])], axis=1)  # [B,C,L]
@@ -43,4 +43,4 @@ def attention_pool(s, g, t, eps: float = EPS):
 
 def bilinear_attention_pool(u, v, q, g, t, eps: float = EPS):
     """logits [B,C] and attention [B,C,L] from u [B,L,K], v [C,K], q [K], g [B,L,E], t [C,E]."""
-    return attention_pool(attention_scores(u, v, q), g, t, eps)
+    return attention_pool(attention_logits(u, v, q), g, t, eps)

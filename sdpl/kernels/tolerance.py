@@ -1,36 +1,6 @@
-"""How far two computations of the same scores may differ, by precision, and why."""
+"""How far the kernel's results may be from the specification, and why. A target's limits: `sdpl.targets.PRECISIONS`."""
 
 from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    score: float  # largest difference of a probability in 0..1
-    map_drop: float  # largest loss of mAP, in points
-    reason: str
-
-
-TOLERANCES = {  # by precision of the encoder
-    "fp32": Tolerance(
-        score=1e-4,
-        map_drop=0.1,
-        reason="a float32 sum over a convolutional trunk differs by about 1e-5 relative when its order changes; "
-        "1/tau multiplies that before the sigmoid, whose slope is at most 1/4",
-    ),
-    "fp16": Tolerance(
-        score=0.02,
-        map_drop=0.1,
-        reason="each of some hundred layers rounds to 11 bits: a cosine may move by a few thousandths, and 1/tau = 10 "
-        "at slope 1/4 makes 2.5 times that of a probability",
-    ),
-    "bf16": Tolerance(score=0.1, map_drop=0.5, reason="as float16 with 8 bits: eight times the rounding error"),
-    "int8": Tolerance(
-        score=0.15,
-        map_drop=0.5,
-        reason="a probability near its threshold moves with every quantised layer; what counts is the ranking, "
-        "which --eval measures as mAP",
-    ),
-}
 
 
 @dataclass(frozen=True)

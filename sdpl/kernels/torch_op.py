@@ -12,7 +12,7 @@ import torch
 BLOCK_BYTES = 1 << 18  # of one temporary on the CPU: a quarter of a MB, so that a few of them share a core's cache
 
 
-def attention_scores(u: torch.Tensor, v: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+def attention_logits(u: torch.Tensor, v: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """s [B,C,L] from u [B,L,K], v [C,K], q [K]; float32 (float64 from float64), whatever autocast made of the inputs.
 
     Raises ValueError saying what was expected for shapes and devices that do not fit.
@@ -26,7 +26,7 @@ def attention_scores(u: torch.Tensor, v: torch.Tensor, q: torch.Tensor) -> torch
     return _scores(u.contiguous(), v.to(u.dtype).contiguous(), q.to(accumulate).contiguous())
 
 
-@torch.library.custom_op("sdpl::attention_scores", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("sdpl::attention_logits", mutates_args=(), device_types="cpu")
 def _scores(u: torch.Tensor, v: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     batch, locations, joint = u.shape
     rows, v = u.to(q.dtype).reshape(-1, joint), v.to(q.dtype)  # [B*L,K], [C,K]
@@ -39,7 +39,7 @@ def _scores(u: torch.Tensor, v: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     return s.reshape(len(v), batch, locations).transpose(0, 1).contiguous()  # [B,C,L]
 
 
-@torch.library.custom_op("sdpl::attention_scores_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("sdpl::attention_logits_backward", mutates_args=(), device_types="cpu")
 def _scores_backward(
     ds: torch.Tensor, u: torch.Tensor, v: torch.Tensor, q: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,12 +10,26 @@ import numpy as np
 
 from sdpl.bundle import Bundle, Target
 from sdpl.errors import UserError, listed, nearest
-from sdpl.kernels.compile import OF_PRECISION
-from sdpl.runtime.usable import BACKENDS, in_order, target_obstacle
+from sdpl.kernels.gpu import require_gpu
+from sdpl.runtime.availability import in_order, target_obstacle
+from sdpl.targets import BACKENDS, PRECISIONS
+
+BATCH_SIZES = (1, 2, 4, 8, 16)  # of a CPU: more gain nothing, and take memory
 
 
 class Backend(Protocol):
     """Runs one target. Thread-safe."""
+
+    @property
+    def batch_sizes(self) -> Sequence[int]:
+        """Batch sizes that run well, smallest first; others run too."""
+
+    @property
+    def largest_on_device(self) -> int:
+        """The largest batch that `on_device` takes; 0 where images are not on a device of its own."""
+
+    def on_device(self, images: np.ndarray) -> Callable[[], object]:
+        """A call that runs uint8 [B,S,S,3], already on the device, and waits for it; for measuring."""
 
     def scores(self, images: np.ndarray) -> np.ndarray:
         """float32 [B,C] from uint8 [B,S,S,3]."""
@@ -61,6 +76,17 @@ class OnnxRuntimeCpu:
             "threads": f"{threads} threads" if threads else "all cores",
         }
 
+    @property
+    def batch_sizes(self) -> Sequence[int]:
+        return BATCH_SIZES
+
+    @property
+    def largest_on_device(self) -> int:
+        return 0
+
+    def on_device(self, images: np.ndarray) -> Callable[[], object]:
+        raise ValueError("a CPU has no memory of its own to measure from")
+
     def scores(self, images: np.ndarray) -> np.ndarray:
         return self._run(["scores"], images)[0]
 
@@ -86,7 +112,7 @@ class Choice:
 
     target: str
     backend: Backend
-    passed_over: dict[str, str]
+    skipped: dict[str, str]
 
 
 def open_backend(bundle: Bundle, name: str = "auto", threads: int | None = None) -> Choice:
@@ -99,20 +125,20 @@ def open_backend(bundle: Bundle, name: str = "auto", threads: int | None = None)
     if name not in ("auto", *targets, *BACKENDS):
         raise UserError(f"backend {name!r}: {nearest(name, ['auto', *BACKENDS, *targets])}")
     asked = [n for n in in_order(targets) if name in ("auto", n, targets[n].backend)]
-    passed_over: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     for candidate in asked:
         obstacle = target_obstacle(bundle, candidate)
         if obstacle is None:
             try:
-                return Choice(candidate, _open(bundle, candidate, threads), passed_over)
+                return Choice(candidate, _open(bundle, candidate, threads), skipped)
             except UserError as error:  # what only opening it can tell
                 if len(asked) == 1:
                     raise
                 obstacle = str(error)
-        passed_over[candidate] = obstacle
+        skipped[candidate] = obstacle
     if not asked:
         raise UserError(f"{bundle.path} has no target for {name}: sdpl-export makes one (it has {listed(targets)}).")
-    why = "; ".join(f"{target}: {obstacle}" for target, obstacle in passed_over.items())
+    why = "; ".join(f"{target}: {obstacle}" for target, obstacle in skipped.items())
     raise UserError(f"{bundle.path}: nothing of it runs here. {why}")
 
 
@@ -120,14 +146,14 @@ def _open(bundle: Bundle, name: str, threads: int | None) -> Backend:
     target = bundle.manifest.targets[name]
     if target.backend == "onnxruntime-cpu":
         return OnnxRuntimeCpu(bundle, target, threads)
-    from sdpl.kernels.launch import Kernels, find_gpu
+    from sdpl.kernels.launch import Kernels
     from sdpl.runtime.device import Cuda
-    from sdpl.runtime.encoders import ENCODERS
+    from sdpl.runtime.engines import ENCODERS
     from sdpl.runtime.two_stage import TwoStage
 
-    device, gpu = Cuda(), find_gpu()
+    device, gpu = Cuda(), require_gpu()
     cubin = target.files.get(f"cubin.sm{gpu.capability}")
-    kernels = Kernels(OF_PRECISION[target.precision], bundle.file(cubin).read_bytes() if cubin else None)
+    kernels = Kernels(PRECISIONS[target.precision].kernel_dtype, bundle.file(cubin).read_bytes() if cubin else None)
     if not cubin:
         warnings.warn(
             f"{bundle.path} has no kernel for compute capability {gpu.capability}: it was compiled now, and is kept in "

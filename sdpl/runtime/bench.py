@@ -1,25 +1,28 @@
-"""Latency and throughput, measured so that the numbers can be trusted (design, section 7).
+"""Latency and throughput, measured so that the numbers can be trusted.
 
 Every latency names its boundary: "device" is both stages on a GPU, inputs and results staying there; "model" is uint8
 [B,S,S,3] in memory to scores in memory, transfers included; "end to end" is B encoded JPEG files in memory to scores,
-with decoding in as many threads as cores.
+decoded and batched by the same pipeline that recognises (`sdpl.pipeline`).
 """
 
 import io
-import os
-import resource
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from sdpl.bundle import Bundle
+from sdpl.pipeline import Decoder, stream
 from sdpl.preprocess import preprocess
-from sdpl.runtime.environment import clock_mhz, environment, gpu_used_mb
+from sdpl.progress import Progress, Report, silent
+from sdpl.runtime.backends import Backend
+from sdpl.runtime.environment import clock_mhz, environment, gpu_used_mb, peak_memory_mb
 from sdpl.runtime.recognizer import Recognizer
 
 UNSTABLE = 0.10  # of the median: the spread of half the runs, or the drift from the first half of them to the second
@@ -64,7 +67,7 @@ def measure(call: Callable[[], object], seconds: float, min_runs: int = 10) -> t
     return np.array(times), warmup_runs
 
 
-def summarise(
+def summarize(
     boundary: str, batch: int, times_ms: np.ndarray, warmup_runs: int, side: str = "sdpl", callers: int = 1
 ) -> Latency:
     p25, p50, p75, p95, p99 = np.percentile(times_ms, (25, 50, 75, 95, 99)).tolist()
@@ -127,28 +130,53 @@ def benchmark(
     batch_sizes: list[int],
     callers: list[int],
     seconds: float,
-    on_device: Callable[[np.ndarray], Callable[[], object]] | None = None,
-    largest: int = 0,
+    backend: Backend | None = None,
 ) -> Iterator[Latency]:
     """Measure one side's boundaries at every batch size and number of callers, `seconds` each.
 
-    on_device: for images, a call that runs them on the GPU without transfers; for batches up to the `largest` that goes
-    through an engine at once.
+    backend: the side's own, whose "device" boundary is measured too where it has one.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    load = partial(preprocess, image_size=inputs.image_size)
+    with Decoder() as decoder:
         for batch in batch_sizes:
             images, files = inputs.array(batch), inputs.files(batch)
-            if on_device is not None and batch <= largest:
-                yield summarise("device", batch, *measure(on_device(images), seconds), side)
+            if backend is not None and batch <= backend.largest_on_device:
+                yield summarize("device", batch, *measure(backend.on_device(images), seconds), side)
 
-            def end_to_end(files=files):
-                decoded = pool.map(lambda file: preprocess(file, inputs.image_size), files)
-                return scorer(np.stack(list(decoded)))
+            def end_to_end(files: list[bytes] = files, batch: int = batch) -> object:
+                return list(stream(decoder, files, load, scorer, batch))
 
-            for boundary, call in (("model", lambda images=images: scorer(images)), ("end to end", end_to_end)):
+            for boundary, call in (("model", partial(scorer, images)), ("end to end", end_to_end)):
                 for count in callers:
                     times, warmup_runs = measure_callers(call, count, seconds)
-                    yield summarise(boundary, batch, times, warmup_runs, side, count)
+                    yield summarize(boundary, batch, times, warmup_runs, side, count)
+
+
+def benchmark_bundle(
+    bundle: str | Path,
+    backend: str,
+    threads: int | None,
+    batch_sizes: list[int],
+    callers: list[int],
+    seconds: float,
+    others: dict[str, Scorer] | None = None,
+    report: Report = silent,
+) -> dict[str, Any]:
+    """Measure a bundle, then other scorers by name, in one go: everything as plain values (`to_json`).
+
+    threads: cores of one call, on a CPU; None for all. See `benchmark` for the rest.
+    """
+    rows: list[Latency] = []
+    with Recognizer.open(bundle, backend, threads) as recognizer:
+        inputs = Inputs(recognizer.bundle)
+        sides: dict[str, tuple[Scorer, Backend | None]] = {"sdpl": (recognizer.scores, recognizer.backend)}
+        sides |= {name: (scorer, None) for name, scorer in (others or {}).items()}
+        for side, (scorer, own) in sides.items():
+            for row in benchmark(side, scorer, inputs, batch_sizes, callers, seconds, own):
+                rows.append(row)
+                report(Progress(f"{side}, {row.boundary}, batch {row.batch}: p50 {row.p50_ms:.2f} ms"))
+            recognizer.close()  # waiting threads of one library slow the next one down
+        return to_json(recognizer, rows)
 
 
 def to_json(recognizer: Recognizer, rows: list[Latency]) -> dict:
@@ -156,10 +184,10 @@ def to_json(recognizer: Recognizer, rows: list[Latency]) -> dict:
     return {
         "environment": environment(),
         "gpu_used_mb": gpu_used_mb(),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_memory_mb": peak_memory_mb(),
         "target": recognizer.target,
         "backend": recognizer.backend.describe(),
-        "passed_over": recognizer.passed_over,
+        "skipped": recognizer.skipped,
         "image_size": recognizer.image_size,
         "categories": len(recognizer.categories),
         "latencies": [asdict(row) for row in rows],

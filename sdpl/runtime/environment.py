@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -10,8 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 
 from sdpl import __version__
-from sdpl.kernels.launch import Gpu, find_gpu
-from sdpl.runtime.usable import BACKENDS, backend_obstacle
+from sdpl.kernels.gpu import find_gpu, gpu_obstacle
+from sdpl.runtime.availability import backend_obstacle
+from sdpl.targets import BACKENDS
 
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "cuda-bindings", "torch")
 
@@ -27,7 +29,7 @@ def environment() -> dict[str, str | int | None]:
         "cpu": _cpu_info("model name") or platform.processor(),
         "cpu_mhz": _cpu_info("cpu MHz"),
         "cores": os.cpu_count(),
-        **({"gpu": gpu.name, "driver": gpu.driver} if isinstance(gpu, Gpu) else {}),
+        **({"gpu": gpu.name, "driver": gpu.driver} if gpu else {}),
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -48,7 +50,7 @@ def backends() -> dict[str, str | None]:
 
 def clock_mhz() -> str | None:
     """The clock now: of the GPU where there is one, else of the first core."""
-    if isinstance(find_gpu(), Gpu):
+    if find_gpu() is not None:
         with suppress(Exception):  # a driver that does not tell is no reason to fail
             from cuda.bindings import nvml
 
@@ -58,10 +60,19 @@ def clock_mhz() -> str | None:
     return _cpu_info("cpu MHz")
 
 
+def peak_memory_mb() -> float | None:
+    """The largest resident set of this process so far; None where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
 def gpu_used_mb() -> float | None:
     """Memory in use on the GPU, by all programs."""
     gpu = find_gpu()
-    if not isinstance(gpu, Gpu):
+    if gpu is None:
         return None
     from sdpl.runtime.device import Cuda
 
@@ -74,7 +85,7 @@ def describe() -> dict:
     return {
         **environment(),
         "packages": packages(),
-        "gpu": asdict(gpu) if isinstance(gpu, Gpu) else gpu,
+        "gpu": asdict(gpu) if gpu else gpu_obstacle(),
         "backends": {name: obstacle or "usable" for name, obstacle in backends().items()},
     }
 

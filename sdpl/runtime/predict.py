@@ -2,8 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from sdpl.errors import UserError
 from sdpl.preprocess import load_image
-from sdpl.runtime.recognizer import BATCH, Recognition, Recognizer
+from sdpl.runtime.recognizer import Recognition, Recognizer
 
 
 @dataclass(frozen=True)
@@ -36,28 +35,15 @@ class Prediction:
 
 
 def predict(
-    recognizer: Recognizer, paths: list[Path], threshold: float | None = None, with_attention: bool = False
+    recognizer: Recognizer, paths: Iterable[Path], threshold: float | None = None, with_attention: bool = False
 ) -> Iterator[Prediction | UserError]:
     """For each path in order its prediction, or the error that says why it could not be read."""
-
-    def read(path: Path) -> np.ndarray | UserError:
-        try:
-            return recognizer.preprocess(path)
-        except UserError as error:
-            return error
-
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(paths), BATCH):
-            chunk = paths[start : start + BATCH]
-            inputs = list(pool.map(read, chunk))
-            good = [image for image in inputs if not isinstance(image, UserError)]
-            rows = _rows(recognizer, np.stack(good), with_attention) if good else iter(())
-            for path, image in zip(chunk, inputs, strict=True):
-                if isinstance(image, UserError):
-                    yield image
-                else:
-                    scores, attention = next(rows)
-                    yield Prediction(path, recognizer.recognition(scores, threshold), attention)
+    for path, scored in recognizer.stream(paths, with_attention):
+        if isinstance(scored, UserError):
+            yield scored
+            continue
+        maps = () if scored.attention is None else zip(recognizer.categories, scored.attention, strict=True)
+        yield Prediction(path, recognizer.recognition(scored.scores, threshold), dict(maps))
 
 
 def attention_names(paths: list[Path]) -> list[str]:
@@ -68,16 +54,7 @@ def attention_names(paths: list[Path]) -> list[str]:
 
 def draw(prediction: Prediction, top: int, out: Path) -> None:
     """Write the heat maps of the `top` best categories over the photo as a PNG."""
-    from sdpl.runtime.heatmap import draw_attention
+    from sdpl.plots import draw_attention
 
     maps = [(name, score, prediction.attention[name]) for name, score in prediction.best(top)]
     draw_attention(load_image(prediction.path, decode_side=800), maps, out)
-
-
-def _rows(recognizer: Recognizer, images: np.ndarray, with_attention: bool) -> Iterator[tuple[np.ndarray, dict]]:
-    """Each image's scores [C] and, if asked for, its attention by category."""
-    if not with_attention:
-        yield from ((scores, {}) for scores in recognizer.scores(images))
-        return
-    for scores, maps in zip(*recognizer.attention(images), strict=True):
-        yield scores, dict(zip(recognizer.categories, maps, strict=True))

@@ -1,17 +1,21 @@
 """The recognizer: a bundle, opened on one backend."""
 
-from concurrent.futures import ThreadPoolExecutor
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
 from sdpl.bundle import Bundle
+from sdpl.errors import UserError
+from sdpl.pipeline import Decoder, stream
 from sdpl.preprocess import ImageSource, preprocess
 from sdpl.runtime.backends import Choice, open_backend
 
-BATCH = 16  # images per engine call in `recognize`
+Source = TypeVar("Source", bound=ImageSource)
 
 
 @dataclass(frozen=True)
@@ -23,22 +27,35 @@ class Recognition:
     scores: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Scored:
+    """One image's scores float32 [C] and, if asked for, the attention of each category, float32 [C,h,w]."""
+
+    scores: np.ndarray
+    attention: np.ndarray | None = None
+
+
 class Recognizer:
     """Scores images with a bundle. Thread-safe; use as a context manager, or call `close`."""
 
     def __init__(self, bundle: Bundle, choice: Choice):
         self.bundle = bundle
-        self.target, self.backend, self.passed_over = choice.target, choice.backend, choice.passed_over
+        self.target, self.backend, self.skipped = choice.target, choice.backend, choice.skipped
 
     @classmethod
     def open(cls, path: str | Path, backend: str = "auto", threads: int | None = None) -> "Recognizer":
         """Open a bundle. backend: a backend's name, a target's name, or "auto" for the fastest that runs here;
-        `passed_over` then says why faster ones do not. threads: cores of one call, on a CPU.
+        `skipped` then says why faster ones do not. threads: cores of one call, on a CPU.
 
         Raises UserError when the bundle is damaged or nothing of it runs here.
         """
         bundle = Bundle.open(path)
         return cls(bundle, open_backend(bundle, backend, threads))
+
+    @functools.cached_property
+    def decoder(self) -> Decoder:
+        """The threads that decode images, started when first needed."""
+        return Decoder()
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -65,17 +82,42 @@ class Recognizer:
         scores, attention = self.backend.attention(images)
         return scores, attention.reshape(*scores.shape, *self.bundle.manifest.map_size)
 
-    def recognize(self, images: list[ImageSource], threshold: float | None = None) -> list[Recognition]:
+    @overload
+    def recognize(
+        self, images: Sequence[ImageSource], threshold: float | None = None, batch_size: int | None = None
+    ) -> list[Recognition]: ...
+
+    @overload
+    def recognize(
+        self, images: Iterator[ImageSource], threshold: float | None = None, batch_size: int | None = None
+    ) -> Iterator[Recognition]: ...
+
+    def recognize(
+        self,
+        images: Sequence[ImageSource] | Iterator[ImageSource],
+        threshold: float | None = None,
+        batch_size: int | None = None,
+    ) -> list[Recognition] | Iterator[Recognition]:
         """Labels and scores of paths, encoded bytes or PIL images, in their order.
 
-        threshold: for all categories, instead of the bundle's own. Raises UserError naming a bad image.
+        A list gives a list; an iterator, of any length, gives an iterator of results as they come. threshold: for all
+        categories, instead of the bundle's own. batch_size: images per call of the engine; by default the largest that
+        the backend takes well. Raises UserError naming a bad image; `stream` goes on behind it.
         """
-        results: list[Recognition] = []
-        with ThreadPoolExecutor() as pool:
-            for start in range(0, len(images), BATCH):
-                inputs = list(pool.map(self.preprocess, images[start : start + BATCH]))
-                results.extend(self.recognition(row, threshold) for row in self.scores(np.stack(inputs)))
-        return results
+        results = self._recognized(images, threshold, batch_size)
+        return results if isinstance(images, Iterator) else list(results)
+
+    def stream(
+        self, sources: Iterable[Source], with_attention: bool = False, batch_size: int | None = None
+    ) -> Iterator[tuple[Source, Scored | UserError]]:
+        """Each image with its scores, or with the UserError that says why it could not be read, in order.
+
+        sources: paths, encoded bytes or PIL images, of any number. The next images are decoded in threads while these
+        run; what is in memory at a time is a few batches. Closing the iterator ends it.
+        """
+        size = batch_size or self.backend.batch_sizes[-1]
+        run = self._attended if with_attention else self._scored
+        yield from stream(self.decoder, sources, self.preprocess, run, size)
 
     def recognition(self, scores: np.ndarray, threshold: float | None = None) -> Recognition:
         """The recognition of one image's scores [C]."""
@@ -90,12 +132,30 @@ class Recognizer:
 
     def close(self) -> None:
         self.backend.close()
+        if "decoder" in vars(self):
+            self.decoder.close()
 
     def __enter__(self) -> "Recognizer":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
+
+    def _scored(self, images: np.ndarray) -> Iterator[Scored]:
+        return map(Scored, self.scores(images))
+
+    def _attended(self, images: np.ndarray) -> Iterator[Scored]:
+        return map(Scored, *self.attention(images))
+
+    def _recognized(
+        self, images: Iterable[ImageSource], threshold: float | None, batch_size: int | None
+    ) -> Iterator[Recognition]:
+        for _, result in self.stream(images, batch_size=batch_size):
+            if isinstance(result, UserError):
+                raise result
+            yield self.recognition(result.scores, threshold)
 
     def _check(self, images: Any) -> None:
         side, shape = self.image_size, tuple(images.shape)

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sdpl.bundle import Bundle
-from sdpl.runtime.usable import in_order, target_obstacle
+from sdpl.runtime.availability import in_order, target_obstacle
 
 
 def latency_table(result: dict[str, Any]) -> Table:
@@ -20,7 +20,8 @@ def latency_table(result: dict[str, Any]) -> Table:
         box=box.SIMPLE,
         title=f"{result['target']}, {backend['library']}, {where}, {result['image_size']} px, "
         f"{result['categories']} categories",
-        caption=f"clock after each row: {', '.join(clocks)} MHz; peak memory {result['peak_memory_mb']:.0f} MB"
+        caption=f"clock after each row: {', '.join(clocks)} MHz"
+        + (f"; peak memory {result['peak_memory_mb']:.0f} MB" if result["peak_memory_mb"] else "")
         + (f", in use on the GPU {result['gpu_used_mb']:.0f} MB" if result["gpu_used_mb"] else ""),
     )
     columns = {
@@ -44,7 +45,7 @@ def latency_table(result: dict[str, Any]) -> Table:
 
 def draw_latencies(result: dict[str, Any], path: Path) -> None:
     """Throughput over latency, a line per side and boundary, a point per batch size."""
-    from sdpl.runtime.heatmap import pyplot, save_figure
+    from sdpl.plots import pyplot, save_figure
 
     figure, axis = pyplot().subplots(figsize=(6.4, 4.2))
     rows = [row for row in result["latencies"] if row["callers"] == 1]
@@ -81,6 +82,12 @@ def environment_table(found: dict[str, Any]) -> Table:
     return table
 
 
+def target_states(bundle: Bundle) -> dict[str, dict[str, str]]:
+    """For each target how it was proved, and whether it runs on this machine, as plain values."""
+    targets = bundle.manifest.targets
+    return {n: {"status": t.status, "here": target_obstacle(bundle, n) or "usable"} for n, t in targets.items()}
+
+
 def target_table(bundle: Bundle) -> Table:
     """A bundle's targets: how each was proved, and whether it runs on this machine."""
     manifest = bundle.manifest
@@ -90,7 +97,7 @@ def target_table(bundle: Bundle) -> Table:
     for name in in_order(manifest.targets):
         target = manifest.targets[name]
         size = sum(manifest.files[file].size for file in set(target.files.values()))
-        difference = target.verification.max_score_difference
+        difference = target.proof().max_score_difference
         here = target_obstacle(bundle, name) or "usable"
         table.add_row(name, target.status, f"{difference:.1e}", f"{size / 1e6:.1f} MB", escape(here))
     return table

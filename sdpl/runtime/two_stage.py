@@ -92,6 +92,10 @@ class TwoStage:
         """The buckets' batch sizes, smallest first."""
         return batch_sizes(self._profile)
 
+    @property
+    def largest_on_device(self) -> int:
+        return self.batch_sizes[-1]
+
     def scores(self, images: Any) -> np.ndarray:
         return to_scores(self._run(images, with_attention=False)[0], self._probability)
 

@@ -8,18 +8,16 @@ import numpy as np
 
 from sdpl.bundle import Bundle, Target, Verification
 from sdpl.errors import UserError
-from sdpl.kernels.launch import Gpu, find_gpu
-from sdpl.proof import compare, failure
+from sdpl.kernels.gpu import find_gpu
+from sdpl.runtime.availability import target_obstacle
 from sdpl.runtime.recognizer import Recognizer
-from sdpl.runtime.usable import target_obstacle
+from sdpl.verification import compare, failure
 
 BATCHES = (1, 4)  # alternating, so that two batch sizes are tried
 
 
 def verify(
-    path: Path,
-    say: Callable[[str, Verification | str], None] = lambda target, result: None,
-    only: Callable[[Target], bool] = bool,
+    path: Path, say: Callable[[str, Verification | str], None] = lambda target, result: None
 ) -> dict[str, Verification | str]:
     """Compare every target of a bundle that runs here, and write the results into its manifest.
 
@@ -30,13 +28,11 @@ def verify(
     bundle = Bundle.open(path)
     results: dict[str, Verification | str] = {}
     for name, target in bundle.manifest.targets.items():
-        if not only(target):
-            continue
         results[name] = target_obstacle(bundle, name) or _verify(bundle, name, target)
         say(name, results[name])
     compared = {name: r for name, r in results.items() if isinstance(r, Verification)}
     for name, result in compared.items():
-        wrong = failure(result, max_map_drop=math.inf)  # mAP was judged by the export, with the limit it was given
+        wrong = failure(result, max_mAP_drop=math.inf)  # mAP was judged by the export, with the limit it was given
         if wrong:
             raise UserError(f"{path}: {name} does not give PyTorch's answers on this machine: {wrong}.")
     if compared:
@@ -45,13 +41,21 @@ def verify(
     return results
 
 
-def run_here(folder: Path, path: Path) -> None:
-    """For a bundle being exported, in a temporary folder before it is put at `path`: verify the engines that were only
-    built so far, where this machine can run them."""
-    try:
-        verify(folder, only=lambda target: target.verification.of == "graph")
-    except UserError as error:
-        raise UserError(str(error).replace(str(folder), str(path))) from None
+def score_alternating(scorer: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
+    """Scores [N,C] of images uint8 [N,S,S,3], in batches of alternating size."""
+    scores: list[np.ndarray] = []
+    start = 0
+    while start < len(images):
+        batch = BATCHES[len(scores) % len(BATCHES)]
+        scores.append(scorer(images[start : start + batch]))
+        start += batch
+    return np.concatenate(scores)
+
+
+def machine() -> dict[str, str]:
+    """The GPU and its driver, where there is one, for the record of a comparison."""
+    gpu = find_gpu()
+    return {"gpu": gpu.name, "driver": gpu.driver} if gpu else {}
 
 
 def _verify(bundle: Bundle, name: str, target: Target) -> Verification | str:
@@ -62,20 +66,14 @@ def _verify(bundle: Bundle, name: str, target: Target) -> Verification | str:
     except UserError as error:
         return str(error)
     with recognizer:
-        description = recognizer.backend.describe()
-        scores, start = [], 0
-        while start < len(images):
-            batch = BATCHES[len(scores) % len(BATCHES)]
-            scores.append(recognizer.scores(images[start : start + batch]))
-            start += batch
-    gpu = find_gpu()
-    machine = {"gpu": gpu.name, "driver": gpu.driver} if isinstance(gpu, Gpu) else {}
-    before = target.verification
+        environment = {**recognizer.backend.describe(), **machine()}
+        scores = score_alternating(recognizer.scores, images)
+    before = target.proof()
     return compare(
         expected,
-        np.concatenate(scores),
+        scores,
         before.tolerance,
-        of="target",
+        scored_by="target",
         accuracy=before.accuracy,  # of the export: it needs the labelled data
-        environment={**description, **machine},
+        environment=environment,
     )

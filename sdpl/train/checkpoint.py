@@ -11,10 +11,10 @@ import torch
 
 from sdpl import __version__
 from sdpl.errors import UserError
+from sdpl.evaluate.thresholds import DEFAULT
 from sdpl.files import replace_file
 from sdpl.train.config import Config, check_config
 from sdpl.train.model import PartialLabelModel
-from sdpl.train.thresholds import DEFAULT
 
 KIND = "sdpl.checkpoint"
 FORMAT_VERSION = 1

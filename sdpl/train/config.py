@@ -1,5 +1,6 @@
 """The one configuration: frozen dataclasses, checked once, saved in the checkpoint, copied to the manifest."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,7 +35,7 @@ _checked = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"
 
 @_checked
 class Split:
-    """One split: a label file (`sdpl.train.formats`), and its images' folder if not where the format keeps them."""
+    """One split: a label file (`sdpl.data.formats`), and its images' folder if not where the format keeps them."""
 
     annotations: str
     images: str | None = None
@@ -151,17 +152,52 @@ _SECTIONS = {
 _SCHEMAS = {kind: TypeAdapter(kind) for kind in _SECTIONS}
 
 
-def read_config(path: Path) -> Config:
+def read_config(path: Path, settings: Sequence[str] = ()) -> Config:
     """The configuration of a YAML file. Paths in it are relative to the file's folder.
 
-    Raises UserError naming the first wrong key or value.
+    settings: "key=value" with a dotted key, such as "train.lr=0.01", in place of what the file has; the value is YAML,
+    its paths are relative to the working folder. Raises UserError naming the first wrong key or value.
     """
-    return check_config(read_values(path), str(path))
+    values = read_values(path)
+    for setting in settings:
+        _override(values, setting)
+    return check_config(values, str(path))
 
 
 def read_values(path: Path) -> dict[str, Any]:
     """The plain values of a training configuration, unchecked, with absolute paths."""
     return _absolute(_read_yaml(path, "data.train.annotations"), path.resolve().parent)
+
+
+def _override(values: dict[str, Any], setting: str) -> None:
+    """Put a "key=value" in its place. Raises UserError when it is none, or the key leads through a plain value."""
+    key, equals, text = setting.partition("=")
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError):
+        raise UserError(f"--set {setting!r}: its value is not YAML; quote it for the shell.") from None
+    *sections, name = key.strip().split(".")
+    if not equals or not sections:
+        raise UserError(f"--set {setting!r}: expected SECTION.KEY=VALUE, such as train.lr=0.01.")
+    here: dict[str, Any] = {}
+    place = here
+    for section in sections:
+        place[section] = {}
+        place = place[section]
+    place[name] = value
+    _merge(values, _absolute(here, Path.cwd()), setting)
+
+
+def _merge(values: dict[str, Any], changes: dict[str, Any], setting: str) -> None:
+    for key, change in changes.items():
+        if not isinstance(change, dict):
+            values[key] = change
+            continue
+        if values.get(key) is None:
+            values[key] = {}
+        if not isinstance(values[key], dict):
+            raise UserError(f"--set {setting!r}: {key} has no keys of its own.")
+        _merge(values[key], change, setting)
 
 
 def read_sweep(path: Path) -> SweepConfig:

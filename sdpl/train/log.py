@@ -12,9 +12,17 @@ class EpochLog:
     epoch: int
     lr: float
     train_loss: float
-    val_map: float  # percent, on the known labels of the validation split
+    val_mAP: float  # noqa: N815, the field writes it so; percent, on the known labels of the validation split
     unreadable: int  # images skipped so far in this run, each counted once
     seconds: float
+
+    def line(self, epochs: int) -> str:
+        """The epoch as it is shown; epochs: of the whole run."""
+        return (
+            f"epoch {self.epoch:3d}/{epochs}  lr {self.lr:.5f}  loss {self.train_loss:8.4f}"
+            f"  val mAP {self.val_mAP:5.1f}  {self.seconds:5.1f} s"
+            + (f"  {self.unreadable} unreadable images skipped" if self.unreadable else "")
+        )
 
 
 def write_csv(path: Path, history: list[dict]) -> None:

@@ -8,9 +8,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sdpl.errors import UserError
 from sdpl.train.config import Config
+from sdpl.train.distributed import Processes
 from sdpl.train.losses import partial_asymmetric_loss, partial_bce_loss
 from sdpl.train.model import PartialLabelModel
-from sdpl.train.parallel import Processes
 
 Part = tuple[list[int], torch.Tensor]  # rows of the data, and their maps f [b,L,D]
 
@@ -104,13 +104,13 @@ class Learner:
     def _share(self, total: torch.Tensor) -> None:
         """Sum gradients and loss over the processes. A parameter that got no gradient anywhere keeps none (then
         it is not decayed either); a process may have had no part of a small last batch."""
-        if self.group.count == 1:
+        if self.group.world_size == 1:
             return
         used = torch.tensor([float(p.grad is not None) for p in self.parameters], device=total.device)
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self.group.add_up([*(p.grad for p in self.parameters), used, total])
+        self.group.all_reduce([*(p.grad for p in self.parameters), used, total])
         for parameter, count in zip(self.parameters, used.tolist(), strict=True):
             if not count:
                 parameter.grad = None

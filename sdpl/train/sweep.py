@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import Progress
 
+from sdpl.data.images import LabelledImages
 from sdpl.errors import UserError
-from sdpl.files import replace_file
+from sdpl.evaluate.evaluation import evaluate
+from sdpl.files import write_json
+from sdpl.progress import Progress, Report, silent
 from sdpl.train.checkpoint import load_checkpoint, restore_model
 from sdpl.train.config import Config, SweepConfig, check_config, differences, read_values
-from sdpl.train.data import LabelledImages
-from sdpl.train.evaluate import evaluate
-from sdpl.train.loop import read_split, train
-from sdpl.train.maps import MapSource
-from sdpl.train.parallel import choose_device, process_count
+from sdpl.train.distributed import choose_device, world_size
+from sdpl.train.features.sources import FeatureSource
+from sdpl.train.loop import train
+from sdpl.train.splits import read_split
 
 RESULT = "result.json"
 
@@ -73,24 +73,26 @@ def runs(sweep: SweepConfig) -> list[Run]:
     return result
 
 
-def run_sweep(sweep: SweepConfig, out: Path, console: Console) -> list[Result]:
+def run_sweep(sweep: SweepConfig, out: Path, report: Report = silent) -> list[Result]:
     """Do every run that is not finished yet, into folders of `out`; returns all results.
 
     Raises UserError for a wrong configuration before anything is run, and for an `out` with results of other settings.
     """
-    if process_count() > 1:
+    if world_size() > 1:
         raise UserError("a sweep runs in one process: start it without torchrun (several sweeps may share data.cache).")
     todo = runs(sweep)
     done = {run.folder: result for run in todo if (result := _finished(run, out / run.folder)) is not None}
-    console.print(f"{len(todo)} runs, {len(done)} of them finished before")
+    report(Progress(f"{len(todo)} runs, {len(done)} of them finished before"))
     for number, run in enumerate(todo, 1):
         if run.folder in done:
             continue
-        result = _do(run, sweep, out / run.folder, console)
+        result = _do(run, sweep, out / run.folder, report)
         done[run.folder] = result
-        console.print(
-            f"{number}/{len(todo)}  {run.method}, {run.proportion:.0%} of the labels, seed {run.seed}: "
-            f"mAP {result.mAP:.2f}  OF1 {result.OF1:.2f}  CF1 {result.CF1:.2f}"
+        report(
+            Progress(
+                f"{number}/{len(todo)}  {run.method}, {run.proportion:.0%} of the labels, seed {run.seed}: "
+                f"mAP {result.mAP:.2f}  OF1 {result.OF1:.2f}  CF1 {result.CF1:.2f}"
+            )
         )
     return [done[run.folder] for run in todo]
 
@@ -111,16 +113,14 @@ def _finished(run: Run, folder: Path) -> Result | None:
     return result
 
 
-def _do(run: Run, sweep: SweepConfig, folder: Path, console: Console) -> Result:
+def _do(run: Run, sweep: SweepConfig, folder: Path, report: Report) -> Result:
     """Train, measure the best checkpoint on the test split, and write the result."""
-    best = train(run.config, folder, (folder / "last.ckpt").exists(), console, say_epochs=False)
+    best = train(run.config, folder, (folder / "last.ckpt").exists(), report, epoch_lines=False)
     config, model = restore_model(load_checkpoint(best), str(best))
     test = read_split(sweep.test, model.categories)
-    with Progress(console=console, transient=True) as progress:
-        measured = evaluate(score(model, config, test, progress), test)
+    measured = evaluate(score(model, config, test, report), test)
     result = Result(run.method, run.proportion, run.seed, measured.mAP, measured.f1["OF1"], measured.f1["CF1"])
-    with replace_file(folder / RESULT) as temporary:
-        temporary.write_text(json.dumps({**asdict(result), "config": _plain(run.config)}, indent=2) + "\n")
+    write_json(folder / RESULT, {**asdict(result), "config": _plain(run.config)})
     if not sweep.keep_checkpoints:
         for path in folder.glob("*.ckpt"):
             path.unlink()
@@ -129,7 +129,7 @@ def _do(run: Run, sweep: SweepConfig, folder: Path, console: Console) -> Result:
 
 
 @torch.no_grad()
-def score(model, config: Config, data: LabelledImages, progress: Progress) -> np.ndarray:
+def score(model, config: Config, data: LabelledImages, report: Report = silent) -> np.ndarray:
     """Scores [N,C] of a split by a trained model, with maps from the configuration's cache if it names one."""
     device = choose_device(config.train.device)
     model = model.to(device).eval()
@@ -137,7 +137,7 @@ def score(model, config: Config, data: LabelledImages, progress: Progress) -> np
     scores = np.zeros(data.labels.shape, dtype=np.float32)  # [N,C]
     size = config.train.batch_size
     groups = (np.arange(i, min(i + size, len(data))) for i in range(0, len(data), size))
-    for rows, f in MapSource(model, config, device, progress).plain(data).batches(groups):
+    for rows, f in FeatureSource(model, config, device, report).plain(data).batches(groups):
         scores[rows] = model.probabilities(model.pool(f, t)[0]).cpu().numpy()
     return scores
 

@@ -1,13 +1,14 @@
 """What came out of a sweep: one table, and curves over the proportion of known labels. Needs no torch."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from rich.table import Table
 
-from sdpl.files import replace_file
+from sdpl.files import replace_file, write_json
 
 METRICS = ("mAP", "OF1", "CF1")
 
@@ -64,6 +65,19 @@ def markdown(results: Sequence[Row]) -> str:
     head, rows = cells(results)
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def write_results(results: Sequence[Row], figures: dict[str, tuple[str, ...]], out: Path) -> None:
+    """Write `results.json`, `table.md` and the figures' curves as PNG into the folder of a sweep.
+
+    figures: name of a picture -> the methods in it; without any, "curves" shows all.
+    """
+    write_json(out / "results.json", [asdict(result) for result in results])
+    with replace_file(out / "table.md") as temporary:
+        temporary.write_text(markdown(results))
+    everything = tuple(dict.fromkeys(result.method for result in results))
+    for name, methods in (figures or {"curves": everything}).items():
+        draw_curves(results, methods, out / f"{name}.png")
 
 
 def draw_curves(results: Sequence[Row], methods: Sequence[str], path: Path, metric: str = "mAP") -> None:

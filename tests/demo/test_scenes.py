@@ -1,7 +1,7 @@
 import numpy as np
 
+from sdpl.data.formats import read_labels
 from sdpl.demo.scenes import CATEGORIES, EASY, HARD, SCENE_SIDE, digit_instances, scenes, write_coco
-from sdpl.train.formats import read_labels
 
 
 def test_splits_share_no_digit_and_hold_every_class():

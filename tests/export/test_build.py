@@ -8,10 +8,10 @@ import sys
 
 import numpy as np
 import pytest
+import sdpl.export.verify as verify
 
 import sdpl.export.artifacts as artifacts
 import sdpl.export.build as build
-import sdpl.export.verify as verify
 from sdpl.bundle import Bundle
 from sdpl.runtime import Recognizer
 from sdpl.train.checkpoint import load_checkpoint, restore_model

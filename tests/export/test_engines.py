@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from test_imports import loaded_by
+from loading import loaded_by
 
 from sdpl.bundle import CACHE, Bundle
 from sdpl.runtime import Recognizer

@@ -10,7 +10,7 @@ from sdpl.export.fold import fold
 from sdpl.kernels import EPS
 from sdpl.kernels.reference import bilinear_attention_pool
 from sdpl.train.checkpoint import load_checkpoint, restore_model
-from sdpl.train.decoupling import Decoupling
+from sdpl.train.model.decoupling import Decoupling
 
 EXACT = dict(rtol=1e-10, atol=1e-12)
 

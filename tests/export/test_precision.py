@@ -5,8 +5,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from sdpl.export.graphs import encoder_runner
 from sdpl.export.precision import TYPES, narrow, widen
-from sdpl.export.verify import encoder_runner
 
 HALF_ULP = {"fp16": 2**-11, "bf16": 2**-8}
 

@@ -4,8 +4,8 @@ import numpy as np
 import onnx
 import pytest
 
-from sdpl.export.quantize import Calibration, quantise
-from sdpl.export.verify import encoder_runner
+from sdpl.export.graphs import encoder_runner
+from sdpl.export.quantize import Calibration, quantize
 
 
 def features(encoder, images):
@@ -20,7 +20,7 @@ def ops(model):
 
 @pytest.mark.parametrize("for_tensorrt", [False, True])
 def test_convolutions_get_pairs_and_the_last_layer_does_not(encoder, images, for_tensorrt):
-    result = quantise(encoder, Calibration(images), features, np.inf, for_tensorrt)
+    result = quantize(encoder, Calibration(images), features, np.inf, for_tensorrt)
     assert result.left_in_float == {}
     assert (result.images, ops(result.encoder).count("Conv")) == (len(images), ops(encoder).count("Conv"))
     producers = {out: node for node in result.encoder.graph.node for out in node.output}
@@ -34,7 +34,7 @@ def test_convolutions_get_pairs_and_the_last_layer_does_not(encoder, images, for
 
 
 def test_tensorrt_gets_symmetric_scales_and_float_biases(encoder, images):
-    graph = quantise(encoder, Calibration(images), features, np.inf, for_tensorrt=True).encoder.graph
+    graph = quantize(encoder, Calibration(images), features, np.inf, for_tensorrt=True).encoder.graph
     points = {n.input[2] for n in graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
     values = [onnx.numpy_helper.to_array(i) for i in graph.initializer if i.name in points]
     assert values
@@ -43,9 +43,9 @@ def test_tensorrt_gets_symmetric_scales_and_float_biases(encoder, images):
 
 def test_sensitive_parts_are_found_by_measurement(encoder, images):
     lines = []
-    everything = quantise(encoder, Calibration(images), features, np.inf, False)
+    everything = quantize(encoder, Calibration(images), features, np.inf, False)
     limit = everything.max_score_difference * 0.8
-    result = quantise(encoder, Calibration(images), features, limit, False, lines.append)
+    result = quantize(encoder, Calibration(images), features, limit, False, lines.append)
     assert result.left_in_float
     assert result.max_score_difference <= limit
     assert ops(result.encoder).count("QuantizeLinear") < ops(everything.encoder).count("QuantizeLinear")
@@ -56,8 +56,8 @@ def test_sensitive_parts_are_found_by_measurement(encoder, images):
 
 def test_ranges_are_measured_once_for_cpu_and_tensorrt(encoder, images):
     calibration = Calibration(images)
-    first = quantise(encoder, calibration, features, np.inf, for_tensorrt=False)
+    first = quantize(encoder, calibration, features, np.inf, for_tensorrt=False)
     ranges, calibration.images = calibration.ranges, images[:1]  # what is measured no longer is looked at
-    second = quantise(encoder, calibration, lambda model, _: features(model, images), np.inf, for_tensorrt=False)
+    second = quantize(encoder, calibration, lambda model, _: features(model, images), np.inf, for_tensorrt=False)
     assert calibration.ranges == ranges
     assert first.encoder.SerializeToString() == second.encoder.SerializeToString()

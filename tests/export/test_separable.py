@@ -5,7 +5,7 @@ import pytest
 
 from sdpl.errors import UserError
 from sdpl.export.separable import LIMIT, RANKS, separate
-from sdpl.kernels.reference import attention_scores, softmax
+from sdpl.kernels.reference import attention_logits, softmax
 
 K, L = 48, 9
 
@@ -16,7 +16,7 @@ def operands(draw, categories=20, scale=1.0):
 
 
 def moved(fitted, u, v, q):
-    return np.abs(softmax(fitted.scores(u)) - softmax(attention_scores(u, v, q))).sum(-1).max() / 2
+    return np.abs(softmax(fitted.scores(u)) - softmax(attention_logits(u, v, q))).sum(-1).max() / 2
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])

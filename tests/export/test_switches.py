@@ -4,15 +4,16 @@ import json
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
-from conftest import BACKBONE
 from onnx import TensorProto, helper, numpy_helper
 
+from configs import BACKBONE
 from sdpl.export.fold import fold
+from sdpl.export.graphs import in_batches
 from sdpl.export.onnx import DOMAIN, OPSET, add_head, encoder_to_onnx
-from sdpl.export.verify import in_batches, model_scorer
-from sdpl.kernels.tolerance import TOLERANCES
+from sdpl.targets import PRECISIONS
 from sdpl.train.config import ModelConfig
 from sdpl.train.model import new_model
 
@@ -42,6 +43,12 @@ HEADS = {
     "softmax": {"probability": "softmax"},
     "learned temperature": {"learn_temperature": True, "inverse_temperature": 25.0},
 }
+
+
+def model_scorer(path):
+    """Scores of a whole ONNX model."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(["scores"], {"image": images})[0]
 
 
 def linear_graph(head) -> onnx.ModelProto:
@@ -76,7 +83,7 @@ def trained(settings: dict, folder) -> torch.nn.Module:
 def require_one_operator_with_the_same_scores(path, expected, actual):
     heads = [node.op_type for node in onnx.load(path).graph.node if node.domain == DOMAIN]
     assert heads == ["BilinearAttentionPool"]
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCES["fp32"].score)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=PRECISIONS["fp32"].score)
     assert np.ptp(expected, axis=1).min() > 1e-3  # the categories can be told apart, so the comparison says something
 
 

@@ -10,11 +10,10 @@ import tensorrt_rtx
 import sdpl.export.tensorrt as module
 from sdpl.bundle import Bundle, Profile
 from sdpl.errors import UserError
-from sdpl.export.targets import parse_targets
 from sdpl.export.tensorrt import build_engine, require_buildable
-from sdpl.kernels.launch import Gpu
-from sdpl.runtime.usable import invalid_engine
-from sdpl.tensorrt_packages import logger
+from sdpl.kernels.gpu import Gpu
+from sdpl.runtime.availability import invalid_engine, logger
+from sdpl.targets import parse_targets
 
 
 def spec(name):
@@ -39,7 +38,7 @@ def test_every_precision_builds_from_a_checkpoint(sdpl, checkpoint, scenes, tmp_
     assert record.profile == Profile(min=1, opt=2, max=4)
     assert record.built_with["tensorrt_rtx"] == tensorrt_rtx.__version__
     assert record.workspace_bytes > 0
-    assert record.verification.of == "graph"
+    assert record.verification.scored_by == "graph"
     assert {"encoder", "engine", "head", "cubin.sm86"} == set(record.files)
     for name in record.files.values():
         assert bundle.file(name).stat().st_size > 0
@@ -77,7 +76,7 @@ def test_the_same_code_builds_with_tensorrt_on_a_gpu(monkeypatch, graph):
     """TensorRT's path through the API that both packages share; only the package's name and the GPU are made up."""
     gpu = Gpu("a GPU", "86", 24 << 30, "CUDA 13.0")
     monkeypatch.setitem(module.PACKAGES, "tensorrt", "tensorrt_rtx")
-    monkeypatch.setattr("sdpl.kernels.launch.find_gpu", lambda: gpu)
+    monkeypatch.setattr("sdpl.kernels.gpu.look", lambda device_id: gpu)
     engine = build_engine(graph, spec("tensorrt:fp16"), Profile())
     assert len(engine.code) > 100_000
     assert engine.compute_capability == "86"

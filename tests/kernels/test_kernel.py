@@ -10,7 +10,7 @@ import torch
 from emulation import Emulated, EmulatorError, build, rounded
 
 from sdpl.kernels.compile import SOURCE
-from sdpl.kernels.reference import attention_pool, attention_scores, bilinear_attention_pool
+from sdpl.kernels.reference import attention_logits, attention_pool, bilinear_attention_pool
 from sdpl.kernels.tolerance import KERNEL
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -115,7 +115,7 @@ def test_training_scores_and_gradients(programs, dtype, shape):
     u, v, q, _, _ = operands(*shape, 1, dtype)
     ds = np.random.default_rng(1).standard_normal((shape[0], shape[2], shape[1]))
     tensors = [torch.from_numpy(a).requires_grad_() for a in (u, v, q)]
-    s = attention_scores(*tensors)
+    s = attention_logits(*tensors)
     s.backward(torch.from_numpy(ds))
     assert_close(programs[dtype].scores(u, v, q), s.detach().numpy(), magnitude=np.abs(q).sum())
     for result, tensor, magnitude in zip(
@@ -171,7 +171,7 @@ def test_a_wrong_gradient_is_caught(tmp_path):
     u, v, q, _, _ = operands(2, 9, 3, 16, 1)
     ds = np.ones((2, 3, 9))
     tensors = [torch.from_numpy(a).requires_grad_() for a in (u, v, q)]
-    attention_scores(*tensors).sum().backward()
+    attention_logits(*tensors).sum().backward()
     with pytest.raises(AssertionError):
         du = emulated.backward(u, v, q, ds)[0]
         assert_close(du, tensors[0].grad.numpy(), magnitudes(u, v, q, ds)[0], KERNEL.relative_gradient)
@@ -210,5 +210,5 @@ def test_every_kernel_on_a_gpu():
 def test_attention_pool_is_the_rest_of_the_operator():
     u, v, q, g, t = operands(2, 9, 3, 16, 4)
     np.testing.assert_array_equal(
-        attention_pool(attention_scores(u, v, q), g, t)[0], bilinear_attention_pool(u, v, q, g, t)[0]
+        attention_pool(attention_logits(u, v, q), g, t)[0], bilinear_attention_pool(u, v, q, g, t)[0]
     )

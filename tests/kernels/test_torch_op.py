@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from sdpl.kernels import torch_op
-from sdpl.kernels.reference import attention_scores as reference
-from sdpl.kernels.torch_op import _scores, _scores_backward, attention_scores
+from sdpl.kernels.reference import attention_logits as reference
+from sdpl.kernels.torch_op import _scores, _scores_backward, attention_logits
 
 
 def operands(batch=3, locations=5, categories=4, joint=6, dtype=torch.float64, seed=0):
@@ -19,7 +19,7 @@ def operands(batch=3, locations=5, categories=4, joint=6, dtype=torch.float64, s
 def test_values_and_gradients_of_the_specification(shape, monkeypatch):
     monkeypatch.setattr(torch_op, "BLOCK_BYTES", 4096)  # several blocks, the last one smaller
     inputs = operands(*shape)
-    s, expected = attention_scores(*inputs), reference(*inputs)
+    s, expected = attention_logits(*inputs), reference(*inputs)
     torch.testing.assert_close(s, expected)
     ds = torch.randn(s.shape, dtype=s.dtype)
     for ours, theirs in zip(torch.autograd.grad(s, inputs, ds), torch.autograd.grad(expected, inputs, ds), strict=True):
@@ -27,7 +27,7 @@ def test_values_and_gradients_of_the_specification(shape, monkeypatch):
 
 
 def test_gradcheck():
-    assert torch.autograd.gradcheck(attention_scores, operands())
+    assert torch.autograd.gradcheck(attention_logits, operands())
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # of opcheck's own making
@@ -40,7 +40,7 @@ def test_opcheck():
 
 def test_under_compile():
     inputs = operands(dtype=torch.float32)
-    compiled = torch.compile(lambda *x: attention_scores(*x).square().sum(), backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(lambda *x: attention_logits(*x).square().sum(), backend="aot_eager", fullgraph=True)
     gradients = torch.autograd.grad(compiled(*inputs), inputs)
     expected = torch.autograd.grad(reference(*inputs).square().sum(), inputs)
     for ours, theirs in zip(gradients, expected, strict=True):
@@ -51,7 +51,7 @@ def test_under_compile():
 def test_half_precision_inputs_are_summed_in_float32(dtype):
     u, v, q = operands(2, 9, 3, 512, dtype=torch.float32)
     half = [x.detach().to(dtype).requires_grad_() for x in (u, v)]
-    s = attention_scores(*half, q)
+    s = attention_logits(*half, q)
     assert s.dtype == torch.float32
     expected = reference(half[0].float(), half[1].float(), q)
     torch.testing.assert_close(s, expected, rtol=1e-5, atol=1e-4)
@@ -64,7 +64,7 @@ def test_under_autocast():
     linear = torch.nn.Linear(8, 16, bias=False)
     _, v, q = operands(joint=16, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        s = attention_scores(linear(torch.randn(2, 5, 8)), v, q)
+        s = attention_logits(linear(torch.randn(2, 5, 8)), v, q)
     assert s.dtype == torch.float32
     s.sum().backward()
     assert torch.isfinite(linear.weight.grad).all()
@@ -72,7 +72,7 @@ def test_under_autocast():
 
 def test_two_runs_give_the_same_bits():
     inputs = operands(4, 49, 10, 64, dtype=torch.float32)
-    first, second = (torch.autograd.grad(attention_scores(*inputs).sum(), inputs) for _ in range(2))
+    first, second = (torch.autograd.grad(attention_logits(*inputs).sum(), inputs) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -80,7 +80,7 @@ def test_saves_its_inputs_and_nothing_of_size_bclk():
     inputs = operands(2, 49, 30, 256, dtype=torch.float32)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
-        attention_scores(*inputs)
+        attention_logits(*inputs)
     assert sum(x.numel() for x in saved) == sum(x.numel() for x in inputs)
 
 
@@ -97,19 +97,19 @@ def test_saves_its_inputs_and_nothing_of_size_bclk():
 )
 def test_shapes_are_named(shapes, message):
     with pytest.raises(ValueError, match=message):
-        attention_scores(*(torch.zeros(s) for s in shapes))
+        attention_logits(*(torch.zeros(s) for s in shapes))
 
 
 def test_devices_are_named():
     u, v, q = operands()
     with pytest.raises(ValueError, match="on one device, got cpu, meta, cpu"):
-        attention_scores(u, v.to("meta"), q)
+        attention_logits(u, v.to("meta"), q)
 
 
 def test_arrays_that_are_not_contiguous_are_handled():
     u, v, q = (x.detach() for x in operands())
     expected = reference(u, v, q)
-    torch.testing.assert_close(attention_scores(u.transpose(0, 1).contiguous().transpose(0, 1), v, q), expected)
+    torch.testing.assert_close(attention_logits(u.transpose(0, 1).contiguous().transpose(0, 1), v, q), expected)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -122,7 +122,7 @@ def test_gpu_values_and_gradients(shape, dtype):
     q = q.float() / shape[3] ** 0.5
     inputs = [x.requires_grad_() for x in (u, v, q)]
     exact = [x.detach().double().cpu().requires_grad_() for x in inputs]
-    s, expected = attention_scores(*inputs), reference(*exact)
+    s, expected = attention_logits(*inputs), reference(*exact)
     assert (s.cpu() - expected).abs().max().item() <= KERNEL.relative * q.abs().sum().item() if shape[0] else True
     ds = torch.ones_like(s)
     for ours, theirs in zip(

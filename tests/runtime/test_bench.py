@@ -5,24 +5,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdpl.runtime.bench import measure, measure_callers, summarise
+from sdpl.runtime.bench import measure, measure_callers, summarize
 
 
 def test_percentiles_and_throughput():
     times = np.random.default_rng(0).permutation(np.arange(1.0, 102.0))
-    row = summarise("model", 4, times, warmup_runs=3)
+    row = summarize("model", 4, times, warmup_runs=3)
     assert (row.p50_ms, row.p95_ms, row.p99_ms) == (51, 96, 100)
     assert row.images_per_s == pytest.approx(1000 * 4 / 51)
     assert row.spread == pytest.approx(50 / 51)
     assert not row.stable
-    assert summarise("model", 1, np.full(10, 5.0), 2).stable
+    assert summarize("model", 1, np.full(10, 5.0), 2).stable
 
 
 def test_a_machine_that_slows_down_is_not_stable():
-    row = summarise("model", 1, np.linspace(5.0, 5.7, 100), 2)
+    row = summarize("model", 1, np.linspace(5.0, 5.7, 100), 2)
     assert row.spread < 0.1
     assert row.drift == pytest.approx(0.065, abs=0.01)
-    assert not summarise("model", 1, np.r_[np.full(50, 5.0), np.full(49, 5.6)], 2).stable
+    assert not summarize("model", 1, np.r_[np.full(50, 5.0), np.full(49, 5.6)], 2).stable
 
 
 def test_callers_call_at_once_and_their_images_are_counted_together():
@@ -37,13 +37,13 @@ def test_callers_call_at_once_and_their_images_are_counted_together():
     times, _ = measure_callers(call, callers=3, seconds=0.05)
     assert max(most) == 3
     assert len(times) >= 30
-    assert summarise("model", 2, np.full(10, 5.0), 2, callers=3).images_per_s == pytest.approx(1200)
+    assert summarize("model", 2, np.full(10, 5.0), 2, callers=3).images_per_s == pytest.approx(1200)
 
 
 def test_throughput_counts_the_calls_that_really_happened():
     """One caller gets through in 1 ms, three wait for it: the median alone would promise 4000 calls a second."""
     times = np.r_[np.full(900, 1.0), np.full(100, 31.0)]
-    assert summarise("model", 1, times, 2, callers=4).images_per_s == pytest.approx(1000)
+    assert summarize("model", 1, times, 2, callers=4).images_per_s == pytest.approx(1000)
 
 
 def test_warm_up_is_not_counted_and_enough_runs_are():

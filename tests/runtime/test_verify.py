@@ -26,7 +26,7 @@ def test_what_runs_here_is_verified_and_written_down(sdpl, copy):
     after = Bundle.open(copy).manifest
     record = after.targets["cpu:int8"].verification
     assert record.environment["provider"] == "CPUExecutionProvider"
-    assert record.of == "target"
+    assert record.scored_by == "target"
     assert after.targets["rtx:sm86:fp16"] == before.targets["rtx:sm86:fp16"]
     assert after.targets["rtx:sm86:fp16"].status == "built, not run"
     assert after.files == before.files
@@ -61,7 +61,7 @@ def test_a_bundle_replaced_meanwhile_is_left_alone(copy):
     assert json.loads((copy / "manifest.json").read_text())["created"] == "later"
 
 
-def test_a_target_that_fails_only_when_it_is_opened_is_passed_over(copy, sdpl, monkeypatch):
+def test_a_target_that_fails_only_when_it_is_opened_is_skipped(copy, sdpl, monkeypatch):
     """`auto` takes the next one, and a proof of the others goes on."""
     right = backends._open
 
@@ -73,7 +73,7 @@ def test_a_target_that_fails_only_when_it_is_opened_is_passed_over(copy, sdpl, m
     monkeypatch.setattr(backends, "_open", fails_late)
     with Recognizer.open(copy) as recognizer:
         assert recognizer.target == "cpu:fp32"
-        assert recognizer.passed_over["cpu:int8"] == "the driver is too old: update the driver"
+        assert recognizer.skipped["cpu:int8"] == "the driver is too old: update the driver"
     result = sdpl("verify", copy)
     assert result.exit_code == 0
     assert "cpu:int8: not run: the driver is too old" in result.stdout

@@ -5,10 +5,10 @@ import pytest
 import yaml
 
 import sdpl.train
+from sdpl.data.formats import recognise
 from sdpl.errors import UserError
 from sdpl.train.config import Config, check_config, read_config
-from sdpl.train.formats import recognise
-from sdpl.train.words import SHIPPED
+from sdpl.train.model.word_vectors import SHIPPED
 
 MINIMAL = {"data": {"train": {"annotations": "a.json"}}}
 

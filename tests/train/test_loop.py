@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+import sdpl.train.features.sources as maps
 import sdpl.train.loop as loop
-import sdpl.train.maps as maps
 from sdpl.bundle import Bundle
+from sdpl.data.formats import read_labels
 from sdpl.train.checkpoint import load_checkpoint
 from sdpl.train.config import TrainConfig, read_config
-from sdpl.train.formats import read_labels
 from sdpl.train.loop import learning_rate, load_data
 
 

@@ -5,11 +5,11 @@ import json
 
 import pytest
 import torch
-from conftest import BACKBONE
 
+from configs import BACKBONE
 from sdpl.train.config import check_config
+from sdpl.train.distributed import Processes
 from sdpl.train.model import new_model
-from sdpl.train.parallel import Processes
 from sdpl.train.step import Learner, NotFiniteError
 
 CATEGORIES = ("cat", "traffic light", "dog")

@@ -1,0 +1,114 @@
+"""sdpl-export"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sdpl.cli.bars import shown
+from sdpl.cli.command import Command
+from sdpl.cli.options import PATH
+from sdpl.errors import UserError
+
+if TYPE_CHECKING:
+    from sdpl.bundle import Profile, Target
+
+
+@click.command("export", cls=Command)
+@click.argument("checkpoint", type=PATH)
+@click.option("--out", type=PATH, help="The bundle to write.  [default: CHECKPOINT with suffix .sdpl]")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="NAME",
+    help="What to export for; may be repeated: cpu:fp32, cpu:int8, cuda:fp16, rtx:sm86:fp16, tensorrt:fp16 and more.  "
+    "[default: cpu:fp32, and rtx:sm86:fp16 where TensorRT-RTX is installed]",
+)
+@click.option("--batch", default="1:8:64", show_default=True, metavar="MIN:OPT:MAX", help="Batch sizes of engines.")
+@click.option(
+    "--head",
+    type=click.Choice(["exact", "separable"]),
+    default="exact",
+    show_default=True,
+    help="separable: a matrix product in place of the loop over categories, for cpu targets with thousands of them.",
+)
+@click.option("--calibrate", type=PATH, multiple=True, help="Images or folders for int8 and the separable head.")
+@click.option("--images", type=PATH, multiple=True, help="Verify on these images or folders, not the held-out ones.")
+@click.option("--eval", "annotations", type=PATH, help="Labelled data on which mAP is compared too.")
+@click.option("--eval-images", type=PATH, help="Folder of that data's images.  [default: where COCO keeps them]")
+@click.option("--max-score-diff", type=click.FloatRange(min=0), help="Largest difference of a score.")
+@click.option(
+    "--max-mAP-drop", "--max-map-drop", "max_drop", type=click.FloatRange(min=0), help="Largest loss of mAP in points "
+    "(with --eval)."
+)  # fmt: skip
+def command(
+    checkpoint: Path,
+    out: Path | None,
+    targets: tuple[str, ...],
+    batch: str,
+    head: str,
+    calibrate: tuple[Path, ...],
+    images: tuple[Path, ...],
+    annotations: Path | None,
+    eval_images: Path | None,
+    max_score_diff: float | None,
+    max_drop: float | None,
+) -> None:
+    """Export CHECKPOINT as a bundle that runs without PyTorch, and prove that it gives the same scores.
+
+    Given a bundle in place of the checkpoint, builds engines from its own graphs and adds them to it; needs no PyTorch.
+    """
+    from sdpl.export.proof import Limits
+    from sdpl.targets import parse_targets
+
+    specs, profile, limits = parse_targets(targets), _profile(batch), Limits(max_score_diff, max_drop)
+    if checkpoint.is_dir():
+        from sdpl.export.engines import add_engines
+
+        given = {"--out": out, "--images": images, "--calibrate": calibrate, "--eval": annotations}
+        given |= {"--eval-images": eval_images, "--head": head != "exact", "--max-mAP-drop": max_drop}
+        for option in (name for name, value in given.items() if value):
+            raise UserError(f"{option} needs a checkpoint: a bundle only gets more engines, in its place.")
+        if not targets:
+            raise UserError(f"{checkpoint} is a bundle: name the engine to add with --target, such as rtx:sm89:fp16.")
+        with shown("reading") as report:
+            made = add_engines(checkpoint, specs, profile, limits, report)
+        _print(made)
+        return
+    from sdpl.data.formats import read_labels
+    from sdpl.export.build import Options, export
+    from sdpl.preprocess import find_images
+
+    options = Options(
+        targets=specs,
+        head=head,
+        profile=profile,
+        images=find_images(list(images)) if images else None,
+        calibrate=find_images(list(calibrate)) if calibrate else None,
+        evaluation=read_labels(annotations, eval_images) if annotations else None,
+        limits=limits,
+    )
+    with shown("reading") as report:
+        made = export(checkpoint, out or checkpoint.parent / f"{checkpoint.stem}.sdpl", options, report)
+    _print(made)
+
+
+def _print(made: "dict[str, Target]") -> None:
+    from sdpl.verification import describe
+
+    for name, target in made.items():
+        click.echo(f"{name}: {target.status}; {describe(target.verification)}")
+
+
+def _profile(text: str) -> "Profile":
+    """The batch profile of --batch."""
+    from sdpl.bundle import Profile
+
+    try:
+        low, best, high = (int(part) for part in text.split(":"))
+        return Profile(min=low, opt=best, max=high)
+    except ValueError:
+        raise UserError(
+            f"--batch {text!r}: expected MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX, such as 1:8:64."
+        ) from None

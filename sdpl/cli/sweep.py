@@ -1,0 +1,35 @@
+"""sdpl-sweep"""
+
+from pathlib import Path
+
+import click
+
+from sdpl.cli.bars import shown
+from sdpl.cli.command import Command
+from sdpl.cli.options import PATH
+from sdpl.errors import UserError
+
+
+@click.command("sweep", cls=Command)
+@click.argument("sweep", type=PATH)
+@click.option("--out", type=PATH, required=True, help="Folder for the runs, the table and the curves.")
+def command(sweep: Path, out: Path) -> None:
+    """Train every method of SWEEP (YAML) at every proportion of known labels with every seed; one table at the end.
+
+    Finished runs are not repeated: the same command goes on after a stop. Writes OUT/results.json, OUT/table.md and
+    curves over the proportions as PNG.
+    """
+    from rich.console import Console
+
+    from sdpl.train.config import read_sweep
+    from sdpl.train.sweep import run_sweep
+    from sdpl.train.sweep_report import table, write_results
+
+    config = read_sweep(sweep)
+    try:
+        with shown() as report:
+            results = run_sweep(config, out, report)
+    except KeyboardInterrupt:
+        raise UserError(f"interrupted; the same command goes on with what is left in {out}.") from None
+    write_results(results, config.figures, out)
+    Console().print(table(results, f"{len(results)} runs, test split, percent"))

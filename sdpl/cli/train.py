@@ -1,0 +1,37 @@
+"""sdpl-train"""
+
+from pathlib import Path
+
+import click
+
+from sdpl.cli.bars import shown
+from sdpl.cli.command import Command
+from sdpl.cli.options import PATH
+from sdpl.errors import UserError
+
+
+@click.command("train", cls=Command)
+@click.argument("config", type=PATH)
+@click.option("--out", type=PATH, required=True, help="Folder for checkpoints and log; made if missing.")
+@click.option("--resume", is_flag=True, help="Go on from OUT/last.ckpt.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Another value for a key of CONFIG, such as train.lr=0.01; may be repeated.",
+)
+def command(config: Path, out: Path, resume: bool, settings: tuple[str, ...]) -> None:
+    """Train as CONFIG (YAML) says; writes OUT/model.ckpt (best), OUT/last.ckpt and OUT/log.csv."""
+    from sdpl.train.config import read_config
+    from sdpl.train.loop import train
+
+    checked = read_config(config, settings)
+    try:
+        with shown() as report:
+            best = train(checked, out, resume, report)
+    except KeyboardInterrupt:
+        kept = (out / "last.ckpt").exists()
+        fix = f"add --resume to go on from the last checkpoint in {out}" if kept else "no epoch was finished"
+        raise UserError(f"interrupted; {fix}.") from None
+    click.echo(f"best checkpoint: {best}")

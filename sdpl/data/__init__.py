@@ -1,0 +1,1 @@
+"""Labelled images: label files, masks, categories, checks, augmented views. Needs no torch."""

@@ -1,0 +1,146 @@
+"""What `sdpl-data check` finds out about label files before a GPU is spent on them. Needs no torch."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sdpl.data.formats import read_labels
+from sdpl.data.images import LabelCounts, LabelledImages, count_labels
+from sdpl.errors import UserError
+from sdpl.pipeline import Decoder, batched
+from sdpl.preprocess import ImageSource, preprocess
+from sdpl.progress import Report, Steps, silent
+
+THUMBNAIL = 8  # cells on a side
+GROUP = 16  # images handed to the decoding threads at a time
+SAME = 4.0  # of 255: root mean square between the thumbnails of two copies of one picture; docs/decisions/0021
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something to look at in one split, or in several when `split` is empty. A problem makes the check fail, a warning
+    does not. `items` are all that it was found of."""
+
+    is_problem: bool
+    what: str
+    split: str
+    items: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    counts: dict[str, list[LabelCounts]]  # by split
+    images: dict[str, int]
+    findings: list[Finding]
+
+    @property
+    def problems(self) -> int:
+        return sum(finding.is_problem for finding in self.findings)
+
+
+def read_splits(sources: list[Path], images: list[Path], format: str) -> dict[str, LabelledImages]:
+    """The splits of these label files, by name; their categories must agree.
+
+    images: one folder for each label file, or none. The first file defines the categories and their order.
+    """
+    if len(images) not in (0, len(sources)):
+        raise UserError(f"--images is given {len(images)} times for {len(sources)} label files: once for each.")
+    return read_named([(str(s), i, format) for s, i in zip(sources, images or [None] * len(sources), strict=True)])
+
+
+def read_named(
+    named: Sequence[tuple[str, str | Path | None, str]], categories: tuple[str, ...] | None = None
+) -> dict[str, LabelledImages]:
+    """The splits by name, each of (label file, images folder, format); images that are missing are no error here."""
+    splits: dict[str, LabelledImages] = {}
+    for path, folder, form in named:
+        if path in splits:
+            raise UserError(f"{path} is named twice: a split shares every image with itself.")
+        splits[path] = read_labels(path, folder, form, categories, require_images=False)
+        categories = splits[path].categories
+    return splits
+
+
+def check(
+    splits: dict[str, LabelledImages],
+    report: Report = silent,
+) -> DataCheck:
+    """Count the labels and look at every image."""
+    counts = {name: count_labels(data) for name, data in splits.items()}
+    places = [(split, path) for split, data in splits.items() for path in data.images]
+    thumbnails, unreadable = _thumbnails([path for _, path in places], report)
+    findings = []
+    for name in splits:
+        reasons = tuple(reason for i, reason in unreadable.items() if places[i][0] == name)
+        findings.append(Finding(True, "images that cannot be read", name, reasons))
+    comparing = Steps(report, "comparing the images", 1)
+    readable = [place for i, place in enumerate(places) if i not in unreadable]
+    findings += [*_copies(readable, thumbnails), *_one_sided(counts)]
+    comparing.advance()
+    images = {name: len(data) for name, data in splits.items()}
+    return DataCheck(counts, images, [finding for finding in findings if finding.items])
+
+
+def _thumbnails(paths: list[Path], report: Report) -> tuple[np.ndarray, dict[int, str]]:
+    """Thumbnails float32 [n,192] of the readable images, and what is wrong with the others, by their position."""
+    found, unreadable = [], {}
+    steps = Steps(report, "opening the images", len(paths))
+    with Decoder() as decoder:
+        groups = decoder.groups(batched(range(len(paths)), GROUP), lambda i: thumbnail(paths[i]))
+        for i, result in itertools.chain.from_iterable(groups):
+            if isinstance(result, UserError):
+                unreadable[i] = str(result)
+            else:
+                found.append(result)
+            steps.advance()
+    return np.array(found, dtype=np.float32).reshape(len(found), 3 * THUMBNAIL**2), unreadable
+
+
+def thumbnail(image: ImageSource) -> np.ndarray:
+    """The mean colours of 8x8 cells, float32 [192]: nearly the same for every copy of a picture."""
+    cells = preprocess(image, 8 * THUMBNAIL).reshape(THUMBNAIL, 8, THUMBNAIL, 8, 3)
+    return cells.mean(axis=(1, 3), dtype=np.float32).ravel()
+
+
+def groups_of_copies(thumbnails: np.ndarray) -> Iterator[np.ndarray]:
+    """The positions of the pictures of each group of copies: thumbnails [n,192] closer than `SAME` to the next."""
+    from scipy.sparse.csgraph import connected_components
+    from sklearn.neighbors import NearestNeighbors
+
+    if len(thumbnails) < 2:
+        return
+    radius = SAME * np.sqrt(thumbnails.shape[1])
+    neighbours = NearestNeighbors(radius=radius, algorithm="brute").fit(thumbnails)
+    _, group = connected_components(neighbours.radius_neighbors_graph(), directed=False)
+    order = np.argsort(group, kind="stable")
+    for members in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
+        if len(members) > 1:
+            yield members
+
+
+def _copies(places: list[tuple[str, Path]], thumbnails: np.ndarray) -> Iterator[Finding]:
+    """Copies of a picture across splits, where they spoil every measurement, and within one."""
+    groups: dict[str, list[str]] = {"": []}
+    for members in groups_of_copies(thumbnails):
+        splits = {places[i][0] for i in members}
+        split = splits.pop() if len(splits) == 1 else ""
+        groups.setdefault(split, []).append(" = ".join(str(places[i][1]) for i in members))
+    yield Finding(True, "times the same picture in different splits", "", tuple(groups.pop("")))
+    for split, items in groups.items():
+        yield Finding(False, "times the same picture more than once", split, tuple(items))
+
+
+def _one_sided(counts: dict[str, list[LabelCounts]]) -> Iterator[Finding]:
+    """Categories with nothing to learn or to measure. That nothing at all is known is a problem in the first split,
+    the training set."""
+    for number, (split, rows) in enumerate(counts.items()):
+        for is_problem, what, found in (
+            (number == 0, "categories without any known label", [r for r in rows if not r.known]),
+            (False, "categories without a known positive", [r for r in rows if r.known and not r.positive]),
+            (False, "categories without a known negative; if 0 was meant as absent, write -1",
+             [r for r in rows if r.known and not r.negative]),
+        ):  # fmt: skip
+            yield Finding(is_problem, what, split, tuple(row.category for row in found))

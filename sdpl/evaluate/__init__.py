@@ -1,0 +1,1 @@
+"""Scores against labels: metrics, thresholds, tables, the report. Needs no torch."""

@@ -1,0 +1,71 @@
+"""Metrics of multi-label recognition. Unknown labels (0) count nowhere. NumPy and scikit-learn only."""
+
+import numpy as np
+from sklearn.metrics import average_precision_score, precision_score, recall_score
+
+
+def average_precision(scores: np.ndarray, labels: np.ndarray, interpolation: str = "none") -> float:
+    """AP of one category from scores [N] and labels [N]; NaN without a known positive.
+
+    "none" is the area under the precision-recall steps (scikit-learn's); "voc2012" first replaces the
+    precision at each recall by the largest at any higher recall.
+    """
+    known = labels != 0
+    scores, positive = scores[known], labels[known] > 0
+    if not positive.any():
+        return float("nan")
+    if interpolation == "none":
+        return float(average_precision_score(positive, scores))
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(positive[order])
+    precision = np.maximum.accumulate((hits / np.arange(1, len(hits) + 1))[::-1])[::-1]
+    return float(precision[positive[order]].mean())
+
+
+def per_category_average_precision(scores: np.ndarray, labels: np.ndarray, interpolation: str = "none") -> np.ndarray:
+    """AP float [C] from scores [N,C] and labels [N,C] of 1, -1, 0."""
+    check_shapes(scores, labels)
+    return np.array([average_precision(scores[:, c], labels[:, c], interpolation) for c in range(labels.shape[1])])
+
+
+def mean_average_precision(scores: np.ndarray, labels: np.ndarray, interpolation: str = "none") -> float:
+    """Mean AP in 0..1 over the categories that have a known positive; NaN when none has."""
+    aps = per_category_average_precision(scores, labels, interpolation)
+    return float(np.nanmean(aps)) if np.isfinite(aps).any() else float("nan")
+
+
+def f1_metrics(
+    scores: np.ndarray, labels: np.ndarray, threshold: float | np.ndarray = 0.5, top_k: int | None = None
+) -> dict[str, float]:
+    """OP, OR, OF1, CP, CR, CF1 in 0..1, from scores [N,C] and labels [N,C] of 1, -1, 0.
+
+    Positive means score >= threshold (a number or one per category), or, with `top_k`, being among the k
+    best scores of the image. O: over all labels together. C: mean over the categories of precision and of
+    recall (0 where undefined); CF1 is the harmonic mean of CP and CR, as the field computes it.
+    """
+    check_shapes(scores, labels)
+    if top_k is None:
+        predicted = scores >= threshold  # [N,C]
+    else:
+        predicted = np.zeros(scores.shape, dtype=bool)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+        np.put_along_axis(predicted, best, True, axis=1)
+    known, truth = labels != 0, labels > 0
+    overall = {"OP": precision_score, "OR": recall_score}
+    result = {name: float(metric(truth[known], predicted[known], zero_division=0)) for name, metric in overall.items()}
+    columns = [(truth[known[:, c], c], predicted[known[:, c], c]) for c in range(labels.shape[1]) if known[:, c].any()]
+    for name, metric in (("CP", precision_score), ("CR", recall_score)):
+        result[name] = float(np.mean([metric(t, p, zero_division=0) for t, p in columns])) if columns else 0.0
+    result["OF1"] = _harmonic(result["OP"], result["OR"])
+    result["CF1"] = _harmonic(result["CP"], result["CR"])
+    return {name: result[name] for name in ("OP", "OR", "OF1", "CP", "CR", "CF1")}
+
+
+def _harmonic(a: float, b: float) -> float:
+    return 2 * a * b / (a + b) if a + b > 0 else 0.0
+
+
+def check_shapes(scores: np.ndarray, labels: np.ndarray) -> None:
+    """Raise ValueError unless scores and labels are two matrices [N,C] of one shape."""
+    if scores.shape != labels.shape or scores.ndim != 2:
+        raise ValueError(f"expected scores and labels [N,C], got {list(scores.shape)} and {list(labels.shape)}")

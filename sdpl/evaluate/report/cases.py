@@ -1,0 +1,136 @@
+"""Single images for the report: the worst errors with the attention behind them, and samples with their best scores."""
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from sdpl.data.images import LabelledImages
+from sdpl.data.reading import batches
+from sdpl.evaluate.evaluation import Evaluated
+from sdpl.plots import overlay
+from sdpl.preprocess import load_image
+
+SIDE = 240  # pixels of the longer side of a picture
+BATCH = 16
+TOP = 5
+ALIKE = 3  # errors of one category in a row
+MEANING = {1: "present", -1: "absent", 0: "unknown"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One label that the model gets wrong: row of the image, column of the category."""
+
+    row: int
+    column: int
+    score: float
+
+
+@dataclass(frozen=True)
+class ErrorCard:
+    """A wrong label as the page shows it; the pictures are data URIs."""
+
+    name: str
+    category: str
+    score: float
+    threshold: float
+    peak: float  # of the attention, as a multiple of its mean
+    present: tuple[str, ...]  # what is labelled present in the image
+    photo: str
+    attention: str
+
+
+@dataclass(frozen=True)
+class ScoreBar:
+    category: str
+    score: float
+    label: str  # present, absent, unknown
+
+
+@dataclass(frozen=True)
+class SampleCard:
+    """An image with its best scores (figure 6), and the present categories that are not among them."""
+
+    name: str
+    photo: str
+    bars: tuple[ScoreBar, ...]
+    missed: tuple[ScoreBar, ...]
+
+
+def worst_errors(scores: np.ndarray, labels: np.ndarray, thresholds: np.ndarray, most: int) -> tuple[list, list]:
+    """The false positives with the highest scores and the false negatives with the lowest; unknown is neither."""
+    positive = scores >= thresholds  # [N,C]
+    return (
+        _cases(scores, (labels < 0) & positive, -scores, most),
+        _cases(scores, (labels > 0) & ~positive, scores, most),
+    )
+
+
+def _cases(scores: np.ndarray, wrong: np.ndarray, order: np.ndarray, most: int) -> list[Case]:
+    """In the given order; but of one category no more than `ALIKE` before all others have had their turn."""
+    rows, columns = np.nonzero(wrong)
+    ranked = np.argsort(order[rows, columns], kind="stable")
+    seen: Counter[int] = Counter()
+    turns = []
+    for column in columns[ranked]:
+        turns.append(seen[column] // ALIKE)
+        seen[column] += 1
+    chosen = ranked[np.argsort(np.array(turns, dtype=int), kind="stable")][:most]
+    return [Case(int(r), int(c), float(scores[r, c])) for r, c in zip(rows[chosen], columns[chosen], strict=True)]
+
+
+def error_cards(cases: Sequence[Case], model: Evaluated, data: LabelledImages) -> list[ErrorCard]:
+    """Each case with its photo and the attention of its category over it."""
+    rows = sorted({case.row for case in cases})
+    maps: dict[tuple[int, int], np.ndarray] = {}
+    done = 0
+    for images, _ in batches(data.subset(rows), model.image_size, BATCH):
+        found = dict(zip(rows[done : done + len(images)], model.attention(images)[1], strict=True))
+        maps |= {(c.row, c.column): found[c.row][c.column].copy() for c in cases if c.row in found}
+        done += len(images)
+    cards = []
+    for case in cases:
+        photo, attention = _photo(data, case.row), maps[case.row, case.column]
+        present = tuple(np.array(data.categories, dtype=object)[data.labels[case.row] > 0])
+        cards.append(
+            ErrorCard(
+                data.images[case.row].name,
+                data.categories[case.column],
+                case.score,
+                float(model.thresholds[case.column]),
+                float(attention.max() * attention.size),
+                present,
+                data_uri(photo),
+                data_uri(overlay(photo, attention)),
+            )
+        )
+    return cards
+
+
+def sample_cards(scores: np.ndarray, data: LabelledImages, most: int) -> list[SampleCard]:
+    """Images spread evenly over the data, with their best scores."""
+    cards = []
+    for row in np.unique(np.linspace(0, len(data) - 1, min(most, len(data))).astype(int)):
+        order = np.argsort(-scores[row], kind="stable")
+        bars = [ScoreBar(data.categories[c], float(scores[row, c]), MEANING[int(data.labels[row, c])]) for c in order]
+        missed = tuple(bar for bar in bars[TOP:] if bar.label == "present")
+        cards.append(SampleCard(data.images[row].name, data_uri(_photo(data, row)), tuple(bars[:TOP]), missed))
+    return cards
+
+
+def data_uri(image: Image.Image) -> str:
+    """The picture as a JPEG inside a URI."""
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=80, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _photo(data: LabelledImages, row: int) -> Image.Image:
+    photo = load_image(data.images[row], decode_side=2 * SIDE)
+    photo.thumbnail((SIDE, SIDE))
+    return photo

@@ -1,0 +1,124 @@
+"""The figures of an evaluation: average precision per category, precision-recall curves, calibration.
+
+They take their colours from matplotlib's settings, so that one function draws for a light and for a dark page.
+"""
+
+import numpy as np
+from sklearn.metrics import precision_recall_curve
+
+from sdpl.data.images import LabelledImages
+from sdpl.evaluate.calibration import Calibration
+from sdpl.plots import pyplot
+
+MOST_BARS = 120  # categories; of more, the worst and the best halves of this
+POINTS = 200  # of a curve; the eye sees no more
+FAINT = (100, 50)  # curves without a name, evenly spread over the ranking, and points of each: they show the spread
+NAMED = 4  # worst and best categories that a legend names
+
+
+def ap_bars(aps: dict[str, dict[str, float | None]], chance: dict[str, float] | None = None):
+    """AP in percent of each category, the best first, one bar per model: {"model": {"category": AP}} (figure 5).
+
+    chance: the AP of random scores in percent, drawn as a mark. Categories without an AP are left out.
+    """
+    first = next(iter(aps.values()))
+    names = sorted((name for name in first if first[name] is not None), key=lambda name: -first[name])
+    if len(names) > MOST_BARS:
+        names = names[: MOST_BARS // 2] + names[-MOST_BARS // 2 :]
+    columns = np.array_split(np.array(names, dtype=object), 1 if len(names) <= 40 else 2)
+    height = 0.17 * len(aps) ** 0.5 * len(columns[0]) + 0.9
+    figure, axes = pyplot().subplots(
+        1, len(columns), figsize=(8, height), squeeze=False, sharex=True, layout="constrained"
+    )
+    for axis, column in zip(axes[0], columns, strict=True):
+        _ap_column(axis, list(column), aps, chance)
+    if len(aps) > 1:
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7, loc="outside upper center", ncols=len(aps))
+    return figure
+
+
+def _ap_column(axis, names: list[str], aps, chance) -> None:
+    thickness = 0.8 / len(aps)
+    rows = np.arange(len(names))
+    for i, (model, values) in enumerate(aps.items()):
+        offset = (i - (len(aps) - 1) / 2) * thickness
+        axis.barh(rows + offset, [values[n] or 0 for n in names], thickness, label=model, color=f"C{i}")
+    if chance is not None:
+        axis.plot([chance[n] for n in names], rows, "|", markersize=6, markeredgewidth=1.5, color=_text_colour())
+    axis.set_yticks(rows, names, fontsize=7)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.set_xlim(0, 100)
+    axis.set_xlabel("AP (%)", fontsize=8)
+    axis.tick_params(axis="x", labelsize=7)
+    axis.grid(axis="x", alpha=0.25)
+    axis.set_axisbelow(True)
+
+
+def precision_recall(scores: np.ndarray, data: LabelledImages, ap: dict[str, float | None]):
+    """Precision over recall: all known labels together, every category faintly, and the worst and the best by name."""
+    figure, axis = pyplot().subplots(figsize=(6.6, 4.4), layout="constrained")
+    ranked = sorted((name for name in ap if ap[name] is not None), key=lambda name: ap[name])
+    named = ranked if len(ranked) <= 2 * NAMED else ranked[:NAMED] + ranked[-NAMED:]
+    for name in ranked[:: max(1, len(ranked) // FAINT[0])]:
+        c = data.categories.index(name)
+        curve = _curve(scores[:, c], data.labels[:, c], FAINT[1])
+        axis.plot(*curve, drawstyle="steps-pre", linewidth=0.5, alpha=0.25, color="C7")
+    for i, name in enumerate(named):
+        c = data.categories.index(name)
+        look = {"linestyle": "--" if i < len(named) / 2 else "-", "linewidth": 1.2, "color": f"C{i}"}
+        curve = _curve(scores[:, c], data.labels[:, c])
+        axis.plot(*curve, drawstyle="steps-pre", label=f"{name} ({ap[name]:.0f})", **look)
+    overall = _curve(scores.ravel(), data.labels.ravel())
+    axis.plot(*overall, drawstyle="steps-pre", linewidth=2.6, label="all labels", color=_text_colour())
+    axis.set_xlim(0, 1)
+    axis.set_ylim(0, 1.02)
+    axis.set_xlabel("recall", fontsize=9)
+    axis.set_ylabel("precision", fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, title="category (AP)")
+    return figure
+
+
+def _curve(scores: np.ndarray, labels: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """Recall, growing, and the precision with which it is reached: the steps whose area is the AP, at most `points`."""
+    known = labels != 0
+    precision, recall, _ = precision_recall_curve(labels[known] > 0, scores[known])
+    recall, first = np.unique(recall[::-1], return_index=True)
+    chosen = np.unique(np.linspace(0, len(recall) - 1, points).astype(int))
+    return recall[chosen], precision[::-1][first][chosen]
+
+
+def calibration_curve(calibration: Calibration):
+    """How often labels of a score are present, over that score, and how many there are."""
+    figure, (curve, counts) = pyplot().subplots(
+        2, 1, figsize=(4.6, 4.4), sharex=True, height_ratios=(3, 1), layout="constrained"
+    )
+    filled = calibration.count > 0
+    curve.plot([0, 1], [0, 1], "--", linewidth=1, color="C7", label="perfect")
+    curve.plot(
+        calibration.mean_score[filled],
+        calibration.frequency[filled],
+        "o-",
+        markersize=4,
+        color="C0",
+        label=f"model, error {100 * calibration.error:.1f} %",
+    )
+    curve.set_ylabel("fraction present", fontsize=9)
+    curve.set_xlim(0, 1)
+    curve.set_ylim(0, 1.02)
+    curve.legend(fontsize=8, loc="upper left", frameon=False)
+    bins = len(calibration.count)
+    counts.bar((np.arange(bins) + 0.5) / bins, calibration.count, 0.9 / bins, color="C0")
+    counts.set_yscale("log")
+    counts.yaxis.set_major_formatter("{x:,.0f}")
+    counts.set_ylabel("known labels", fontsize=9)
+    counts.set_xlabel("score", fontsize=9)
+    for axis in (curve, counts):
+        axis.grid(alpha=0.25)
+        axis.tick_params(labelsize=8)
+    return figure
+
+
+def _text_colour() -> str:
+    return pyplot().rcParams["text.color"]

@@ -1,0 +1,112 @@
+"""The proof of an export: every target's scores against PyTorch's, by the code that will serve it. Needs no torch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnxruntime
+from safetensors.numpy import load_file
+
+from sdpl.bundle import Accuracy, Bundle, Target, Verification
+from sdpl.data.images import LabelledImages
+from sdpl.errors import UserError
+from sdpl.evaluate.evaluation import evaluate, score_all
+from sdpl.export.graphs import BATCH, Scorer, encoder_scorer, in_batches
+from sdpl.progress import Progress, Report
+from sdpl.runtime.availability import target_obstacle
+from sdpl.runtime.recognizer import Recognizer
+from sdpl.runtime.verify import machine, score_alternating
+from sdpl.targets import PRECISIONS
+from sdpl.verification import compare, failure
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a target may be from PyTorch; None stands for the precision's own limit."""
+
+    score_difference: float | None = None
+    mAP_drop: float | None = None  # noqa: N815, the field writes it so
+
+
+@dataclass(frozen=True)
+class Prover:
+    """Compares targets with PyTorch: expected scores [N,C] of the proof's images uint8 [N,S,S,3], and, where there is
+    labelled data, its accuracy on that."""
+
+    images: np.ndarray
+    expected: np.ndarray
+    limits: Limits
+    data: LabelledImages | None = None
+    accuracy: dict[str, float] | None = None
+
+    @classmethod
+    def of(cls, pytorch: Scorer, images: np.ndarray, limits: Limits, data: LabelledImages | None) -> "Prover":
+        """What PyTorch says, computed once."""
+        return cls(images, in_batches(pytorch, images), limits, data, _accuracy(pytorch, data, images.shape[1]))
+
+    def prove(self, bundle: Bundle, name: str, report: Report) -> Verification:
+        """The comparison of a target, opened from the bundle as a user opens it.
+
+        An engine that cannot run here is compared through the graph it was built from, with the head by its
+        specification. Raises UserError with the numbers when it is outside of the limits.
+        """
+        report(Progress(f"{name}: comparing with PyTorch"))
+        with _opened(bundle, name, report) as (scorer, about):
+            accuracy = _accuracy(scorer, self.data, self.images.shape[1])
+            result = compare(
+                self.expected,
+                score_alternating(scorer, self.images),
+                self._tolerance(bundle.manifest.targets[name]),
+                accuracy=accuracy and Accuracy(images=len(self.data or ()), pytorch=self.accuracy, target=accuracy),
+                **about,
+            )
+        precision, limit = bundle.manifest.targets[name].precision, self.limits.mAP_drop
+        wrong = failure(result, PRECISIONS[precision].mAP_drop if limit is None else limit)
+        if wrong:
+            raise UserError(
+                f"{name} does not give PyTorch's answers: {wrong}. Nothing was exported; what was there before is "
+                "untouched."
+            )
+        return result
+
+    def _tolerance(self, target: Target) -> float:
+        limit = self.limits.score_difference
+        return PRECISIONS[target.precision].score if limit is None else limit
+
+
+def prove_targets(bundle: Bundle, names: list[str], prover: Prover, report: Report) -> dict[str, Target]:
+    """Prove these targets of a bundle under construction, and write the comparisons into its manifest."""
+    targets = bundle.manifest.targets
+    proved = {n: targets[n].model_copy(update={"verification": prover.prove(bundle, n, report)}) for n in names}
+    bundle.replace_targets(proved)
+    return proved
+
+
+@contextmanager
+def _opened(bundle: Bundle, name: str, report: Report) -> Iterator[tuple[Scorer, dict[str, object]]]:
+    """What scores for a target, and the fields of its comparison that say so."""
+    target = bundle.manifest.targets[name]
+    if target_obstacle(bundle, name) is None:
+        try:
+            recognizer = Recognizer.open(bundle.path, name)
+        except UserError as error:  # what only opening it can tell
+            if "encoder" not in target.files:
+                raise
+            report(Progress(f"{name} cannot be opened here: {error}"))
+        else:
+            with recognizer:
+                environment = {**recognizer.backend.describe(), **machine()}
+                yield recognizer.scores, {"scored_by": "target", "environment": environment}
+            return
+    constants = load_file(bundle.file(target.files["head"]))
+    scorer = encoder_scorer(onnx.load(bundle.file(target.files["encoder"])), constants, bundle.manifest.probability)
+    yield scorer, {"scored_by": "graph", "environment": {"onnxruntime": onnxruntime.__version__}}
+
+
+def _accuracy(scorer: Scorer, data: LabelledImages | None, image_size: int) -> dict[str, float] | None:
+    if data is None:
+        return None
+    result = evaluate(score_all(scorer, data, image_size, BATCH), data)
+    return {"mAP": result.mAP, "OF1": result.f1["OF1"], "CF1": result.f1["CF1"]}

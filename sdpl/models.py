@@ -1,0 +1,49 @@
+"""A checkpoint or a bundle, opened to be evaluated: whatever scores images, seen alike.
+
+The one root module that imports parts (`train`, `runtime`), and each only when its kind of file is opened: a bundle is
+evaluated without torch.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from sdpl.evaluate.evaluation import Evaluated
+
+
+def open_model(path: str | Path, threshold: float | None = None, backend: str = "auto") -> Evaluated:
+    """The model of a checkpoint (model.ckpt, in PyTorch) or a bundle (model.sdpl, on `backend`).
+
+    threshold: for all categories, in place of the model's own. Raises UserError for anything else, or damaged files.
+    """
+    path = Path(path)
+    return (
+        _bundle(path, threshold, backend) if path.is_dir() or path.suffix == ".sdpl" else _checkpoint(path, threshold)
+    )
+
+
+def _bundle(path: Path, threshold: float | None, backend: str) -> Evaluated:
+    from sdpl.runtime import Recognizer
+
+    recognizer = Recognizer.open(path, backend)
+    return Evaluated(
+        recognizer.scores,
+        recognizer.attention,
+        recognizer.categories,
+        recognizer.image_size,
+        _thresholds(recognizer.bundle.manifest.thresholds, threshold),
+    )
+
+
+def _checkpoint(path: Path, threshold: float | None) -> Evaluated:
+    from sdpl.train.checkpoint import load_checkpoint, restore_model
+
+    content = load_checkpoint(path)
+    config, model = restore_model(content, str(path))
+    thresholds = _thresholds(content["thresholds"], threshold)
+    return Evaluated(model.scorer(), model.attention, model.categories, config.model.image_size, thresholds)
+
+
+def _thresholds(own: tuple[float, ...] | list[float], threshold: float | None) -> np.ndarray:
+    """One for each category, [C]."""
+    return np.array(own) if threshold is None else np.full(len(own), threshold)

@@ -1,0 +1,113 @@
+"""The one way from images of any kind to results: decoded in a bounded pool of threads, batched, run, in order.
+
+While a batch runs, the next ones are decoded (Pillow releases the interpreter lock). Recognising, evaluating, measuring
+and training all read their images through a `Decoder`.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+
+from sdpl.errors import UserError
+
+Source = TypeVar("Source")
+Row = TypeVar("Row")
+Decoded = list[tuple[Source, np.ndarray | UserError]]  # of one group: each source with its image, or what is wrong
+
+
+class Decoder:
+    """A pool of decoding threads. Thread-safe; use as a context manager, or call `close`."""
+
+    def __init__(self, workers: int | None = None):
+        """workers: threads; None for as many as this process has cores."""
+        self.workers = workers or available_cores()
+        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="sdpl-decode")
+
+    def groups(
+        self, groups: Iterable[Sequence[Source]], load: Callable[[Source], np.ndarray]
+    ) -> Iterator[Decoded[Source]]:
+        """Each group of sources with their images as `load` gives them, in order.
+
+        A UserError of `load` takes the image's place; any other error is raised. Beyond the group that is used, at
+        least one more and at most that or twice as many images as there are threads are decoded or being decoded, so
+        groups may go on for ever. Closing the iterator cancels what has not begun.
+        """
+        waiting: deque[list[tuple[Source, Future[np.ndarray]]]] = deque()
+        pending = 0  # images in `waiting`
+        try:
+            for group in groups:
+                waiting.append([(source, self._pool.submit(load, source)) for source in group])
+                pending += len(group)
+                while len(waiting) > 1 and pending - len(waiting[0]) >= 2 * self.workers:
+                    pending -= len(waiting[0])
+                    yield _collect(waiting.popleft())
+            while waiting:
+                yield _collect(waiting.popleft())
+        finally:
+            for group in waiting:
+                for _, future in group:
+                    future.cancel()
+
+    def close(self) -> None:
+        """Stop the threads; what has not begun is cancelled."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def __enter__(self) -> "Decoder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def stream(
+    decoder: Decoder,
+    sources: Iterable[Source],
+    load: Callable[[Source], np.ndarray],
+    run: Callable[[np.ndarray], Iterable[Row]],
+    batch_size: int,
+) -> Iterator[tuple[Source, Row | UserError]]:
+    """Each source with its row of results, or with the UserError that says why it could not be read, in order.
+
+    sources: of any number, also endless. load: a source to uint8 [S,S,3]. run: uint8 [B,S,S,3] to B rows. A batch holds
+    the readable ones of `batch_size` sources: which images run together does not depend on timing.
+    """
+    for group in decoder.groups(batched(sources, batch_size), load):
+        images = [image for _, image in group if not isinstance(image, UserError)]
+        rows = iter(run(np.stack(images)) if images else ())
+        for source, image in group:
+            yield source, image if isinstance(image, UserError) else next(rows)
+
+
+def batched(items: Iterable[Source], size: int) -> Iterator[list[Source]]:
+    """The items in lists of `size`; the last may be shorter. (itertools has it from Python 3.12 on.)"""
+    batch: list[Source] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    affinity: Any = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _collect(group: list[tuple[Source, Future[np.ndarray]]]) -> Decoded[Source]:
+    images: Decoded[Source] = []
+    for source, future in group:
+        try:
+            images.append((source, future.result()))
+        except UserError as error:
+            images.append((source, error))
+    return images

@@ -1,0 +1,27 @@
+"""Image bytes to the model's input: one definition for training, export, serving and measuring."""
+
+from sdpl.preprocess.cpu import (
+    FORMATS,
+    MAX_PIXELS,
+    MIN_SIDE,
+    SUFFIXES,
+    VERSION,
+    ImageSource,
+    find_images,
+    load_image,
+    preprocess,
+    squash,
+)
+
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "MIN_SIDE",
+    "SUFFIXES",
+    "VERSION",
+    "ImageSource",
+    "find_images",
+    "load_image",
+    "preprocess",
+    "squash",
+]

@@ -1,0 +1,121 @@
+"""What can run on this machine, and for what cannot, the one line that says what is missing and how to get it."""
+
+import importlib
+from typing import Any
+
+from sdpl.bundle import Bundle, Profile, Target
+from sdpl.kernels.gpu import find_gpu, gpu_obstacle, require_gpu
+from sdpl.targets import BACKENDS, PRECISIONS, Backend, rebuild_command
+
+REBUILD = "build it again"
+INVALID = (  # the bits of TensorRT-RTX's diagnostics in its order, and what to do about each
+    ("it was built with another version", REBUILD),
+    ("it was built for another compute capability", REBUILD),
+    ("the driver is too old", "update the driver"),
+    ("the CUDA runtime is too old", f"{BACKENDS['tensorrt-rtx'].install}, with --upgrade"),
+    ("the GPU has too little memory", "close other programs on it, or build for smaller batches"),
+    ("the file is damaged", REBUILD),
+    ("the driver failed", "look at nvidia-smi"),
+)
+
+
+def backend_obstacle(name: str) -> str | None:
+    """Why a backend cannot run here, or None."""
+    backend = BACKENDS[name]
+    obstacle = package_obstacle(backend)
+    if obstacle is not None or not backend.needs_gpu:
+        return obstacle
+    gpu = find_gpu()
+    if gpu is None:
+        return gpu_obstacle()
+    module = importlib.import_module(backend.package)
+    if name == "onnxruntime-cuda" and "CUDAExecutionProvider" not in module.get_available_providers():
+        return f"onnxruntime {module.__version__} was built without CUDA: {backend.install}"
+    if backend.capabilities and gpu.capability not in backend.capabilities:
+        return (
+            f"no TensorRT-RTX engines are built for compute capability {gpu.capability} ({gpu.name}): "
+            "use tensorrt:fp16 or cuda:fp16"
+        )
+    return None
+
+
+def package_obstacle(backend: Backend) -> str | None:
+    """Why a backend's package cannot be used, or None."""
+    try:
+        module = importlib.import_module(backend.package)
+    except (ImportError, OSError, RuntimeError) as error:  # the package, or a library that it loads
+        lines = str(error).splitlines() or ["no reason given"]
+        reason = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({lines[0]})"
+        return f"{backend.package} {reason}: {backend.install}"
+    if _version(module.__version__) < _version(backend.floor):
+        return f"{backend.package} {module.__version__} is older than {backend.floor}: {backend.install}"
+    return None
+
+
+def target_obstacle(bundle: Bundle, name: str) -> str | None:
+    """Why a bundle's target cannot run here, or None. An engine of another version or GPU comes with its fix."""
+    target = bundle.manifest.targets[name]
+    backend = BACKENDS[target.backend]
+    obstacle = backend_obstacle(target.backend)
+    if obstacle is not None or not backend.builds_engines:
+        return obstacle
+    module = importlib.import_module(backend.package)
+    built = target.built_with.get(backend.package)
+    gpu, fix = require_gpu(), rebuild(bundle, name)
+    if built != module.__version__:
+        return f"built with {module.__name__} {built}, here is {module.__version__}: {fix}"
+    if target.compute_capability != gpu.capability:
+        return f"built for compute capability {target.compute_capability}, {gpu.name} has {gpu.capability}: {fix}"
+    if backend.capabilities:
+        invalid = invalid_engine(module.Runtime(logger(module)), bundle.file(target.files["engine"]).read_bytes())
+        return invalid and invalid.replace(REBUILD, fix)
+    return None
+
+
+def rebuild(bundle: Bundle, name: str) -> str:
+    """The command that builds a target for this machine."""
+    profile, gpu = bundle.manifest.targets[name].profile, find_gpu()
+    batch = None if profile in (None, Profile()) else profile
+    return rebuild_command(bundle.path, name, batch, gpu and gpu.capability)
+
+
+def invalid_engine(runtime: Any, code: bytes) -> str | None:
+    """Why TensorRT-RTX will not take an engine, with the fix, or None; TensorRT itself has no such question."""
+    if not hasattr(runtime, "get_engine_validity"):
+        return None
+    validity, bits = runtime.get_engine_validity(code)
+    if "INVALID" not in str(validity):
+        return None
+    reasons = [f"{text}: {fix}" for i, (text, fix) in enumerate(INVALID) if int(bits) >> i & 1]
+    return "; ".join(reasons) or "TensorRT-RTX does not say why it will not take the engine"
+
+
+def in_order(targets: dict[str, Target]) -> list[str]:
+    """Names of a bundle's targets, the fastest first."""
+    backends, precisions = list(BACKENDS), list(PRECISIONS)
+    return sorted(targets, key=lambda n: (backends.index(targets[n].backend), precisions.index(targets[n].precision)))
+
+
+def logger(trt: Any) -> Any:
+    """A logger for TensorRT or TensorRT-RTX that says nothing and keeps the first error, as `first_error`."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.first_error = "no reason given"
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR) and self.first_error == "no reason given":
+                self.first_error = " ".join(message.split())
+
+    return Log()
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """The numbers of a version, for comparing: "1.7.1.116" is (1, 7, 1, 116)."""
+    numbers = []
+    for part in text.split("."):
+        if not part.isdigit():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)

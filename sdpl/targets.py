@@ -1,0 +1,176 @@
+"""What a bundle can be made for and run on: one table of backends, one of precisions, and the targets they make.
+
+A target's name is a kind, where the engine is bound to it early a compute capability, and a precision: `cpu:int8`,
+`rtx:sm86:fp16`. Export, runtime, bundle and the kernels' compiler all read these tables.
+"""
+
+import importlib.util
+from dataclasses import dataclass
+
+from sdpl.errors import UserError, nearest
+from sdpl.install import install_line
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One library that runs targets."""
+
+    name: str  # in manifests and of --backend
+    kind: str  # the first part of its targets' names
+    package: str  # the module it is imported as
+    floor: str  # the least version that works
+    extra: str  # of pyproject.toml, that installs it
+    precisions: tuple[str, ...]  # the first is the one that is exported by default
+    needs_gpu: bool = False
+    builds_engines: bool = False  # files that belong to one version of the package and one compute capability
+    capabilities: tuple[str, ...] = ()  # for which engines are built ahead of time, on any machine
+
+    @property
+    def install(self) -> str:
+        """How to get it."""
+        instead = ", in place of onnxruntime" if self.name == "onnxruntime-cuda" else ""
+        return install_line(self.extra) + instead
+
+
+BACKENDS = {  # the fastest first
+    backend.name: backend
+    for backend in (
+        Backend(
+            name="tensorrt",
+            kind="tensorrt",
+            package="tensorrt",
+            floor="10.12",
+            extra="tensorrt",
+            precisions=("fp16", "fp32", "bf16", "int8"),
+            needs_gpu=True,
+            builds_engines=True,
+        ),
+        Backend(
+            name="tensorrt-rtx",
+            kind="rtx",
+            package="tensorrt_rtx",
+            floor="1.7",
+            extra="rtx",
+            precisions=("fp16", "fp32", "bf16", "int8"),
+            needs_gpu=True,
+            builds_engines=True,
+            capabilities=("86", "80", "89", "120"),
+        ),
+        Backend(
+            name="onnxruntime-cuda",
+            kind="cuda",
+            package="onnxruntime",
+            floor="1.22",
+            extra="gpu",
+            precisions=("fp16", "fp32"),
+            needs_gpu=True,
+        ),
+        Backend(
+            name="onnxruntime-cpu",
+            kind="cpu",
+            package="onnxruntime",
+            floor="1.22",
+            extra="runtime",
+            precisions=("fp32", "int8"),
+        ),
+    )
+}
+KINDS = {backend.kind: backend for backend in BACKENDS.values()}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What a precision means: the type that an encoder of it writes, and so the kernel's; how far its scores may be
+    from PyTorch's, and why."""
+
+    kernel_dtype: str
+    score: float  # largest difference of a probability in 0..1
+    mAP_drop: float  # noqa: N815, the field writes it so; largest loss of mAP, in points
+    reason: str
+
+
+PRECISIONS = {  # the fastest first, within a backend
+    "int8": Precision(
+        kernel_dtype="float32",
+        score=0.15,
+        mAP_drop=0.5,
+        reason="a probability near its threshold moves with every quantized layer; what counts is the ranking, "
+        "which --eval measures as mAP",
+    ),
+    "fp16": Precision(
+        kernel_dtype="float16",
+        score=0.02,
+        mAP_drop=0.1,
+        reason="each of some hundred layers rounds to 11 bits: a cosine may move by a few thousandths, and 1/tau = 10 "
+        "at slope 1/4 makes 2.5 times that of a probability",
+    ),
+    "bf16": Precision(
+        kernel_dtype="bfloat16",
+        score=0.1,
+        mAP_drop=0.5,
+        reason="as float16 with 8 bits: eight times the rounding error",
+    ),
+    "fp32": Precision(
+        kernel_dtype="float32",
+        score=1e-4,
+        mAP_drop=0.1,
+        reason="a float32 sum over a convolutional trunk differs by about 1e-5 relative when its order changes; "
+        "1/tau multiplies that before the sigmoid, whose slope is at most 1/4",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """One way to run the model. capability: the GPU's compute capability, where the engine is bound to it early."""
+
+    kind: str
+    precision: str
+    capability: str | None = None
+
+    @property
+    def backend(self) -> Backend:
+        return KINDS[self.kind]
+
+    def __str__(self) -> str:
+        return ":".join([self.kind, *([f"sm{self.capability}"] if self.capability else []), self.precision])
+
+
+TARGETS = {
+    str(spec): spec
+    for backend in BACKENDS.values()
+    for capability in backend.capabilities or (None,)
+    for precision in backend.precisions
+    for spec in (TargetSpec(backend.kind, precision, capability),)
+}
+
+
+def parse_targets(names: tuple[str, ...]) -> tuple[TargetSpec, ...]:
+    """The targets of these names, in order, each once; with no name, the defaults of this machine.
+
+    Raises UserError for a name that is not known, with the nearest that is.
+    """
+    for name in names:
+        if name not in TARGETS:
+            raise UserError(
+                f"--target {name!r}: {nearest(name, TARGETS)} (a target is a kind, for rtx a compute capability, and a "
+                "precision, such as rtx:sm86:fp16)"
+            )
+    return tuple(TARGETS[name] for name in dict.fromkeys(names)) or default_targets()
+
+
+def default_targets() -> tuple[TargetSpec, ...]:
+    """`cpu:fp32`, and the engine for an RTX 3090 where TensorRT-RTX is installed to build it."""
+    rtx = (TargetSpec("rtx", "fp16", "86"),) if importlib.util.find_spec(KINDS["rtx"].package) else ()
+    return (TargetSpec("cpu", "fp32"), *rtx)
+
+
+def rebuild_command(bundle: object, target: str, batch: object | None, capability: str | None) -> str:
+    """The command that builds an engine of a bundle again. batch: its profile if that is not the default.
+
+    capability: of the GPU that is to run it, where it is known.
+    """
+    parts = target.split(":")
+    if KINDS[parts[0]].capabilities and capability is not None:
+        parts[1] = f"sm{capability}"
+    return f"sdpl-export {bundle} --target {':'.join(parts)}" + (f" --batch {batch}" if batch else "")

@@ -1,0 +1,79 @@
+"""The processes of one run: this one alone, or those that `torchrun` started."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import distributed
+
+from sdpl.errors import UserError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """`world_size` processes with equal models; this one has number `rank`."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def all_reduce(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Replace each tensor by its sum over all processes; one message for all of them."""
+        if self.world_size == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        distributed.all_reduce(flat)
+        for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(total.view_as(tensor))
+
+    def share(self, rows: np.ndarray, cuts: int) -> list[np.ndarray]:
+        """This process's part of a batch, cut into `cuts` for accumulation; none of them empty, all nearly equal."""
+        parts = np.array_split(rows, self.world_size * cuts)[self.rank * cuts : (self.rank + 1) * cuts]
+        return [part for part in parts if len(part)]
+
+    def barrier(self) -> None:
+        """Until every process has come here."""
+        if self.world_size > 1:
+            distributed.barrier()
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[Processes]:
+    """The group that torchrun's environment describes; gloo on CPUs, NCCL on GPUs."""
+    if world_size() == 1:
+        yield Processes()
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Processes(distributed.get_rank(), distributed.get_world_size())
+    finally:
+        distributed.destroy_process_group()
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto" is the GPU (with torchrun: this process's own) or the CPU. Raises UserError for one that is not here."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and world_size() > 1:
+            if device.index is not None:
+                raise UserError(f"train.device = {name!r} is one GPU for {world_size()} processes: say 'cuda'.")
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"train.device = {name!r} cannot be used ({reason}); 'auto' takes what is there.") from None
+    return device

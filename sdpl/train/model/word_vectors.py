@@ -1,0 +1,119 @@
+"""Word vectors of the categories: the semantic guidance x_c of the paper (section 3.2)."""
+
+import difflib
+import zipfile
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from sdpl.data.categories import require_distinct, words
+from sdpl.errors import UserError, listed
+
+SHIPPED = {"glove-coco80": "coco80", "glove-voc20": "voc20"}
+NEAREST = 3  # known words shown for each missing one
+HINT_WORDS = 100_000  # that they are looked for among: GloVe's files begin with the most frequent
+
+
+def word_vectors(source: str, categories: Sequence[str]) -> np.ndarray:
+    """Vectors float32 [C,W] of the categories' names from a shipped set, an .npz, an .npy, or a GloVe text file.
+
+    An .npz holds `names` [n] and `vectors` [n,W]; an .npy holds the vectors, and a .txt of the same name beside it the
+    names, one a line. In a GloVe file a name of several words takes the mean of its words. Names count as the same
+    when their words are ("Fire_Hydrant" is "fire hydrant"). Raises UserError listing every name or word that is
+    missing.
+    """
+    require_distinct(categories, "word_vectors")
+    if source in SHIPPED:
+        with resources.files("sdpl.train.model").joinpath(f"glove/{SHIPPED[source]}.npz").open("rb") as stream:
+            return _of_names(*_read_npz(stream, source), source, categories)
+    path = Path(source)
+    if not path.is_file():
+        known = ", ".join(SHIPPED)
+        raise UserError(f"word_vectors: {source!r} is neither 'clip' nor a shipped set ({known}) nor a file.")
+    if path.suffix == ".npz":
+        with open(path, "rb") as stream:
+            return _of_names(*_read_npz(stream, source), source, categories)
+    if path.suffix == ".npy":
+        return _of_names(*_read_npy(path), source, categories)
+    return _from_glove(path, categories)
+
+
+def _read_npz(stream: BinaryIO, source: str) -> tuple[list[str], np.ndarray]:
+    try:
+        with np.load(stream, allow_pickle=False) as archive:
+            return archive["names"].tolist(), archive["vectors"]
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{source}: needs the arrays 'names' and 'vectors' ({error}).") from None
+
+
+def _read_npy(path: Path) -> tuple[list[str], np.ndarray]:
+    names = path.with_suffix(".txt")
+    try:
+        lines = names.read_text(encoding="utf-8").splitlines()
+        return [line.strip() for line in lines if line.strip()], np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: needs the names of its rows in {names}, one a line.") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read ({error}).") from None
+
+
+def _of_names(names: list[str], vectors: np.ndarray, source: str, categories: Sequence[str]) -> np.ndarray:
+    """The rows of `vectors` [n,W] whose names are the categories, float32 [C,W]."""
+    if vectors.ndim != 2 or len(vectors) != len(names) or vectors.dtype.kind != "f":
+        got = f"{vectors.dtype} {list(vectors.shape)}"
+        raise UserError(f"{source}: expected one vector of floats for each of its {len(names)} names, got {got}.")
+    require_distinct(names, source)
+    rows = {words(name): row for row, name in enumerate(names)}
+    missing = [name for name in categories if words(name) not in rows]
+    if missing:
+        raise UserError(f"{source}: has no vector for {len(missing)} categories: {_with_nearest(missing, names)}.")
+    return vectors[[rows[words(name)] for name in categories]].astype(np.float32)  # [C,W]
+
+
+def _from_glove(path: Path, categories: Sequence[str]) -> np.ndarray:
+    """Streamed: only the vectors of the needed words, and the words for the hints, are kept."""
+    needed = {word for name in categories for word in words(name)}
+    found: dict[str, np.ndarray] = {}
+    vocabulary: list[str] = []
+    size = 0  # numbers in a line
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            size = size or _numbers_in(line)
+            word, *numbers = line.rstrip().rsplit(" ", size)  # from the right: some words of GloVe 840B hold spaces
+            if number <= HINT_WORDS:
+                vocabulary.append(word)
+            if word not in needed or word in found:
+                continue
+            found[word] = _vector(numbers)  # [W]
+            if len(found[word]) != size or not np.isfinite(found[word]).all():
+                raise UserError(f"{path}:{number}: is not a word and {size} numbers; is the file cut off?")
+            if len(found) == len(needed):
+                break
+    missing = sorted(needed - set(found))
+    if missing:
+        raise UserError(f"{path}: has no vector for {len(missing)} words: {_with_nearest(missing, vocabulary)}.")
+    return np.stack([np.mean([found[w] for w in words(name)], axis=0) for name in categories])  # [C,W]
+
+
+def _vector(numbers: list[str]) -> np.ndarray:
+    try:
+        return np.array(numbers, dtype=np.float32)
+    except ValueError:
+        return np.zeros(0)
+
+
+def _numbers_in(line: str) -> int:
+    """How many numbers a line has; 0 for the "400000 300" with which word2vec's text files begin."""
+    count = len(line.split()) - 1
+    return count if count > 1 else 0
+
+
+def _with_nearest(missing: Sequence[str], known: Sequence[str]) -> str:
+    hints = []
+    for word in missing:
+        near = difflib.get_close_matches(word, known, n=NEAREST)
+        hints.append(f"{word!r} (nearest: {', '.join(near)})" if near else repr(word))
+    return listed(hints, most=len(hints))

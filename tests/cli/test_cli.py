@@ -1,0 +1,87 @@
+"""The commands as a user meets them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+COMMANDS = ("train", "sweep", "export", "eval", "predict", "bench", "verify", "info", "demo", "data")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_in_both_spellings(sdpl, command):
+    assert sdpl(command, "--help").exit_code == 0
+    script = subprocess.run([f"{sys.prefix}/bin/sdpl-{command}", "--help"], capture_output=True, text=True)
+    assert script.returncode == 0
+    assert "Usage: sdpl-" + command in script.stdout
+
+
+@pytest.mark.parametrize("kind", ["ckpt", "bundle"])
+def test_eval_prints_and_writes_the_metrics(sdpl, checkpoint, bundle, scenes, tmp_path, kind):
+    model = {"ckpt": checkpoint, "bundle": bundle}[kind]
+    result = sdpl("eval", model, scenes / "annotations" / "instances_test.json", "--json", tmp_path / "m.json")
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((tmp_path / "m.json").read_text())
+    assert metrics["images"] == 8
+    assert 0 < metrics["mAP"] <= 100
+    assert list(metrics["f1"]) == ["OP", "OR", "OF1", "CP", "CR", "CF1"]
+    assert list(metrics["f1_top3"]) == list(metrics["f1"])
+    assert set(metrics["ap"]) == {"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"}
+    for word in ("mAP", "OF1", "CF1 top-3", "seven"):
+        assert word in result.stdout
+
+
+def test_checkpoint_and_bundle_have_the_same_metrics(sdpl, checkpoint, bundle, scenes, tmp_path):
+    annotations = scenes / "annotations" / "instances_test.json"
+    for name, model in (("a", checkpoint), ("b", bundle)):
+        sdpl("eval", model, annotations, "--json", tmp_path / name)
+    a, b = (json.loads((tmp_path / name).read_text()) for name in "ab")
+    assert a["mAP"] == pytest.approx(b["mAP"], abs=1e-6)
+
+
+def test_eval_names_what_is_wrong(fails, bundle, scenes, tmp_path):
+    annotations = scenes / "annotations" / "instances_test.json"
+    content = json.loads(annotations.read_text())
+    content["categories"][0]["name"] = "nought"
+    (tmp_path / "renamed.json").write_text(json.dumps(content))
+    message = fails("eval", bundle, tmp_path / "renamed.json", "--images", scenes / "test")
+    assert "its categories are not those of the model or configuration (2 differ: nought, zero)" in message
+    content = json.loads(annotations.read_text())
+    content["annotations"] = []
+    (tmp_path / "bare.json").write_text(json.dumps(content))
+    assert "no image has a known positive label" in fails(
+        "eval", bundle, tmp_path / "bare.json", "--images", scenes / "test"
+    )
+    assert "images are not in" in fails("eval", bundle, tmp_path / "bare.json")
+    assert "no such checkpoint" in fails("eval", tmp_path / "gone.ckpt", annotations)
+
+
+def test_train_names_what_is_wrong(fails, config, scenes, tmp_path):
+    assert "no such configuration file" in fails("train", tmp_path / "gone.yaml", "--out", tmp_path / "run")
+    gone = config(data={"train": {"annotations": str(tmp_path / "gone.json")}})
+    assert "no such annotation file" in fails("train", gone, "--out", tmp_path / "run")
+    rare = config(data={"known_proportion": 0.001})
+    assert "no known label at all for" in fails("train", rare, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_extra_is_named(fails, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in [n for n in sys.modules if n.startswith(("sdpl.train", "sdpl.export"))]:
+        monkeypatch.delitem(sys.modules, name)
+    assert f"this command needs torch: {install_line('train')}" in fails("export", "x.ckpt")
+
+
+def test_usage_errors_have_status_2(sdpl):
+    assert sdpl("predict").exit_code == 2
+    assert sdpl("bench", "x", "--seconds", "-1").exit_code == 2
+
+
+def test_a_failing_script_prints_one_line_and_no_traceback(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "sdpl", "export", tmp_path / "gone.ckpt"], capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ")

@@ -1,0 +1,141 @@
+"""The report as a user makes it, through `sdpl-eval`."""
+
+import base64
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from sdpl.data.formats import read_labels
+from sdpl.data.images import LabelledImages
+from sdpl.evaluate.evaluation import Evaluated, evaluate
+from sdpl.evaluate.report.html import category_rows, write_report
+
+
+class Page(HTMLParser):
+    """Tags, the addresses they load from, and the text between them."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.addresses, self.text = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.addresses += [value for key, value in attributes if key in ("src", "srcset", "href", "data", "action")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.mark.parametrize("kind", ["ckpt", "bundle"])
+def test_one_file_that_needs_nothing_beside_it(sdpl, checkpoint, bundle, scenes, tmp_path, kind):
+    model = {"ckpt": checkpoint, "bundle": bundle}[kind]
+    out = tmp_path / "reports" / "r.html"
+    annotations = scenes / "annotations" / "instances_test.json"
+    result = sdpl("eval", model, annotations, "--report", out, "--worst", "2", "--json", tmp_path / "m.json")
+    assert result.exit_code == 0, result.output
+    assert f"report: {out}" in result.stdout
+    assert [path.name for path in out.parent.iterdir()] == ["r.html"]
+    text = out.read_text()
+    page = Page(text)
+    assert all(address.startswith("data:image/") for address in page.addresses)
+    assert not {"script", "link", "iframe", "object", "form"} & set(page.tags)
+    assert "url(" not in text
+    assert "default-src 'none'" in text
+    metrics = json.loads((tmp_path / "m.json").read_text())
+    for name in ("mAP", "ece"):
+        assert f"{metrics[name]:.1f}" in page.text
+    for word in ("False positives", "False negatives", "seven", "OF1", "calibration", str(annotations), str(model)):
+        assert word in page.text
+    pictures = [address for address in page.addresses if address.startswith("data:image/jpeg")]
+    assert 2 <= len(pictures) <= 2 + 2 * 2 * 2  # samples; photo and attention of each error
+    assert len(text) < 400_000
+    figures = [address for address in page.addresses if address.startswith("data:image/svg")]
+    assert len(figures) == 6  # three, light and dark
+    for figure in figures:
+        ElementTree.fromstring(base64.b64decode(figure.split(",")[1]))
+
+
+def test_no_pictures(sdpl, bundle, scenes, tmp_path):
+    out = tmp_path / "r.html"
+    words = ("eval", bundle, scenes / "annotations" / "instances_test.json", "--report", out, "--worst", "0")
+    assert sdpl(*words).exit_code == 0
+    assert "data:image/jpeg" not in out.read_text()
+
+
+def write(folder, data, scores, thresholds):
+    def attention(images):
+        return None, np.full((len(images), len(data.categories), 2, 2), 0.25)
+
+    model = Evaluated(None, attention, data.categories, 32, thresholds)
+    result = evaluate(scores, data, thresholds)
+    write_report(folder / "r.html", "<b>model</b>", "labels & more", model, data, scores, result, 3)
+    return (folder / "r.html").read_text()
+
+
+def test_names_cannot_become_markup(scenes, tmp_path):
+    full = read_labels(scenes / "annotations" / "instances_test.json")
+    names = ("<script>alert(1)</script>", "$x^2$ & co", "猫", *full.categories[3:])
+    data = LabelledImages(full.images, full.labels, names)
+    text = write(tmp_path, data, np.random.RandomState(0).uniform(size=data.labels.shape), np.full(10, 0.5))
+    assert "<script" not in text
+    assert "<b>model</b>" not in text
+    page = Page(text)
+    assert "<script>alert(1)</script>" in page.text
+    assert "$x^2$ & co" in page.text
+    figures = [base64.b64decode(a.split(",")[1]).decode() for a in page.addresses if a.startswith("data:image/svg")]
+    assert not any("<script" in figure for figure in figures)
+    assert any("$x^2$ &amp; co" in figure and "猫" in figure for figure in figures)
+
+
+def test_unknown_labels_count_nowhere(scenes, tmp_path):
+    full = read_labels(scenes / "annotations" / "instances_test.json")
+    labels = full.labels.copy()
+    labels[:, 0], labels[:, 1] = 0, -1  # nothing known; no positive
+    data = full.with_labels(labels)
+    scores = np.full(labels.shape, 0.1)
+    scores[:, 0] = 0.99
+    text = write(tmp_path, data, scores, np.linspace(0.3, 0.5, 10))
+    assert "90.0 % of the labels known" in text
+    assert "0.30 to 0.50, one per category" in text
+    errors = text[text.index("False positives") : text.index("The five best")]
+    assert ">zero<" not in errors
+    assert re.search(r'class="fill unknown" style="width: 99.0%"', text)
+    rows = category_rows(scores, data, np.full(10, 0.5), evaluate(scores, data))
+    assert (rows[0].known, rows[0].unknown, rows[0].ap, rows[0].precision, rows[0].recall) == (0, 8, None, None, None)
+    assert (rows[1].ap, rows[1].recall) == (None, None)
+    assert rows[2].recall == 0
+
+
+def test_precision_and_recall_of_a_category():
+    labels = np.array([[1], [1], [-1], [0]], np.int8)
+    scores = np.array([[0.9], [0.2], [0.8], [0.9]])
+    data = LabelledImages((), labels, ("a",))
+    (row,) = category_rows(scores, data, np.array([0.5]), evaluate(scores, data))
+    assert (row.precision, row.recall) == (50, 50)
+
+
+def test_what_a_user_gets_wrong(fails, bundle, scenes, tmp_path):
+    annotations = scenes / "annotations" / "instances_test.json"
+    (tmp_path / "file").write_text("")
+    assert "cannot write" in fails("eval", bundle, annotations, "--report", tmp_path / "file" / "r.html")
+
+
+def test_unreadable_images_stop_an_evaluation_or_are_left_out(sdpl, fails, bundle, scenes, tmp_path):
+    (tmp_path / "labels.jsonl").write_text(
+        '{"image": "good.jpg", "positives": ["one"], "negatives": ["two"]}\n'
+        '{"image": "bad.jpg", "positives": ["two"]}\n'
+    )
+    (tmp_path / "good.jpg").write_bytes((scenes / "test" / "000000.jpg").read_bytes())
+    (tmp_path / "bad.jpg").write_bytes(b"x")
+    words = ("eval", bundle, tmp_path / "labels.jsonl", "--report", tmp_path / "r.html")
+    assert "bad.jpg: is not an image that can be read" in fails(*words)
+    assert not (tmp_path / "r.html").exists()
+    result = sdpl(*words, "--skip-unreadable", "--json", tmp_path / "m.json")
+    assert result.exit_code == 0, result.output
+    assert "skipped: " in result.stderr
+    assert json.loads((tmp_path / "m.json").read_text())["images"] == 1

@@ -1,0 +1,32 @@
+import pytest
+
+from sdpl.errors import UserError
+from sdpl.targets import TARGETS, TargetSpec, default_targets, parse_targets
+
+
+def test_names_and_specs_are_one_to_one():
+    assert parse_targets(tuple(TARGETS)) == tuple(TARGETS.values())
+    assert all(str(spec) == name for name, spec in TARGETS.items())
+    assert parse_targets(("rtx:sm86:fp16", "cpu:int8", "rtx:sm86:fp16")) == (
+        TargetSpec("rtx", "fp16", "86"),
+        TargetSpec("cpu", "int8"),
+    )
+
+
+def test_no_name_means_the_defaults():
+    assert parse_targets(()) == default_targets()
+    assert str(default_targets()[0]) == "cpu:fp32"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("cuda:fp61", "cuda:fp16"), ("rtx:sm86:fp61", "rtx:sm86:fp16"), ("tensort:fp16", "tensorrt:fp16")],
+)
+def test_a_misspelt_target_gets_the_nearest(name, hint):
+    with pytest.raises(UserError, match=f"--target '{name}': did you mean '{hint}'"):
+        parse_targets((name,))
+
+
+def test_nothing_near_lists_all():
+    with pytest.raises(UserError, match=r"cpu:fp32.*and \d+ more .a target is a kind, .* such as rtx:sm86:fp16"):
+        parse_targets(("banana",))

@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+
+from sdpl.bundle import Accuracy, to_scores
+from sdpl.verification import compare, describe, failure
+
+SCORES = np.random.default_rng(0).random((6, 10)).astype(np.float32)
+ABOUT = {"scored_by": "target", "environment": {}}
+
+
+def test_equal_scores():
+    result = compare(SCORES, SCORES.copy(), 1e-4, **ABOUT)
+    assert (result.max_score_difference, result.mean_score_difference, result.same_top_k) == (0, 0, 1)
+    assert (result.images, result.top_k) == (6, 5)
+    assert failure(result, 0) is None
+    assert describe(result).startswith("6 images: scores differ by at most 0.0e+00")
+
+
+def test_a_difference_above_tolerance_fails_with_the_numbers():
+    changed = SCORES.copy()
+    changed[2, 3] += 2e-4
+    result = compare(SCORES, changed, 1e-4, **ABOUT)
+    assert result.max_score_difference == pytest.approx(2e-4, rel=1e-2)
+    assert "scores differ by up to 2.00e-04 (tolerance 0.0001)" in failure(result, 0)
+
+
+def test_nan_fails():
+    changed = SCORES.copy()
+    changed[0, 0] = np.nan
+    assert "differ by up to inf" in failure(compare(SCORES, changed, 1e-4, **ABOUT), 0)
+
+
+def test_another_ranking_is_seen():
+    result = compare(SCORES, SCORES[:, ::-1], 1.0, **ABOUT)
+    assert result.same_top_k == 1  # everything is within so wide a tolerance
+    assert compare(SCORES, SCORES[:, ::-1], 1e-4, **ABOUT).same_top_k < 1
+
+
+def test_categories_within_tolerance_may_swap():
+    expected = np.array([[0.9, 0.5, 0.50005]], dtype=np.float32)
+    actual = np.array([[0.9, 0.50005, 0.5]], dtype=np.float32)
+    assert compare(expected, actual, 1e-4, **ABOUT).same_top_k == 1
+
+
+@pytest.mark.parametrize(("limit", "fails"), [(0.5, False), (0.3, True)])
+def test_a_loss_of_map_is_limited(limit, fails):
+    accuracy = Accuracy(images=50, pytorch={"mAP": 81.2}, target={"mAP": 80.8})
+    result = compare(SCORES, SCORES, 1e-4, **ABOUT, accuracy=accuracy)
+    message = failure(result, limit)
+    assert (message is not None) == fails
+    if fails:
+        assert message == "mAP falls by 0.40 points, from 81.20 to 80.80 on 50 images (limit 0.3)"
+    assert "mAP 81.20 -> 80.80" in describe(result)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e4])
+def test_scores_from_logits(size):
+    logits = size * np.array([[1.0, -2.0, 0.0]], np.float32)
+    with np.errstate(over="ignore"):
+        sigmoid, softmax = to_scores(logits, "sigmoid"), to_scores(logits, "softmax")
+    assert sigmoid[0, 2] == 0.5
+    assert np.isfinite(sigmoid).all()
+    np.testing.assert_allclose(softmax.sum(), 1, rtol=1e-6)
+    assert (np.argsort(softmax) == np.argsort(sigmoid)).all() or size > 1
