@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from sdpl.errors import UserError, listed
-from sdpl.files import one_at_a_time, replace_file
+from sdpl.files import one_at_a_time, recover_folder, replace_file
 from sdpl.targets import BACKENDS, PRECISIONS
 
 FORMAT_VERSION = 3
@@ -183,6 +183,7 @@ class Bundle:
     def open(cls, path: str | Path) -> "Bundle":
         """Read and check the manifest. Raises UserError when this is no bundle, or one of a newer format."""
         path = Path(path)
+        recover_folder(path)
         if not (path / MANIFEST).is_file():
             what = "no such bundle" if not path.exists() else f"is not a bundle (it has no {MANIFEST})"
             raise UserError(f"{path}: {what}. sdpl-export makes one from a checkpoint.")

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from sdpl.data.reading import Unreadable, batches
 from sdpl.errors import UserError, listed
 from sdpl.evaluate.metrics import mean_average_precision
 from sdpl.evaluate.thresholds import DEFAULT, fit_thresholds
-from sdpl.files import replace_file
+from sdpl.files import only_one_run, replace_file
 from sdpl.progress import Progress, Report, Steps, silent
 from sdpl.train.checkpoint import save_checkpoint
 from sdpl.train.config import Config, TrainConfig
@@ -47,21 +48,22 @@ def train(config: Config, out: Path, resume: bool = False, report: Report = sile
         train_data, val_data = load_data(config)
         require_known_labels(train_data)
         digest = fingerprint(train_data, val_data)
-        content = resumable(config, out, digest) if resume else None
-        if not resume:
-            require_new(out)
-        group.barrier()  # until every process has seen what there is
-        model = new_model(config.model, train_data.categories).to(device)
-        if not (val_data.labels > 0).any():
-            report(Progress("no validation image has a known positive: without a mAP, the newest epoch is kept."))
-        unreadable = Unreadable(config.data.unreadable, report, FIX)
-        features = FeatureSource(model, config, device, report, unreadable).training(train_data, val_data)
-        run = _Run(config, out, model, (train_data, val_data), features, group, digest, unreadable, report)
-        if content is not None:
-            run.restore(content)
-        elif group.is_first:
-            run.start_files()
-        run.train(report if epoch_lines else silent)
+        with only_one_run(out) if group.is_first else nullcontext():
+            content = resumable(config, out, digest) if resume else None
+            if not resume:
+                require_new(out)
+            group.barrier()  # until every process has seen what there is
+            model = new_model(config.model, train_data.categories).to(device)
+            if not (val_data.labels > 0).any():
+                report(Progress("no validation image has a known positive: without a mAP, the newest epoch is kept."))
+            unreadable = Unreadable(config.data.unreadable, report, FIX)
+            features = FeatureSource(model, config, device, report, unreadable).training(train_data, val_data)
+            run = _Run(config, out, model, (train_data, val_data), features, group, digest, unreadable, report)
+            if content is not None:
+                run.restore(content)
+            elif group.is_first:
+                run.start_files()
+            run.train(report if epoch_lines else silent)
     return out / "model.ckpt"
 
 

@@ -17,7 +17,7 @@ import torch
 from sdpl.data.images import LabelledImages
 from sdpl.errors import UserError
 from sdpl.evaluate.evaluation import evaluate
-from sdpl.files import write_json
+from sdpl.files import only_one_run, write_json
 from sdpl.progress import Progress, Report, silent
 from sdpl.train.checkpoint import load_checkpoint, restore_model
 from sdpl.train.config import Config, SweepConfig, check_config, differences, read_values
@@ -80,7 +80,11 @@ def run_sweep(sweep: SweepConfig, out: Path, report: Report = silent) -> list[Re
     """
     if world_size() > 1:
         raise UserError("a sweep runs in one process: start it without torchrun (several sweeps may share data.cache).")
-    todo = runs(sweep)
+    with only_one_run(out):
+        return _run_all(runs(sweep), sweep, out, report)
+
+
+def _run_all(todo: list[Run], sweep: SweepConfig, out: Path, report: Report) -> list[Result]:
     done = {run.folder: result for run in todo if (result := _finished(run, out / run.folder)) is not None}
     report(Progress(f"{len(todo)} runs, {len(done)} of them finished before"))
     for number, run in enumerate(todo, 1):
