@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from sdpl.errors import UserError
 from sdpl.atomic import SUFFIX, Temporary, exchange
+from sdpl.errors import UserError
 from sdpl.files import LOCK, only_one_run, recover_folder, replace_file, replace_folder
 
 

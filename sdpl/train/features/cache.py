@@ -2,8 +2,8 @@
 
 A cache is four files named after the hash of its key: `<name>.json` (the key in words), `<name>.maps` (rows of L*D
 float16 values, in the order of the images' hashes), `<name>.sha256` (for each row the SHA-256 of its bytes) and a lock.
-While it is being filled the maps are called `<name>.maps.partial`, and rows in it that have their hash are kept: filling
-goes on behind them. A row is compared with its hash when a process first reads it.
+While it is being filled the maps are called `<name>.maps.partial`, and rows in it that have their hash are kept:
+filling goes on behind them. A row is compared with its hash when a process first reads it.
 """
 
 import hashlib
