@@ -1,0 +1,65 @@
+"""The campaign: thousands of damaged files, kills, full disks and signals against the commands and the library.
+
+    python benchmarks/campaign.py --minutes 5 --seed 0 --out campaign.json --parts images,inputs
+
+The same seed gives the same cases. The file holds the totals so far; a later call with it goes on behind them. What is
+not one line of ours, or loses something, is a finding; exit status 1 if there are any.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy
+import PIL
+from campaign_parts import images
+from campaign_parts.running import Totals, run_cases
+
+
+def fuzz_images(totals: Totals, seed: int, until: float, work: Path) -> None:
+    run_cases("images", 1, seed, totals, until, images.make_seeds, _image)
+
+
+def _image(seeds: list[bytes], random: numpy.random.Generator) -> Any:
+    content = images.case(seeds, random)
+    return lambda: images.attack(content)
+
+
+PARTS = {"images": fuzz_images}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=5.0, help="for all parts together")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("campaign.json"))
+    parser.add_argument("--work", type=Path, default=Path("campaign-work"), help="folder for trained models and copies")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    given = parser.parse_args()
+    content = json.loads(given.out.read_text()) if given.out.exists() else {"seed": given.seed, "parts": {}}
+    if content["seed"] != given.seed:
+        sys.exit(f"{given.out} is of seed {content['seed']}: choose another --out.")
+    content["versions"] = {"python": platform.python_version(), "pillow": PIL.__version__, "numpy": numpy.__version__}
+    content["machine"] = platform.machine()
+    names = given.parts.split(",")
+    for name in names:
+        totals = Totals(**content["parts"].get(name, {}))
+        PARTS[name](totals, given.seed, time.monotonic() + 60 * given.minutes / len(names), given.work)
+        content["parts"][name] = asdict(totals)
+        given.out.write_text(json.dumps(content, indent=2) + "\n")
+        print(
+            f"{name}: {totals.cases:,} cases, {totals.fine:,} fine, {totals.refused:,} refused, "
+            f"{len(totals.findings)} findings, slowest {totals.slowest_s:.2f} s, peak {totals.peak_mb} MB"
+        )
+        for finding in totals.findings:
+            print("  ", finding)
+    sys.exit(any(part["findings"] for part in content["parts"].values()))
+
+
+if __name__ == "__main__":
+    main()
