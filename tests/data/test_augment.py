@@ -57,13 +57,12 @@ def test_an_unreadable_image_is_named(tmp_path):
         Augmentation(flip=True, min_crop=0.5, seed=0).view(tmp_path / "gone.jpg", 32, 0)
 
 
-BITS = {
-    1: "bbdc82c5ad59926d554fc34eea8e71cb66a653c19371b11ea130872e6e159f65"
-}  # of VERSION: SHA-256 over what it makes of the photo
+# SHA-256 of what each VERSION makes of the photo
+BITS = {1: "bbdc82c5ad59926d554fc34eea8e71cb66a653c19371b11ea130872e6e159f65"}
 
 
 def test_other_views_are_another_version(photo):
-    """Feature caches of views depend on VERSION: whoever changes a pixel has to raise it, and add its hash."""
+    """Feature caches of views depend on VERSION: whoever changes a pixel raises it, and adds its hash."""
     views = Augmentation(flip=True, min_crop=0.4, seed=3)
     digest = hashlib.sha256(b"".join(views.view(photo, 48, number).tobytes() for number in range(12)))
     assert BITS[VERSION] == digest.hexdigest()

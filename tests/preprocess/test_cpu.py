@@ -172,13 +172,12 @@ def test_find_images_lists_folders_in_order(tmp_path):
         find_images([tmp_path / "empty"])
 
 
-BITS = {
-    1: "56dabc41ec8625a280b8e63612a81e7b72e8017159a7e781c611691691e2ca13"
-}  # of VERSION: SHA-256 over what it makes of fixed images
+# SHA-256 of what each VERSION makes of fixed images
+BITS = {1: "56dabc41ec8625a280b8e63612a81e7b72e8017159a7e781c611691691e2ca13"}
 
 
 def test_other_pixels_are_another_version():
-    """Feature caches depend on VERSION, not on the source: whoever changes a pixel has to raise it, and add its hash."""
+    """Feature caches depend on VERSION, not on the source: whoever changes a pixel raises it, and adds its hash."""
     noise = np.random.RandomState(0).randint(0, 256, (61, 83, 4), np.uint8)
     grey16 = np.random.RandomState(1).randint(0, 65536, (40, 40)).astype(np.uint16)
     turned = Image.Exif()
