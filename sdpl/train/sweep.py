@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from sdpl.data.images import LabelledImages
-from sdpl.errors import UserError
+from sdpl.errors import UserError, listed
 from sdpl.evaluate.evaluation import evaluate
 from sdpl.files import only_one_run, write_json
 from sdpl.progress import Progress, Report, silent
@@ -29,6 +29,7 @@ from sdpl.train.splits import read_split
 from sdpl.train.sweep_report import Result
 
 RESULT = "result.json"
+LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,17 @@ class Run:
 
     @property
     def folder(self) -> str:
-        return f"{re.sub(r'[^a-z0-9]+', '-', self.method.lower()).strip('-')}/{self.proportion:g}-seed{self.seed}"
+        return f"{_slug(self.method)}/{self.proportion:g}-seed{self.seed}"
 
 
 def runs(sweep: SweepConfig) -> list[Run]:
     """All runs of a sweep, every configuration checked. Raises UserError naming the method and its wrong key."""
     base = read_values(Path(sweep.base))
+    nameless = [name for name in sweep.methods if not 0 < len(_slug(name)) <= LONGEST_NAME]
+    if nameless:
+        raise UserError(
+            f"{listed(map(repr, nameless))}: a method's name is a folder's: it needs 1 to {LONGEST_NAME} letters or digits."
+        )
     result = []
     for method, changes in sweep.methods.items():
         for proportion in sweep.proportions:
@@ -55,7 +61,11 @@ def runs(sweep: SweepConfig) -> list[Run]:
                 values = copy.deepcopy(base)
                 known = {"known_proportion": proportion, "mask_seed": seed}
                 for section, change in (*changes.items(), ("data", known), ("train", {"seed": seed})):
-                    values.setdefault(section, {}).update(change)
+                    if values.get(section) is None:
+                        values[section] = {}
+                    if not isinstance(values[section], dict):
+                        raise UserError(f"{sweep.base}: {section} has no keys of its own.")
+                    values[section].update(change)
                 result.append(Run(method, proportion, seed, check_config(values, f"method {method!r}")))
     folders = {run.folder for run in result}
     if len(folders) < len(result):
@@ -134,6 +144,11 @@ def score(model: PartialLabelModel, config: Config, data: LabelledImages, report
     for rows, f in FeatureSource(model, config, device, report).plain(data).batches(groups):
         scores[rows] = model.probabilities(model.pool(f, t)[0]).cpu().numpy()
     return scores
+
+
+def _slug(name: str) -> str:
+    """A method's name as a folder's: letters and digits, with dashes between."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def _plain(config: Config) -> dict[str, Any]:
