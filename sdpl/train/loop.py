@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from sdpl.evaluate.metrics import mean_average_precision
 from sdpl.evaluate.thresholds import DEFAULT, fit_thresholds
 from sdpl.files import only_one_run, replace_file
 from sdpl.progress import Progress, Report, Steps, silent
-from sdpl.train.checkpoint import save_checkpoint
+from sdpl.train.checkpoint import load_state, save_checkpoint
 from sdpl.train.config import Config, TrainConfig
 from sdpl.train.distributed import Processes, choose_device, processes
 from sdpl.train.features.sources import FeatureMaps, FeatureSource, require_precision
@@ -43,28 +43,29 @@ def train(config: Config, out: Path, resume: bool = False, report: Report = sile
     """
     device = choose_device(config.train.device)
     require_precision(config.train.precision, device)
-    with processes(device) as group:
+    with processes(device) as group, ExitStack() as held:
         report = report if group.is_first else silent
         torch.manual_seed(config.train.seed)
         train_data, val_data = load_data(config)
         require_known_labels(train_data)
         digest = fingerprint(train_data, val_data)
-        with only_one_run(out) if group.is_first else nullcontext():
-            content = resumable(config, out, digest) if resume else None
-            if not resume:
-                require_new(out)
-            group.barrier()  # until every process has seen what there is
-            model = new_model(config.model, train_data.categories).to(device)
-            if not (val_data.labels > 0).any():
-                report(Progress("no validation image has a known positive: without a mAP, the newest epoch is kept."))
-            unreadable = Unreadable(config.data.unreadable, report, FIX)
-            features = FeatureSource(model, config, device, report, unreadable).training(train_data, val_data)
-            run = _Run(config, out, model, (train_data, val_data), features, group, digest, unreadable, report)
-            if content is not None:
-                run.restore(content)
-            elif group.is_first:
-                run.start_files()
-            run.train(report if epoch_lines else silent)
+        if group.is_first:
+            held.enter_context(only_one_run(out))
+        content = resumable(config, out, digest) if resume else None
+        if not resume:
+            require_new(out)
+        group.barrier()  # until every process has seen what there is
+        model = new_model(config.model, train_data.categories).to(device)
+        if not (val_data.labels > 0).any():
+            report(Progress("no validation image has a known positive: without a mAP, the newest epoch is kept."))
+        unreadable = Unreadable(config.data.unreadable, report, FIX)
+        features = FeatureSource(model, config, device, report, unreadable).training(train_data, val_data)
+        run = _Run(config, out, model, (train_data, val_data), features, group, digest, unreadable, report)
+        if content is not None:
+            run.restore(content)
+        elif group.is_first:
+            run.start_files()
+        run.train(report if epoch_lines else silent)
     return out / "model.ckpt"
 
 
@@ -141,7 +142,7 @@ class _Run:
     def restore(self, content: dict[str, Any]) -> None:
         """Take the state of a checkpoint that `_resumable` let pass."""
         state = content["resume"]
-        self.model.load_state_dict(content["state"])
+        load_state(self.model, content, f"{self.out}/last.ckpt")
         self.learner.load_state(state["learner"])
         for name in ("epoch", "step", "loss_sum", "best_mAP", "history"):
             setattr(self, name, state[name])

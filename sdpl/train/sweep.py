@@ -51,9 +51,8 @@ def runs(sweep: SweepConfig) -> list[Run]:
     base = read_values(Path(sweep.base))
     nameless = [name for name in sweep.methods if not 0 < len(_slug(name)) <= LONGEST_NAME]
     if nameless:
-        raise UserError(
-            f"{listed(map(repr, nameless))}: a method's name is a folder's: it needs 1 to {LONGEST_NAME} letters or digits."
-        )
+        names = listed(map(repr, nameless))
+        raise UserError(f"{names}: a method's name is a folder's: it needs 1 to {LONGEST_NAME} letters or digits.")
     result = []
     for method, changes in sweep.methods.items():
         for proportion in sweep.proportions:
