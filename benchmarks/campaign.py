@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy
 import PIL
-from campaign_parts import images
+from campaign_parts import images, inputs
+from campaign_parts.material import material
 from campaign_parts.running import Totals, run_cases
 
 
@@ -30,7 +31,12 @@ def _image(seeds: list[bytes], random: numpy.random.Generator) -> Any:
     return lambda: images.attack(content)
 
 
-PARTS = {"images": fuzz_images}
+def fuzz_inputs(totals: Totals, seed: int, until: float, work: Path) -> None:
+    made = material(work)
+    run_cases("inputs", 2, seed, totals, until, lambda: inputs.Shared(made), inputs.case)
+
+
+PARTS = {"images": fuzz_images, "inputs": fuzz_inputs}
 
 
 def main() -> None:

@@ -227,12 +227,11 @@ class Bundle:
             what = "no such bundle" if not path.exists() else f"is not a bundle (it has no {MANIFEST})"
             raise UserError(f"{path}: {what}. sdpl-export makes one from a checkpoint.")
         try:
-            with open(path / MANIFEST, "rb") as stream:
-                text = stream.read(MAX_MANIFEST + 1)
+            if (path / MANIFEST).stat().st_size > MAX_MANIFEST:
+                raise UserError(f"{path / MANIFEST}: has more than {MAX_MANIFEST >> 20} MB, which no export writes.")
+            text = (path / MANIFEST).read_bytes()
         except OSError as error:
             raise UserError(f"{path / MANIFEST}: cannot be read ({error.strerror}).") from None
-        if len(text) > MAX_MANIFEST:
-            raise UserError(f"{path / MANIFEST}: has more than {MAX_MANIFEST >> 20} MB; sdpl-export did not write it.")
         try:
             version = _VersionOnly.model_validate_json(text).format_version
             if version != FORMAT_VERSION:

@@ -15,7 +15,7 @@ import numpy as np
 from sdpl.errors import UserError
 
 CHUNK = 2000  # cases of one child
-MEMORY = 4 << 30  # address space of a child; more ends in MemoryError, which is a finding
+MEMORY = 16 << 30  # address space of a child, most of it libraries; more ends in MemoryError, which is a finding
 SECONDS = 30  # of one case
 
 
@@ -24,6 +24,7 @@ class Totals:
     """What came of the cases of a part."""
 
     cases: int = 0
+    unmade: int = 0
     fine: int = 0
     refused: int = 0
     findings: list[dict[str, Any]] = field(default_factory=list)
@@ -64,7 +65,7 @@ def run_cases(
             totals.findings.append({"part": name, "case": at.value, "what": f"exit {child.exitcode} of the process"})
             totals.cases = at.value + 1
             continue
-        for key in ("cases", "fine", "refused"):
+        for key in ("cases", "unmade", "fine", "refused"):
             setattr(totals, key, getattr(totals, key) + result[key])
         if result["slowest_s"] > totals.slowest_s:
             totals.slowest_s, totals.slowest_case = result["slowest_s"], result["slowest_case"]
@@ -78,13 +79,20 @@ def _child(number: int, seed: int, start: int, until: float, make: Any, one: Any
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff writes about every damaged file
     shared = make()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    result: dict[str, Any] = dict.fromkeys(("cases", "fine", "refused", "longest_line"), 0) | {"slowest_s": 0.0}
+    result: dict[str, Any] = dict.fromkeys(("cases", "unmade", "fine", "refused", "longest_line"), 0) | {
+        "slowest_s": 0.0
+    }
     found: dict[str, dict[str, Any]] = {}
     for i in range(start, start + CHUNK):
         if time.monotonic() >= until:
             break
         at.value = i
-        attack = one(shared, np.random.default_rng((seed, number, i)))
+        try:
+            attack = one(shared, np.random.default_rng((seed, number, i)))
+        except Exception:  # some damage cannot even be written down
+            result["unmade"] += 1
+            result["cases"] += 1
+            continue
         began = time.perf_counter()
         try:
             attack()

@@ -21,11 +21,12 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 80_000_000  # about 240 MB once decoded
 MOST_PIXELS = 178_956_970  # that --max-pixels may allow: beyond, Pillow itself refuses
 MIN_SIDE = 8  # pixels; smaller pictures are tracking pixels and errors, not photos
+MAX_SIDE = 65_535  # pixels; resizing a strip of 8 x 10,000,000 would take 18 GB between its two passes
 MAX_OVERHEAD = 32 << 20  # encoded bytes beside the pixels: profiles, thumbnails, a phone's short video
 BYTES_PER_PIXEL = 8  # encoded, at most: four channels of 16 bits
 HEADER_READS, READS = 10_000, 300_000  # of Pillow, before and while it decodes; a photo needs some hundreds
-SCANS = 12  # of a JPEG at full size; each costs as much as decoding the picture
-CODEC_COST = {"ppm_plain": 20, "ppm": 20, "bmp_rle": 4}  # decoded by Python, at 0.3 to 2 microseconds a pixel
+SCANS = 20  # of a JPEG at full size: libjpeg writes up to 18, and each costs nearly as much as decoding the picture
+CODEC_COST = {"ppm_plain": 40, "ppm": 40, "bmp_rle": 4}  # decoded by Python, at 0.3 to 2 microseconds a pixel
 FORMAT_COST = {"WEBP": 4 / 3}  # its decoder keeps two more pictures
 
 _max_pixels = MAX_PIXELS
@@ -69,6 +70,8 @@ def require_sides(image: Image.Image, name: str) -> None:
     width, height = image.size
     if width * height > _max_pixels:
         raise UserError(f"{name}: {width}x{height} has more than {_max_pixels:,} pixels; make it smaller first.")
+    if max(width, height) > MAX_SIDE:
+        raise UserError(f"{name}: {width}x{height} has a side of more than {MAX_SIDE:,} pixels; make it smaller first.")
     if min(width, height) < MIN_SIDE:
         raise UserError(f"{name}: {width}x{height} is too small; both sides need at least {MIN_SIDE} pixels.")
 

@@ -27,7 +27,7 @@ def resumable(config: Config, out: Path, fingerprint: str) -> dict[str, Any]:
         raise UserError(
             f"{out}/last.ckpt was written by an older sdpl and cannot go on; it can be exported. Train anew."
         )
-    _check(state, f"{out}/last.ckpt")
+    check_state(state, f"{out}/last.ckpt")
     changed = differences(asdict(check_config(content["config"], "last.ckpt")), asdict(config))
     if state["data"] != fingerprint:
         changed.append("data: other images, labels or categories than then")
@@ -54,7 +54,7 @@ class _State(BaseModel):
     rng: torch.Tensor
 
 
-def _check(state: dict[str, Any], name: str) -> None:
+def check_state(state: dict[str, Any], name: str) -> None:
     """Raise UserError unless a resume state is whole and its parts are what they must be."""
     try:
         checked = _State.model_validate(state)
