@@ -11,15 +11,18 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy
 import PIL
-from campaign_parts import images, inputs
+from campaign_parts import images, inputs, kills
 from campaign_parts.material import material
 from campaign_parts.running import Totals, run_cases
+
+Part = Callable[[Totals, int, float, Path], None]
 
 
 def fuzz_images(totals: Totals, seed: int, until: float, work: Path) -> None:
@@ -36,7 +39,20 @@ def fuzz_inputs(totals: Totals, seed: int, until: float, work: Path) -> None:
     run_cases("inputs", 2, seed, totals, until, lambda: inputs.Shared(made), inputs.case)
 
 
-PARTS = {"images": fuzz_images, "inputs": fuzz_inputs}
+def kill(what: Callable[..., None], number: int) -> Part:
+    def run(totals: Totals, seed: int, until: float, work: Path) -> None:
+        what(totals, numpy.random.default_rng((seed, number, totals.cases)), until, material(work))
+
+    return run
+
+
+PARTS: dict[str, Part] = {
+    "images": fuzz_images,
+    "inputs": fuzz_inputs,
+    "kill-train": kill(kills.kill_training, 3),
+    "kill-export": kill(kills.kill_export, 4),
+    "kill-cache": kill(kills.kill_filling, 5),
+}
 
 
 def main() -> None:
