@@ -18,8 +18,8 @@ import torch
 import yaml
 
 from sdpl.data.formats import read_labels
-from sdpl.data.reading import batches
 from sdpl.data.masks import mask_labels
+from sdpl.data.reading import batches
 from sdpl.demo import tiny_clip
 from sdpl.demo.run import CONFIG
 from sdpl.demo.scenes import CATEGORIES, write_coco
