@@ -160,7 +160,7 @@ def test_a_separable_head_is_exact_enough_and_says_by_how_much(sdpl, portable, s
 
 
 def test_the_proof_runs_through_the_code_that_serves(fails, checkpoint, tmp_path, monkeypatch):
-    """A runtime that scores wrongly fails the export, though every graph is right; Python proves as the command does."""
+    """A runtime that scores wrongly fails the export, though every graph is right; Python proves alike."""
     options = build.Options(targets=parse_targets(("cpu:fp32",)))
     record = build.export(checkpoint, tmp_path / "m.sdpl", options)["cpu:fp32"]
     assert record.verification.scored_by == "target"

@@ -134,7 +134,7 @@ def test_the_ready_configurations_have_the_paper_s_values(name, annotations):
     ("setting", "message"),
     [
         ("train.lr=-1", "train.lr"),
-        ("train.rl=1", "unknown key 'train.rl'; did you mean 'lr'"),
+        ("train.epoch=1", "unknown key 'train.epoch'; did you mean 'epochs'"),
         ("lr=1", "expected SECTION.KEY=VALUE, such as train.lr=0.01"),
         ("train.lr", "expected SECTION.KEY=VALUE"),
         ("train.lr=[1", "its value is not YAML"),
