@@ -1,4 +1,4 @@
-"""An encoder's graph in float16 or bfloat16. Engines are strongly typed: the precision must stand in the graph.
+"""An encoder's graph in float16 or bfloat16. Engines are strongly typed: the precision must be in the graph.
 
 Made from the float32 graph, whose batch normalisation is already folded into its convolutions, so that no
 weight is rounded twice. Pixels are normalised in float32 first: 255 steps need more than bfloat16's 8 bits.

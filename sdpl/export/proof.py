@@ -24,7 +24,7 @@ from sdpl.verification import compare, failure
 
 @dataclass(frozen=True)
 class Limits:
-    """How far a target may be from PyTorch; None stands for the precision's own limit."""
+    """How far a target may be from PyTorch; None means the precision's own limit."""
 
     score_difference: float | None = None
     mAP_drop: float | None = None  # noqa: N815, the field writes it so

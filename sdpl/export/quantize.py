@@ -19,7 +19,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from sdpl.progress import Progress, Report, silent
 
-# a Relu among them becomes the lower bound of its operand's scale: without it, a pair stands before and behind it
+# a Relu among them becomes the lower bound of its operand's scale: without it, a pair lies before and behind it
 OPERATORS = {"products": ("Conv", "MatMul", "Gemm", "Relu"), "sums": ("Add", "AveragePool")}
 DEPTHS = 4  # the encoder is cut into so many parts when sensitive ones are looked for
 

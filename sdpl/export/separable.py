@@ -1,4 +1,4 @@
-"""A separable stand-in for the attention scores, for engines without the kernel and with thousands of categories.
+"""A separable replacement of the attention logits, for engines without the kernel and with thousands of categories.
 
     tanh(u v) ~ sum_r W_r(v) tanh(x_r u)      so      s = sum_k q_k tanh(u_k v_k) ~ tanh(u x) @ weight
 

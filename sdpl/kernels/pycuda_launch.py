@@ -4,7 +4,7 @@
     kernels = PyCudaKernels("float16")
     kernels.forward(u, v, q, g, t, logits, stream=stream)   # GPUArrays; a pycuda.driver.Stream or None
 
-PyCUDA has no wheel and does not build without a CUDA driver, so it is an extra of its own: `sdpl[pycuda]`.
+PyCUDA has no wheel and does not build without a CUDA driver, so it is an extra of its own, `pycuda`.
 """
 
 from typing import Any

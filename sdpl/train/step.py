@@ -16,7 +16,7 @@ Part = tuple[list[int], torch.Tensor]  # rows of the data, and their maps f [b,L
 
 
 class NotFiniteError(Exception):
-    """The loss is no number; the message says what became infinite first, `rows` which images were in the batch."""
+    """The loss is NaN or infinite; the message says what became so first, `rows` which images were in the batch."""
 
     def __init__(self, value: float, cause: str, rows: Sequence[int]):
         super().__init__(cause)
@@ -48,7 +48,7 @@ class Learner:
 
         parts: this process's share. labels: int8 [N,C] of all rows. size: images in the whole
         batch. The gradient is that of the whole batch, however it is cut up. The text tower runs once per step.
-        Raises NotFiniteError, before anything is changed, when the loss is no number.
+        Raises NotFiniteError, before anything is changed, when the loss is NaN or infinite.
         """
         self.optimiser.zero_grad(set_to_none=True)
         text = self.text_features()  # [C,E]
@@ -125,7 +125,7 @@ class Learner:
             parameter.data, average.data = average.data, parameter.data
 
     def _cause(self, f: torch.Tensor, t: torch.Tensor) -> str:
-        """What is not finite, first things first, and the mend."""
+        """What is not finite, first things first, and the fix."""
         bad = [name for name, p in self.model.named_parameters() if not torch.isfinite(p).all()]
         if bad:
             return f"{bad[0]} is no longer finite, the steps were too large: lower train.lr"
@@ -137,5 +137,5 @@ class Learner:
 
 
 def explain(error: NotFiniteError, epoch: int, step: int, names: str) -> UserError:
-    """One line about a loss that is no number. epoch and step count from 1; names: of the batch's images."""
+    """One line about a loss that is NaN or infinite. epoch and step count from 1; names: of the batch's images."""
     return UserError(f"the loss is {error.value} in epoch {epoch}, step {step} (images {names}): {error}.")

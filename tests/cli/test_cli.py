@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from sdpl.install import install_line
+
 COMMANDS = ("train", "sweep", "export", "eval", "predict", "bench", "verify", "info", "demo", "data")
 
 

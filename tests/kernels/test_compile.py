@@ -1,5 +1,6 @@
 """NVRTC makes machine code for every compute capability, fast where it matters; the cache survives damage."""
 
+import re
 import threading
 
 import pytest
@@ -7,9 +8,10 @@ import sass
 
 import sdpl.kernels.compile as compiler
 from sdpl.errors import UserError
+from sdpl.install import install_line
 from sdpl.kernels.compile import CAPABILITIES, constants, cubin
 
-pytest.importorskip("cuda.core", reason='needs "sdpl[cuda]"')
+pytest.importorskip("cuda.core", reason="needs the extra cuda")
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +101,7 @@ def test_what_cannot_be_compiled_is_named(tmp_path, monkeypatch):
         raise RuntimeError("libnvrtc not found")
 
     monkeypatch.setattr(nvrtc, "nvrtcVersion", missing)
-    with pytest.raises(UserError, match=r'needs NVRTC: pip install "sdpl\[cuda\]"'):
+    with pytest.raises(UserError, match="needs NVRTC: " + re.escape(install_line("cuda"))):
         cubin("86", "float32", cache=tmp_path)
 
 

@@ -32,7 +32,7 @@ def test_writes_checkpoints_log_and_configuration(run_folder):
     rows = log(run_folder)
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert float(rows[0]["lr"]) == 0.0005
-    assert all(0 <= float(row["val_map"]) <= 100 for row in rows)
+    assert all(0 <= float(row["val_mAP"]) <= 100 for row in rows)
     assert read_config(run_folder / "config.yaml").model.joint_dim == 24
 
 
@@ -53,11 +53,11 @@ def test_resuming_ends_with_the_same_weights(sdpl, config, tmp_path):
 
     original, calls = loop._Run.run_epoch, []
 
-    def stop_after_two(self, progress):
+    def stop_after_two(self):
         if len(calls) == 2:
             raise KeyboardInterrupt
         calls.append(self.epoch)
-        return original(self, progress)
+        return original(self)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop._Run, "run_epoch", stop_after_two)
@@ -165,7 +165,7 @@ def small_files():
 def test_a_disk_that_is_full_at_a_checkpoint(sdpl, fails, config, tmp_path, small_files):
     path, out = config(train={"checkpoint_steps": 1, "epochs": 2}), tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._Run, "_validate", lambda self, progress: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(loop._Run, "_validate", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         assert "add --resume to go on from the last checkpoint" in fails("train", path, "--out", out)
     before = load_checkpoint(out / "last.ckpt")["resume"]["step"]
     small_files(1_000_000)
@@ -223,7 +223,7 @@ def test_two_processes_learn_and_measure_what_one_does(sdpl, config, tmp_path):
     one, two = (log(tmp_path / name) for name in ("one", "two"))
     for a, b in zip(one, two, strict=True):
         assert float(a["train_loss"]) == pytest.approx(float(b["train_loss"]), rel=1e-5)
-        assert float(a["val_map"]) == pytest.approx(float(b["val_map"]))
+        assert float(a["val_mAP"]) == pytest.approx(float(b["val_mAP"]))
     weights = [state(tmp_path / name / "last.ckpt") for name in ("one", "two")]
     for key, value in weights[0].items():
         torch.testing.assert_close(weights[1][key], value, rtol=1e-4, atol=1e-6)
@@ -250,7 +250,7 @@ def test_a_run_is_never_overwritten_by_accident(fails, config, tmp_path, run_fol
 
 def test_a_stop_between_the_two_checkpoints_loses_no_best(sdpl, config, tmp_path, monkeypatch):
     values = iter([10.0, 90.0, 50.0])
-    monkeypatch.setattr(loop._Run, "_validate", lambda self, progress: next(values))
+    monkeypatch.setattr(loop._Run, "_validate", lambda self: next(values))
     original, saved = loop.save_checkpoint, []
 
     def stop_at_fourth(path, *rest):
@@ -282,13 +282,13 @@ def test_resuming_on_other_data_is_refused(sdpl, fails, config, scenes, tmp_path
 
 
 def test_without_validation_positives_the_newest_epoch_is_kept(sdpl, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop._Run, "_validate", lambda self, progress: float("nan"))
+    monkeypatch.setattr(loop._Run, "_validate", lambda self: float("nan"))
     assert sdpl("train", config(), "--out", tmp_path / "run").exit_code == 0
     assert load_checkpoint(tmp_path / "run" / "model.ckpt")["resume"]["epoch"] == 2
 
 
 def test_a_stop_before_the_first_epoch_does_not_promise_a_resume(fails, config, tmp_path, monkeypatch):
-    def stop(self, progress):
+    def stop(self):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loop._Run, "run_epoch", stop)
@@ -371,11 +371,11 @@ def damaged_in_epoch_2(scenes, tmp_path, monkeypatch):
     moved = shutil.copytree(scenes, tmp_path / "scenes")
     original = loop._Run.run_epoch
 
-    def damage(self, progress):
+    def damage(self):
         if self.epoch == 1:
             for data in (self.train_data, self.val_data):
                 data.images[0].write_bytes(data.images[0].read_bytes()[:1000])
-        return original(self, progress)
+        return original(self)
 
     monkeypatch.setattr(loop._Run, "run_epoch", damage)
     return {"train": {"annotations": str(moved / "annotations" / "instances_train.json")}}

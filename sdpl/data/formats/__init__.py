@@ -112,7 +112,7 @@ def _inside(folder: Path, names: list[str], path: Path) -> tuple[Path, ...]:
     first: dict[Path, int] = {}
     twice = [name for i, name in enumerate(names) if first.setdefault(full[i], i) != i]
     if twice:
-        raise UserError(f"{path}: an image stands twice: {listed(twice, 3)}; each must be unique.")
+        raise UserError(f"{path}: an image appears twice: {listed(twice, 3)}; each must be unique.")
     return tuple(folder / name for name in names)
 
 

@@ -19,7 +19,7 @@ from sdpl.errors import UserError, listed, nearest
 IMAGE_COLUMNS = ("image", "image_path", "path", "file_name", "filename", "file")
 LISTS = {"positives": 1, "negatives": -1}
 
-Rows = Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]  # each row with where it stands, such as "labels.csv:12"
+Rows = Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]  # each row with its place, such as "labels.csv:12"
 
 
 def read_table(
@@ -28,7 +28,7 @@ def read_table(
     """A reader of `sdpl.data.formats`. Images are looked for from the table's folder.
 
     Without `categories`, all other columns are categories, in their order, or those that the lists name, in
-    alphabetical order. With them, other columns are passed over, but a list may name no others.
+    alphabetical order. With them, other columns are skipped, but a list may name no others.
     """
     column = {name: i for i, name in enumerate(categories or ())}
     names, labels, by_lists, columns = [], [], False, set()
@@ -147,7 +147,7 @@ def _require_header(columns: list[str], path: Path) -> None:
         raise UserError(f"{path}: column {columns.index('') + 1} has no name (pandas: to_csv(..., index=False)).")
     twice = sorted({name for name in columns if columns.count(name) > 1})
     if twice:
-        raise UserError(f"{path}: a column stands twice: {listed(twice)}; each must be unique.")
+        raise UserError(f"{path}: a column appears twice: {listed(twice)}; each must be unique.")
 
 
 def _image_column(cells: dict[str, Any]) -> str | None:
@@ -194,7 +194,7 @@ def _from_lists(cells: dict[str, Any], where: str) -> dict[str, int]:
             raise UserError(f"{where}: {key} = {names!r}: expected a list of category names.")
         for name in names:
             if known.setdefault(name, label) != label:
-                raise UserError(f"{where}: {name!r} stands in both lists, positives and negatives.")
+                raise UserError(f"{where}: {name!r} appears in both lists, positives and negatives.")
     return known
 
 

@@ -15,7 +15,7 @@ class PromptLearner(nn.Module):
     """Text features of the categories, [C,E] with unit norm.
 
     "category-specific": M free vectors for each category; "shared": M vectors for all (CoOp);
-    "manual": a written sentence, nothing to learn (zero-shot). The name stands after the learned vectors, in their
+    "manual": a written sentence, nothing to learn (zero-shot). The name comes after the learned vectors, in their
     middle, or before them (`class_token_position`, as in CoOp).
     """
 
