@@ -36,8 +36,8 @@ def cpu_name() -> str:
 
 
 def fingerprint() -> str:
-    """12 hexadecimal digits of everything that decides a target's speed here: processor and its instructions, cores, GPU
-    and driver, versions."""
+    """12 hexadecimal digits of everything that decides a target's speed here: processor and its instructions, cores,
+    GPU and driver, versions."""
     gpu = find_gpu()
     versions = {name: number for name, number in packages().items() if name != "torch"}
     facts = [

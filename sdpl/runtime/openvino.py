@@ -87,7 +87,5 @@ def _shape(port: Any) -> list[int | None]:
 def _first_reason(text: str) -> str:
     """The sentence of OpenVINO's message that says something: not the lines that name its own source files."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return next(
-        (line for line in lines if not line.startswith(("Exception from", "Check "))),
-        lines[0] if lines else "no reason given",
-    )
+    telling = [line for line in lines if not line.startswith(("Exception from", "Check "))]
+    return next(iter([*telling, *lines]), "no reason given")
