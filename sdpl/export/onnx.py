@@ -4,6 +4,7 @@ PyTorch's exporter writes the encoder; `sdpl.export.head` puts the head behind i
 """
 
 from pathlib import Path
+from typing import Protocol
 
 import onnx
 import torch
@@ -16,10 +17,17 @@ OPSET = 18  # of the exporter, which writes no older one; `lowered` then says th
 MAX_BYTES = (2 << 30) - (1 << 20)  # of one ONNX file; protobuf holds no more
 
 
+class Encoder(Protocol):
+    """As `FrozenClip`."""
+
+    def locations(self, images: torch.Tensor) -> torch.Tensor:
+        """f [B,L,D] from images uint8 [B,S,S,3]."""
+
+
 class EncoderGraph(nn.Module):
     """What is exported of PyTorch: normalisation, trunk, map pooling, and the one folded linear layer."""
 
-    def __init__(self, encoder: nn.Module, head: FoldedHead):
+    def __init__(self, encoder: Encoder, head: FoldedHead):
         super().__init__()
         self.encoder = encoder
         self.linear = nn.Linear(*head.weight.shape)
@@ -31,7 +39,7 @@ class EncoderGraph(nn.Module):
         return ug[..., : self.joint_dim], ug[..., self.joint_dim :]  # u [B,L,K], g [B,L,E]
 
 
-def encoder_to_onnx(encoder: nn.Module, head: FoldedHead, image: torch.Tensor) -> onnx.ModelProto:
+def encoder_to_onnx(encoder: Encoder, head: FoldedHead, image: torch.Tensor) -> onnx.ModelProto:
     """The encoder as an ONNX model with input `image` and outputs `u`, `g`; float32, dynamic batch.
 
     encoder: has `locations`, as `FrozenClip`. image: an example of its input with a batch of 2.
@@ -46,6 +54,8 @@ def encoder_to_onnx(encoder: nn.Module, head: FoldedHead, image: torch.Tensor) -
         opset_version=OPSET,
         verbose=False,
     )
+    if program is None:
+        raise RuntimeError("torch.onnx.export made no program")
     return _with_plain_gelu(_without_traces(program.model_proto))
 
 

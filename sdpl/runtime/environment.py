@@ -5,6 +5,7 @@ import sys
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def gpu_used_mb() -> float | None:
     return (gpu.memory_bytes - Cuda().free_bytes()) / 1e6
 
 
-def describe() -> dict:
+def describe() -> dict[str, Any]:
     """Everything above as plain values."""
     gpu = find_gpu()
     return {

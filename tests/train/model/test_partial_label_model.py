@@ -165,6 +165,7 @@ def test_the_biases_before_the_softmax_cancel(settings):
     assert torch.equal(model(images()), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["ViT-S-32-alt", "convnext_tiny"])
 def test_other_towers_give_a_map(backbone):
     model = build(
