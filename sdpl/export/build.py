@@ -92,8 +92,7 @@ def export(checkpoint: Path, out: Path, options: Options | None = None, report: 
         targets = {str(spec): _make(spec, artifacts, images, options, report) for spec in options.targets}
         write_manifest(folder, **fields, targets=targets)
         targets = prove_targets(Bundle.open(folder), list(targets), prover, report)
-        for compiled in (folder / CACHE).glob("openvino-*"):  # copies of the weights, of use on this machine only
-            shutil.rmtree(compiled)
+        shutil.rmtree(folder / CACHE, ignore_errors=True)  # what this machine's engines compiled, of no use on others
     report(Progress(f"wrote {out}"))
     return targets
 
