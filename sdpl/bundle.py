@@ -112,8 +112,9 @@ def _one_of(table: Collection[str]) -> Callable[[str], str]:
 class Target(_Record):
     """One way to run the model, what it was built with, and the proof that it gives PyTorch's answers.
 
-    files: by role. "model" is a whole ONNX graph; "encoder" an ONNX graph image -> u, g; "engine" a built encoder;
-    "head" the operator's constants; "cubin sm86" and so on the kernel for a compute capability.
+    files: by role. "model" is a whole ONNX graph, "weights" the part of it that is too large for one file; "encoder" an
+    ONNX graph image -> u, g; "engine" a built encoder; "head" the operator's constants; "cubin sm86" and so on the
+    kernel for a compute capability.
     """
 
     backend: Annotated[str, AfterValidator(_one_of(BACKENDS))]
@@ -130,9 +131,8 @@ class Target(_Record):
     @model_validator(mode="after")
     def _has_its_files(self) -> "Target":
         backend = BACKENDS[self.backend]
-        needs = (
-            ("encoder", "head", *(("engine",) if backend.builds_engines else ())) if backend.needs_gpu else ("model",)
-        )
+        two_stages = ("encoder", "head", *(("engine",) if backend.builds_engines else ()))
+        needs = two_stages if backend.needs_gpu else ("model",)
         missing = [role for role in needs if role not in self.files]
         if missing:
             raise ValueError(f"its files lack {', '.join(missing)}")
@@ -173,6 +173,7 @@ class Manifest(_Record):
     config: dict[str, Any]
     map_size: tuple[Cells, Cells] = Field(description="height and width of the attention map, in cells")
     targets: dict[str, Target]
+    default_target: str | None = Field(default=None, description="what `auto` takes where it runs; named by the export")
     files: dict[str, FileRecord]
 
     @field_validator("files")
@@ -208,6 +209,8 @@ class Manifest(_Record):
             unknown = [name for name in record.files.values() if name not in self.files]
             if unknown:
                 raise ValueError(f"target {target} names files that the bundle does not list: {listed(unknown)}")
+        if self.default_target is not None and self.default_target not in self.targets:
+            raise ValueError(f"the default target {self.default_target!r} is none of its targets")
         return self
 
 
@@ -285,7 +288,7 @@ class Bundle:
         return {"v": v, "q": q, "t": t}
 
     def _check_graph(self, path: Path) -> None:
-        """Raise UserError when a graph does not take and give what the manifest says, or needs other files."""
+        """Raise UserError when a graph does not take and give what the manifest says, or reads files it does not list."""
         manifest = self.manifest
         side, categories = manifest.preprocessing.image_size, len(manifest.categories)
         locations = math.prod(manifest.map_size)
@@ -294,6 +297,8 @@ class Bundle:
             found = read_interface(path)
         except (NotOnnxError, OSError, ValueError) as error:
             raise UserError(f"{path}: is no ONNX graph of a bundle ({error}). Export the checkpoint again.") from None
+        for location in found.external:  # of the manifest too, or not opened
+            self.file((PurePosixPath(path.relative_to(self.path).parent.as_posix()) / location).as_posix())
         shapes = found.inputs | found.outputs
         gives = [{"scores", "attention"}, {"u", "g"}]
         if found.inputs.keys() != {"image"} or found.outputs.keys() not in gives or len(shapes["image"]) != 4:

@@ -1,4 +1,4 @@
-"""What an ONNX file takes and gives, and whether it is complete in itself: read from its bytes, without onnx.
+"""What an ONNX file takes and gives, and which other files it reads: from its bytes, without onnx.
 
 ONNX is protobuf: fields of (number, wire type, content), nested. Only the fields named in `INSIDE` are entered; weights
 are passed by their length. So a foreign graph can be judged before any engine, in native code, opens it.
@@ -20,7 +20,7 @@ INSIDE = {  # message -> field number -> message in it, as far as tensors may li
     "sparse": {1: "tensor", 2: "tensor"},
 }
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-EXTERNAL_DATA, DATA_LOCATION = 13, 14  # of a tensor
+EXTERNAL_DATA = 13  # of a tensor
 
 
 class NotOnnxError(ValueError):
@@ -33,10 +33,11 @@ class Interface:
 
     inputs: dict[str, list[int | None]] = field(default_factory=dict)
     outputs: dict[str, list[int | None]] = field(default_factory=dict)
+    external: set[str] = field(default_factory=set)  # files that weights lie in, relative to the graph's folder
 
 
 def read_interface(path: Path) -> Interface:
-    """The interface of an ONNX file. Raises NotOnnxError when it is damaged, or keeps weights in other files."""
+    """The interface of an ONNX file. Raises NotOnnxError when it is damaged."""
     if path.stat().st_size == 0:
         raise NotOnnxError("it is empty")
     with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -59,8 +60,8 @@ class _Reader:
             raise NotOnnxError("it is nested too deep")
         inside = INSIDE.get(message, {})
         for number, kind, value, stop in self._fields(start, end):
-            if message == "tensor" and (number == EXTERNAL_DATA or (number == DATA_LOCATION and value == 1)):
-                raise NotOnnxError("it keeps weights in other files")
+            if message == "tensor" and (number, kind) == (EXTERNAL_DATA, BYTES):
+                self._add_external(value, stop)
             if kind != BYTES or number not in inside:
                 continue
             if inside[number] in ("input", "output"):
@@ -70,12 +71,21 @@ class _Reader:
             else:
                 self._enter(inside[number], value, stop, depth + 1)
 
+    def _add_external(self, start: int, end: int) -> None:
+        """An entry of a tensor's external data: key (1) and value (2)."""
+        entry = {n: self._text(value, stop) for n, kind, value, stop in self._fields(start, end) if kind == BYTES}
+        if entry.get(1) == "location":
+            self._found.external.add(entry.get(2, ""))
+
+    def _text(self, start: int, end: int) -> str:
+        return self._content[start : min(end, start + 1000)].decode("utf-8", "replace")
+
     def _value(self, start: int, end: int) -> tuple[str, list[int | None]]:
         """Name and shape of an input or output."""
         name, shape = "", []
         for number, kind, value, stop in self._fields(start, end):
             if number == 1 and kind == BYTES:
-                name = self._content[value : min(stop, value + 1000)].decode("utf-8", "replace")
+                name = self._text(value, stop)
             elif number == 2 and kind == BYTES:
                 shape = self._shape(value, stop)
         return name, shape
