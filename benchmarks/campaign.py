@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy
 import PIL
@@ -26,12 +25,7 @@ Part = Callable[[Totals, int, float, Path], None]
 
 
 def fuzz_images(totals: Totals, seed: int, until: float, work: Path) -> None:
-    run_cases("images", 1, seed, totals, until, images.make_seeds, _image)
-
-
-def _image(seeds: list[bytes], random: numpy.random.Generator) -> Any:
-    content = images.case(seeds, random)
-    return lambda: images.attack(content)
+    run_cases("images", 1, seed, totals, until, images.make_seeds, images.attack_case)
 
 
 def fuzz_inputs(totals: Totals, seed: int, until: float, work: Path) -> None:

@@ -288,7 +288,7 @@ class Bundle:
         return {"v": v, "q": q, "t": t}
 
     def _check_graph(self, path: Path) -> None:
-        """Raise UserError when a graph does not take and give what the manifest says, or reads files it does not list."""
+        """Raise UserError when a graph does not take and give what the manifest says, or reads unlisted files."""
         manifest = self.manifest
         side, categories = manifest.preprocessing.image_size, len(manifest.categories)
         locations = math.prod(manifest.map_size)

@@ -1,6 +1,7 @@
 """Damaged images of every format through `preprocess`: a picture or one line, in bounded time and memory."""
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -58,3 +59,8 @@ def attack(content: bytes) -> None:
     made = preprocess(content, 32)
     assert made.shape == (32, 32, 3)
     assert made.dtype == np.uint8
+
+
+def attack_case(seeds: list[bytes], random: np.random.Generator) -> Callable[[], None]:
+    content = case(seeds, random)
+    return lambda: attack(content)

@@ -76,10 +76,15 @@ def material(folder: Path) -> Material:
         path.write_text(yaml.safe_dump({"data": data | extra, "model": MODEL, "train": training}))
     train(read_config(made.config), made.folder / "run")
     export(made.checkpoint, made.bundle, Options(targets=parse_targets(("cpu:fp32",))))
-    (made.folder / "labels").mkdir()
-    labels = read_labels(made.annotations)
-    for suffix in ("csv", "jsonl", "parquet"):
-        write_labels(labels, made.folder / "labels" / f"labels.{suffix}")
-    shutil.copy(made.annotations, made.folder / "labels" / "labels.json")
+    write_tables(made)
     (made.folder / "ready").write_text("")
     return made
+
+
+def write_tables(made: Material) -> None:
+    """The annotations in every format."""
+    folder = made.folder / "labels"
+    folder.mkdir()
+    for suffix in ("csv", "jsonl", "parquet"):
+        write_labels(read_labels(made.annotations), folder / f"labels.{suffix}")
+    shutil.copy(made.annotations, folder / "labels.json")

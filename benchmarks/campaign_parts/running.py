@@ -41,17 +41,19 @@ def run_cases(
     totals: Totals,
     until: float,
     make: Callable[[], Any],
-    one: Callable[[Any, Any], Any],
+    one: Callable[[Any, np.random.Generator], Callable[[], Any]],
+    most: int = 1 << 62,
 ) -> None:
-    """Run cases from `totals.cases` on until the clock reads `until`.
+    """Run cases from `totals.cases` on until the clock reads `until`, or there are `most`.
 
     make: what all cases share, made once in each child. one(shared, random): a case; it returns a callable that raises
     UserError, or returns. Case i draws from a generator of (seed, number of the part, i).
     """
     context = multiprocessing.get_context("fork")
-    while time.monotonic() < until:
+    while time.monotonic() < until and totals.cases < most:
+        end = min(totals.cases + CHUNK, most)
         at, queue = context.Value("q", totals.cases), context.SimpleQueue()
-        child = context.Process(target=_child, args=(number, seed, totals.cases, until, make, one, at, queue))
+        child = context.Process(target=_child, args=(number, seed, (totals.cases, end), until, make, one, at, queue))
         child.start()
         seen, since = -1, time.monotonic()
         while child.is_alive():
@@ -75,7 +77,9 @@ def run_cases(
         totals.findings += [{"part": name, **f} for f in result["findings"] if f["what"] not in known]
 
 
-def _child(number: int, seed: int, start: int, until: float, make: Any, one: Any, at: Any, queue: Any) -> None:
+def _child(
+    number: int, seed: int, cases: tuple[int, int], until: float, make: Any, one: Any, at: Any, queue: Any
+) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff writes about every damaged file
     shared = make()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -83,7 +87,7 @@ def _child(number: int, seed: int, start: int, until: float, make: Any, one: Any
         "slowest_s": 0.0
     }
     found: dict[str, dict[str, Any]] = {}
-    for i in range(start, start + CHUNK):
+    for i in range(*cases):
         if time.monotonic() >= until:
             break
         at.value = i

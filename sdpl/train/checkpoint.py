@@ -96,7 +96,9 @@ def restore_model(content: dict[str, Any], name: str = "checkpoint") -> tuple[Co
     config = check_config(content["config"], name)
     try:
         model = PartialLabelModel(config.model, tuple(content["categories"]), content["clip_config"], content["words"])
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # open_clip raises of any kind for a configuration that it cannot build
         raise UserError(f"{name}: its model cannot be built ({last_line(error)}).") from None
     load_state(model, content, name)
     return config, model.eval()

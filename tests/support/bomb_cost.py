@@ -15,10 +15,15 @@ def peak() -> int:
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 
 
-before, began = peak(), time.perf_counter()
-try:
-    preprocess(sys.argv[1], 448)
-    outcome = "read"
-except UserError as error:
-    outcome = str(error)
-print(json.dumps({"outcome": outcome, "seconds": time.perf_counter() - began, "peak": peak() - before}))
+def main(path: str) -> None:
+    before, began = peak(), time.perf_counter()
+    try:
+        preprocess(path, 448)
+        outcome = "read"
+    except UserError as error:
+        outcome = str(error)
+    print(json.dumps({"outcome": outcome, "seconds": time.perf_counter() - began, "peak": peak() - before}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
