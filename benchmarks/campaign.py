@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy
 import PIL
-from campaign_parts import images, inputs, kills
+from campaign_parts import images, inputs, kills, stops
 from campaign_parts.material import material
 from campaign_parts.running import Totals, run_cases
 
@@ -33,7 +33,7 @@ def fuzz_inputs(totals: Totals, seed: int, until: float, work: Path) -> None:
     run_cases("inputs", 2, seed, totals, until, lambda: inputs.Shared(made), inputs.case)
 
 
-def kill(what: Callable[..., None], number: int) -> Part:
+def repeated(what: Callable[..., None], number: int) -> Part:
     def run(totals: Totals, seed: int, until: float, work: Path) -> None:
         what(totals, numpy.random.default_rng((seed, number, totals.cases)), until, material(work))
 
@@ -43,9 +43,12 @@ def kill(what: Callable[..., None], number: int) -> Part:
 PARTS: dict[str, Part] = {
     "images": fuzz_images,
     "inputs": fuzz_inputs,
-    "kill-train": kill(kills.kill_training, 3),
-    "kill-export": kill(kills.kill_export, 4),
-    "kill-cache": kill(kills.kill_filling, 5),
+    "kill-train": repeated(kills.kill_training, 3),
+    "kill-export": repeated(kills.kill_export, 4),
+    "kill-cache": repeated(kills.kill_filling, 5),
+    "signals": repeated(stops.signals, 6),
+    "disk": repeated(stops.full_disk, 7),
+    "threads": repeated(stops.threads, 8),
 }
 
 
