@@ -6,7 +6,9 @@ RN50 and ViT-B-16 at 224 pixels, RN101 at 448, C=80, random weights (speed does 
 accuracy `make demo` measures): uint8 images in memory to scores. All sides are open in one process and called in turns,
 so that whatever else the machine does meets all of them. Kept are wall time and CPU time (of all threads) of a call: on
 a machine that is not quiet only the latter says something, and that best with `--threads 1`, where no thread waits for
-another. Bundles stay in WORK for the next call; rows of a model replace those of an earlier call in the JSON file.
+another. Bundles stay in WORK for the next call. The research formulation is part of every call, and what is kept is also
+how many times less CPU a side took than it did in the same turns: `--side` measures some of them in a shorter call, whose
+rows replace those of the same sides in the JSON file.
 
 "research" is the formulation of published code (`research.py`), all others are the folded model; "pytorch" sides run
 the trained modules as they are, with the head's P and F_att kept apart; "inductor" is torch.compile with freezing.
@@ -34,6 +36,7 @@ MODELS = {"rn50": ("RN50", 224), "rn101": ("RN101", 448), "vit": ("ViT-B-16", 22
 OURS = ("cpu:fp32", "openvino:fp32", "openvino:bf16", "cpu:int8", "openvino:int8")
 PLAIN = ("onnxruntime", "openvino f32", "openvino bf16")
 PYTORCH = ("research", "eager", "channels_last", "eager bf16", "channels_last bf16", "inductor")
+RESEARCH = "pytorch research"
 SIDES = (*OURS, *PLAIN, *(f"pytorch {name}" for name in PYTORCH))
 Scorer = Callable[[np.ndarray], Any]
 
@@ -181,19 +184,18 @@ def main(
     report: dict[str, Any] = json.loads(out.read_text()) if out is not None and out.exists() else {"rows": []}
     for name in models or MODELS:
         prepare(name, work)
-        rows = measure(name, sides or SIDES, batches, rounds, threads, work)
-        research = next((row for row in rows if row["side"] == "pytorch research"), None)
+        rows = measure(name, tuple({RESEARCH: 0, **dict.fromkeys(sides or SIDES)}), batches, rounds, threads, work)
         for row in rows:
             for batch in (f"batch {size}" for size in batches):
-                if research is not None:
-                    row[batch]["times_less_cpu_than_research"] = research[batch]["cpu_ms"] / row[batch]["cpu_ms"]
+                row[batch]["times_less_cpu_than_research"] = rows[0][batch]["cpu_ms"] / row[batch]["cpu_ms"]
             shown = (
                 f"batch {b}: {row[f'batch {b}']['cpu_ms']:.1f} ms CPU, {row[f'batch {b}']['wall_ms']:.1f} ms"
                 for b in batches
             )
             print(f"{name}, {row['side']}:", "; ".join(shown), flush=True)
-        measured = {(row["model"], row["threads"]) for row in rows}
-        report["rows"] = [row for row in report["rows"] if (row["model"], row["threads"]) not in measured] + rows
+        measured = {(row["model"], row["threads"], row["side"]) for row in rows}
+        kept = [row for row in report["rows"] if (row["model"], row["threads"], row["side"]) not in measured]
+        report["rows"] = kept + rows
         report["environment"] = {**environment(), **packages(), "torch": torch.__version__}
         export = work / f"{name}.export.json"
         if export.exists():
