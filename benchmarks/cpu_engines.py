@@ -6,8 +6,8 @@ RN50 and ViT-B-16 at 224 pixels, RN101 at 448, C=80, random weights (speed does 
 accuracy `make demo` measures): uint8 images in memory to scores. All sides are open in one process and called in turns,
 so that whatever else the machine does meets all of them. Kept are wall time and CPU time (of all threads) of a call: on
 a machine that is not quiet only the latter says something, and that best with `--threads 1`, where no thread waits for
-another. Bundles stay in WORK for the next call. The research formulation is part of every call, and what is kept is also
-how many times less CPU a side took than it did in the same turns: `--side` measures some of them in a shorter call, whose
+another. Bundles stay in WORK for the next call. The research formulation is part of every call, and kept is also how
+many times less CPU a side took than it did in the same turns: `--side` measures some of them in a shorter call, whose
 rows replace those of the same sides in the JSON file.
 
 "research" is the formulation of published code (`research.py`), all others are the folded model; "pytorch" sides run
