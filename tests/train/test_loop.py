@@ -250,6 +250,7 @@ def test_a_run_is_never_overwritten_by_accident(fails, config, tmp_path, run_fol
 
 def test_a_stop_between_the_two_checkpoints_loses_no_best(sdpl, config, tmp_path, monkeypatch):
     values = iter([10.0, 90.0, 50.0])
+    monkeypatch.setattr(loop, "MAX_MAP_ERROR", 1.0)
     monkeypatch.setattr(loop._Run, "_validate", lambda self: next(values))
     original, saved = loop.save_checkpoint, []
 

@@ -6,11 +6,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from sdpl.data.categories import as_text
 from sdpl.train.config import ModelConfig
 from sdpl.train.model.clip import FrozenClip, clip_config, load_weights
 from sdpl.train.model.decoupling import Decoupling
 from sdpl.train.model.prompts import PromptLearner
 from sdpl.train.model.word_vectors import word_vectors
+
+MIN_SPREAD = 1e-6  # below it the logits differ by rounding only
 
 
 class PartialLabelModel(nn.Module):
@@ -68,6 +71,13 @@ class PartialLabelModel(nn.Module):
         """logits [B,C] and attention [B,C,L] from the encoder's map f [B,L,D] and scaled text features t [C,E]."""
         return self.decoupling(f, self.words, t)
 
+    def attention_factor(self, f: torch.Tensor) -> float:
+        """What freshly drawn attention is to be scaled by (`Decoupling.scale_attention`), so that its logits spread
+        over the locations by `model.attention_spread` on the maps f [B,L,D]. 1 where nothing can be scaled: attention
+        without logits, one location, or equal ones."""
+        wanted, spread = self.config.attention_spread, self.decoupling.spread(f, self.words)
+        return wanted / spread if wanted is not None and spread > MIN_SPREAD else 1.0
+
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.sigmoid() if self.config.probability == "sigmoid" else logits.softmax(dim=-1)
 
@@ -109,7 +119,7 @@ def clip_word_vectors(encoder: FrozenClip, categories: tuple[str, ...]) -> torch
     CLIP's text features share a large common part, which would make all categories attend alike: it is
     removed (the mean over the categories), and what is left is scaled to a mean square of 1 per entry.
     """
-    features = encoder.encode_sentences([f"a photo of a {name}." for name in categories])  # [C,E]
+    features = encoder.encode_sentences([f"a photo of a {as_text(name)}." for name in categories])  # [C,E]
     if len(categories) > 1:
         features = features - features.mean(dim=0)
     return features / features.pow(2).mean(dim=1, keepdim=True).sqrt().clamp(min=1e-6)  # [C,E]
