@@ -45,7 +45,8 @@ def train(
 
     `last.ckpt` holds the newest epoch (or step, with `checkpoint_steps`); `resume` goes on from it and ends with the
     same weights as a run that was never stopped. Started by torchrun, the processes share every batch and every
-    validation; the first one writes and reports. epoch_lines: report a line for each epoch.
+    validation; the first one writes and reports. epoch_lines: report a line for each
+    epoch, and which one is kept.
     best_too: also write `best.ckpt`, of the best validation mAP whatever is kept. Raises UserError for
     anything wrong with the configuration or the data.
     """
@@ -62,7 +63,7 @@ def train(
             require_new(out)
         group.barrier()  # until every process has seen what there is
         model = new_model(config.model, train_data.categories).to(device)
-        if (warning := too_coarse(val_data)) and config.train.keep == "best":
+        if epoch_lines and (warning := too_coarse(val_data)) and config.train.keep == "best":
             report(Progress(warning))
         unreadable = Unreadable(config.data.unreadable, report, FIX)
         features = FeatureSource(model, config, device, report, unreadable).training(train_data, val_data)
