@@ -26,8 +26,8 @@ from sdpl.files import replace_folder, write_json
 from sdpl.progress import Progress, Report
 from sdpl.runtime.environment import environment
 from sdpl.train.config import Split, SweepConfig
-from sdpl.train.sweep import Result, finished, run_sweep
-from sdpl.train.sweep_report import draw_curves, markdown, paired
+from sdpl.train.sweep import finished, run_sweep
+from sdpl.train.sweep_report import Result, draw_curves, markdown, paired
 
 SCENES = {"train": (300, 21), "val": (400, 23), "test": (400, 22)}  # how many, and the seed they are composed with
 EPOCHS = 24
@@ -120,9 +120,7 @@ def prepare(folder: Path) -> Path:
 def sweep_of(work: Path, stage: Stage, split: str) -> SweepConfig:
     test = Split(annotations=str(work / "data" / "annotations" / f"instances_{split}.json"))
     base = str(work / "base.yaml")
-    return SweepConfig(
-        base=base, test=test, methods=stage.methods, proportions=stage.proportions, seeds=stage.seeds
-    )
+    return SweepConfig(base=base, test=test, methods=stage.methods, proportions=stage.proportions, seeds=stage.seeds)
 
 
 def at_rate(changes: dict[str, dict[str, Any]], lr: float) -> dict[str, dict[str, Any]]:
@@ -192,7 +190,8 @@ def write_report(work: Path, out: Path, rates: dict[str, dict[float, float]], to
             draw_curves(rectangle(results, shown), shown, out / "pictures" / f"{name}.png")
             print(f"\n{name}\n\n{markdown(rectangle(results, shown))}")
     for row in pairs:
-        print(f"{row['method']} - {row['minus']}, {row['known']}: {row['mAP']:+.1f} ± {row['ci95']:.1f} ({row['seeds']})")
+        interval = f"{row['mAP']:+.1f} ± {row['ci95']:.1f} ({row['seeds']} seeds)"
+        print(f"{row['method']} - {row['minus']}, {row['known']}: {interval}")
 
 
 def by_proportion(results: Sequence[Result], a: str, b: str) -> list[tuple[str, list[Result]]]:

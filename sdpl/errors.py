@@ -20,6 +20,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def listed(names: Iterable[object], most: int = 5) -> str:
     """The first few names of many, and how many more there are."""
-    names = [str(name) for name in names]
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+    texts = [str(name) for name in names]
+    more = len(texts) - most
+    return ", ".join(texts[:most]) + (f" and {more} more" if more > 0 else "")

@@ -84,6 +84,7 @@ def test_recognising_loads_no_torch(bundle, scenes):
     assert not loaded & {"torch", "open_clip", "sklearn", "onnx"}
 
 
+@pytest.mark.slow
 def test_evaluating_a_bundle_and_looking_at_data_loads_no_torch(bundle, scenes, tmp_path):
     annotations = str(scenes / "annotations" / "instances_test.json")
     for words in (

@@ -77,7 +77,8 @@ def widen(encoder: onnx.ModelProto) -> onnx.ModelProto:
 
 def _normalisation(graph: onnx.GraphProto) -> tuple[set[str], str]:
     """Names of the nodes that turn the image into normalised pixels, and of the tensor that they make."""
-    kept, tensor = set(), graph.input[0].name
+    kept: set[str] = set()
+    tensor = graph.input[0].name
     while True:
         consumers = [node for node in graph.node if tensor in node.input and node.op_type != "Shape"]
         if len(consumers) != 1 or consumers[0].op_type not in NORMALISATION:

@@ -59,7 +59,9 @@ class Prover:
                 self.expected,
                 score_alternating(scorer, self.images),
                 self._tolerance(bundle.manifest.targets[name]),
-                accuracy=accuracy and Accuracy(images=len(self.data or ()), pytorch=self.accuracy, target=accuracy),
+                accuracy=None
+                if accuracy is None or self.accuracy is None
+                else Accuracy(images=len(self.data or ()), pytorch=self.accuracy, target=accuracy),
                 **about,
             )
         precision, limit = bundle.manifest.targets[name].precision, self.limits.mAP_drop

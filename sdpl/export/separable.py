@@ -31,12 +31,13 @@ class SeparableScores:
 
     @property
     def rank(self) -> int:
-        return self.x.shape[1]
+        return int(self.x.shape[1])
 
     def scores(self, u: np.ndarray) -> np.ndarray:
         """s [B,C,L] from u [B,L,K]."""
         terms = np.tanh(u[..., None] * self.x).reshape(*u.shape[:2], -1)  # [B,L,K*R]
-        return (terms @ self.weight).transpose(0, 2, 1)
+        s: np.ndarray = (terms @ self.weight).transpose(0, 2, 1)
+        return s
 
 
 def separate(u: np.ndarray, held_out: np.ndarray, v: np.ndarray, q: np.ndarray) -> SeparableScores:

@@ -29,6 +29,6 @@ class PyCudaKernels(Kernels):
     def _function(self, entry: str) -> Any:
         return self._module.get_function(entry)
 
-    def _enqueue(self, function: Any, plan: Launch, stream: Any, arguments: tuple) -> None:
+    def _enqueue(self, function: Any, plan: Launch, stream: Any, arguments: tuple[int | np.generic, ...]) -> None:
         values = [np.uintp(value) if isinstance(value, int) else value for value in arguments]  # addresses
         function(*values, block=(plan.block, 1, 1), grid=plan.grid, shared=plan.shared_bytes, stream=stream)

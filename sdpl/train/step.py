@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -34,7 +35,9 @@ class Learner:
         )
         self.steps = 0
         self.average = [p.detach().clone() for p in self.parameters] if self.config.ema_decay else []
-        self.prompt_features = None  # [C,E] of prompts that learn nothing: the text tower runs once
+        self.prompt_features: torch.Tensor | None = (
+            None  # [C,E] of prompts that learn nothing: the text tower runs once
+        )
 
     def text_features(self) -> torch.Tensor:
         """t [C,E], as `PartialLabelModel.text_features`."""
@@ -82,12 +85,12 @@ class Learner:
         finally:
             self._swap()
 
-    def state(self) -> dict:
+    def state(self) -> dict[str, Any]:
         """What resuming needs beside the model's own (averaged) state."""
         trained = [p.detach() for p in self.parameters] if self.average else []
         return {"optimiser": self.optimiser.state_dict(), "steps": self.steps, "trained": trained}
 
-    def load_state(self, state: dict) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:
         """Of `state()`, after the model's own state was loaded."""
         self.optimiser.load_state_dict(state["optimiser"])
         self.steps = state["steps"]
@@ -110,7 +113,7 @@ class Learner:
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self.group.all_reduce([*(p.grad for p in self.parameters), used, total])
+        self.group.all_reduce([*(p.grad for p in self.parameters if p.grad is not None), used, total])
         for parameter, count in zip(self.parameters, used.tolist(), strict=True):
             if not count:
                 parameter.grad = None

@@ -11,12 +11,20 @@ from sdpl.install import install_line
 COMMANDS = ("train", "sweep", "export", "eval", "predict", "bench", "verify", "info", "demo", "data")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_in_both_spellings(sdpl, command):
     assert sdpl(command, "--help").exit_code == 0
     script = subprocess.run([f"{sys.prefix}/bin/sdpl-{command}", "--help"], capture_output=True, text=True)
     assert script.returncode == 0
     assert "Usage: sdpl-" + command in script.stdout
+
+
+def test_a_folder_called_sdpl_does_not_hide_the_package(tmp_path):
+    """A checkout is often in one, and commands are run beside it."""
+    (tmp_path / "sdpl").mkdir()
+    run = [sys.executable, "-m", "sdpl", "--version"]
+    assert subprocess.run(run, cwd=tmp_path, capture_output=True, text=True).stdout.startswith("sdpl, version ")
 
 
 @pytest.mark.parametrize("kind", ["ckpt", "bundle"])
@@ -80,6 +88,7 @@ def test_usage_errors_have_status_2(sdpl):
     assert sdpl("bench", "x", "--seconds", "-1").exit_code == 2
 
 
+@pytest.mark.slow
 def test_a_failing_script_prints_one_line_and_no_traceback(tmp_path):
     result = subprocess.run(
         [sys.executable, "-m", "sdpl", "export", tmp_path / "gone.ckpt"], capture_output=True, text=True

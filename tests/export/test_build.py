@@ -49,6 +49,7 @@ def test_default_name_is_beside_the_checkpoint(sdpl, checkpoint, tmp_path):
     assert Bundle.open(tmp_path / "a.sdpl").manifest.categories[0] == "zero"
 
 
+@pytest.mark.slow
 def test_a_wrong_graph_fails_and_the_old_bundle_stays(sdpl, fails, checkpoint, tmp_path, monkeypatch):
     out = tmp_path / "m.sdpl"
     assert sdpl("export", checkpoint, "--out", out).exit_code == 0
@@ -66,6 +67,7 @@ def test_a_wrong_graph_fails_and_the_old_bundle_stays(sdpl, fails, checkpoint, t
     assert {p.name for p in tmp_path.iterdir()} == {"m.sdpl", LOCK}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError(28, "No space left on device")])
 def test_an_interrupted_export_leaves_the_old_bundle(sdpl, checkpoint, tmp_path, monkeypatch, failure):
     out = tmp_path / "m.sdpl"
@@ -123,6 +125,7 @@ def test_wrong_options_are_named_and_nothing_is_written(fails, portable, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_accuracy_of_every_target_is_in_the_proof(sdpl, fails, portable, scenes, tmp_path):
     out, labels = tmp_path / "m.sdpl", scenes / "annotations" / "instances_test.json"
     words = ["--target", "cpu:int8", "--calibrate", scenes / "train", "--eval", labels]
@@ -145,6 +148,7 @@ def test_accuracy_of_every_target_is_in_the_proof(sdpl, fails, portable, scenes,
     assert content(out) == before
 
 
+@pytest.mark.slow
 def test_a_separable_head_is_exact_enough_and_says_by_how_much(sdpl, portable, scenes, tmp_path):
     words = ["--head", "separable", "--calibrate", scenes / "train", "--max-score-diff", "0.01"]
     result = sdpl(*portable, "--out", tmp_path / "m.sdpl", *words)
@@ -153,6 +157,7 @@ def test_a_separable_head_is_exact_enough_and_says_by_how_much(sdpl, portable, s
     assert 0 < notes["attention_moved"] <= 0.01
 
 
+@pytest.mark.slow
 def test_two_exports_at_once_leave_one_whole_bundle(checkpoint, tmp_path):
     out = tmp_path / "m.sdpl"
     words = [sys.executable, "-m", "sdpl", "export", checkpoint, "--out", out, "--target", "cpu:fp32"]

@@ -27,6 +27,7 @@ def graph(gpu_bundle):
     return gpu_bundle / "encoder.fp16.onnx"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 def test_every_precision_builds_from_a_checkpoint(sdpl, checkpoint, scenes, tmp_path, precision):
     target = f"rtx:sm86:{precision}"

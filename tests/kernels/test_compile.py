@@ -11,6 +11,8 @@ from sdpl.errors import UserError
 from sdpl.install import install_line
 from sdpl.kernels.compile import CAPABILITIES, constants, cubin
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("cuda.core", reason="needs the extra cuda")
 
 

@@ -14,6 +14,8 @@ from sdpl.runtime.device import OutOfMemoryError
 from sdpl.runtime.recognizer import Recognizer
 from sdpl.runtime.two_stage import TwoStage, batch_sizes
 
+pytestmark = pytest.mark.slow
+
 TARGET = "rtx:sm86:fp16"
 
 

@@ -31,7 +31,8 @@ def read_table(
     alphabetical order. With them, other columns are skipped, but a list may name no others.
     """
     column = {name: i for i, name in enumerate(categories or ())}
-    names, labels, by_lists, columns = [], [], False, set()
+    names, labels, by_lists = [], [], False
+    columns: set[str] = set()
     for where, cells in rows(path):
         names.append(_image(cells, where))
         if LISTS.keys() & cells.keys():
@@ -155,7 +156,8 @@ def _image_column(cells: dict[str, Any]) -> str | None:
 
 
 def _image(cells: dict[str, Any], where: str) -> str:
-    name = cells.get(_image_column(cells))
+    column = _image_column(cells)
+    name = None if column is None else cells[column]
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise UserError(f"{where}: names no image; expected a path in {' or '.join(map(repr, IMAGE_COLUMNS))}.")
     return name.strip()
@@ -199,7 +201,9 @@ def _from_lists(cells: dict[str, Any], where: str) -> dict[str, int]:
 
 
 def _require_known(known: dict[str, int], categories: tuple[str, ...] | None, where: str) -> None:
-    odd = [name for name in known if name not in categories] if categories is not None else []
+    if categories is None:
+        return
+    odd = [name for name in known if name not in categories]
     if odd:
         hint = nearest(odd[0], categories)
         raise UserError(f"{where}: {listed(odd)}: no category of the model or of data.categories; {hint}")

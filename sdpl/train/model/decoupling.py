@@ -1,5 +1,7 @@
 """Semantic decoupling: one embedding per category, by attention over the locations of the image's map (section 3.2)."""
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -95,10 +97,10 @@ class Decoupling(nn.Module):
     def scale_attention(self, factor: float) -> None:
         """Multiply the attention logits by `factor`. P and F_att each take its root: their gradients rise alike."""
         if self.kind == "semantic":
-            self.joint.weight *= factor**0.5
-            self.attention.weight *= factor**0.5
+            self.joint.weight.mul_(math.sqrt(factor))
+            self.attention.weight.mul_(math.sqrt(factor))
         elif self.kind == "convolutional":
-            self.scale *= factor
+            self.scale.mul_(factor)
 
     def _pooled_values(self, f: torch.Tensor) -> torch.Tensor:
         """y [B,L,D] or [B,L,K]: what is pooled, before the map to the embedding dimension."""

@@ -1,4 +1,4 @@
-"""Two poolings that are not the one operator of `sdpl.kernels`: fused features (eq. 6's other reading), sigmoid masks."""
+"""Two poolings that are not the one operator of `sdpl.kernels`: fused features (eq. 6) and sigmoid masks."""
 
 import torch
 from torch import nn
@@ -43,4 +43,5 @@ def _pool_one(u: torch.Tensor, v: torch.Tensor, q: torch.Tensor) -> tuple[torch.
 
 def _cosine(e: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """<e, t> / max(|e|, eps), [B,C], from e [B,C,E] and t [C,E]."""
-    return (e * t).sum(dim=-1) / torch.linalg.vector_norm(e, dim=-1).clamp(min=EPS)
+    logits: torch.Tensor = (e * t).sum(dim=-1) / torch.linalg.vector_norm(e, dim=-1).clamp(min=EPS)
+    return logits

@@ -1,5 +1,6 @@
 """The whole model: frozen CLIP, semantic decoupling, learned prompts, scores."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,10 @@ from torch import nn
 
 from sdpl.data.categories import as_text
 from sdpl.train.config import ModelConfig
-from sdpl.train.model.clip import FrozenClip, clip_config, load_weights
+from sdpl.train.model.clip import FrozenClip, clip_config
 from sdpl.train.model.decoupling import Decoupling
 from sdpl.train.model.prompts import PromptLearner
+from sdpl.train.model.weights import load_weights
 from sdpl.train.model.word_vectors import word_vectors
 
 MIN_SPREAD = 1e-6  # below it the logits differ by rounding only
@@ -18,6 +20,8 @@ MIN_SPREAD = 1e-6  # below it the logits differ by rounding only
 
 class PartialLabelModel(nn.Module):
     """images uint8 [B,S,S,3] -> logits [B,C]; `probabilities` turns these into scores in 0..1."""
+
+    words: torch.Tensor  # [C,W]
 
     def __init__(
         self, config: ModelConfig, categories: tuple[str, ...], clip_config: dict[str, Any], words: torch.Tensor | None
@@ -69,7 +73,8 @@ class PartialLabelModel(nn.Module):
 
     def pool(self, f: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """logits [B,C] and attention [B,C,L] from the encoder's map f [B,L,D] and scaled text features t [C,E]."""
-        return self.decoupling(f, self.words, t)
+        pooled: tuple[torch.Tensor, torch.Tensor] = self.decoupling(f, self.words, t)
+        return pooled
 
     def attention_factor(self, f: torch.Tensor) -> float:
         """What freshly drawn attention is to be scaled by (`Decoupling.scale_attention`), so that its logits spread
@@ -94,7 +99,7 @@ class PartialLabelModel(nn.Module):
             scores = self.probabilities(logits).float().cpu().numpy()
         return scores, attention.float().cpu().numpy().reshape(*scores.shape, *self.map_size)
 
-    def scorer(self):
+    def scorer(self) -> Callable[[np.ndarray], np.ndarray]:
         """`scores` with the text features computed once, for a model that no longer changes."""
         with torch.no_grad():
             t = self.text_features()
@@ -107,7 +112,7 @@ def new_model(config: ModelConfig, categories: tuple[str, ...]) -> PartialLabelM
     if config.word_vectors != "clip":
         words = torch.from_numpy(word_vectors(config.word_vectors, categories))  # [C,W]
     model = PartialLabelModel(config, categories, clip_config(config), words)
-    load_weights(model.encoder, config)
+    load_weights(model.encoder.clip, config)
     if words is None:
         model.words.copy_(clip_word_vectors(model.encoder, categories))
     return model

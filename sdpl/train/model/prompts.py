@@ -23,6 +23,10 @@ class PromptLearner(nn.Module):
     "vectors": no text: a free vector for each category, a linear classifier on the embedding (SSGRL, linear probe).
     """
 
+    tokens: torch.Tensor  # [C,T]
+    end: torch.Tensor  # [C]
+    slots: torch.Tensor  # [C,M]
+
     def __init__(self, encoder: FrozenClip, categories: tuple[str, ...], config: ModelConfig):
         super().__init__()
         self.is_frozen, self.is_dual = config.prompts == "manual", config.prompts == "dual"
@@ -77,7 +81,9 @@ def _sentence(before: int, name: str, after: int) -> str:
     return " ".join([PLACEHOLDER] * before + [name] + [PLACEHOLDER] * after) + "."
 
 
-def _tokenize(encoder: FrozenClip, sentences: list[str], categories: tuple[str, ...]):
+def _tokenize(
+    encoder: FrozenClip, sentences: list[str], categories: tuple[str, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens int [C,T] cut after the longest sentence, and the position of each end-of-text token [C]."""
     tokens = encoder.tokenize(sentences)  # [C,context]
     end = tokens.argmax(dim=1)  # [C]

@@ -13,8 +13,9 @@ from configs import BACKBONE
 from sdpl.errors import UserError
 from sdpl.train.config import ModelConfig
 from sdpl.train.model import new_model
-from sdpl.train.model.clip import FrozenClip, clip_config, load_weights
+from sdpl.train.model.clip import FrozenClip, clip_config
 from sdpl.train.model.partial_label_model import clip_word_vectors
+from sdpl.train.model.weights import load_weights
 from sdpl.train.model.word_vectors import SHIPPED
 
 CATEGORIES = ("cat", "traffic light", "dog")
@@ -165,6 +166,7 @@ def test_the_biases_before_the_softmax_cancel(settings):
     assert torch.equal(model(images()), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["ViT-S-32-alt", "convnext_tiny"])
 def test_other_towers_give_a_map(backbone):
     model = build(
@@ -186,7 +188,7 @@ def test_a_resnet_s_weights_load_at_another_image_size(settings, tmp_path):
     torch.save(first.clip.state_dict(), path)
     config = settings(image_size=128, weights=str(path))
     second = FrozenClip(clip_config(config), 1)
-    load_weights(second, config)
+    load_weights(second.clip, config)
     assert torch.equal(second.feature_map(images()), first.feature_map(images()))
     assert second.map_shape(128)[1:] == (4, 4)
 
