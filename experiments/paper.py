@@ -140,7 +140,7 @@ def tuning(work: Path) -> dict[float, SweepConfig]:
 def starts(work: Path) -> SweepConfig:
     """The attention's start, at the lowest learning rate, measured on the validation scenes."""
     methods = {f"spread {s or 'as drawn'}": at_rate({"model": {"attention_spread": s}}, 0.01) for s in SPREADS}
-    return sweep_of(work, Stage(methods, (0.1, 0.3), (100, 101, 102)), "val")
+    return sweep_of(work, Stage(methods, (0.1, 0.3), TUNE_SEEDS), "val")
 
 
 def tuned(results: dict[float, Sequence[Result]]) -> dict[str, dict[float, float]]:
@@ -232,7 +232,7 @@ def main(work: Path, out: Path | None, only_report: bool) -> None:
     todo = stages(chosen)
     for number, stage in enumerate(() if only_report else todo):
         run_sweep(sweep_of(work, stage, "test"), work / "runs", report)
-        if number == 1:
+        if number == 0:
             run_sweep(starts(work), work / "starts", report)
     if out is not None:
         write_report(work, out, rates, todo)

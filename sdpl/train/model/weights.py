@@ -28,7 +28,7 @@ from sdpl.train.config import ModelConfig
 
 State = dict[str, torch.Tensor]
 NETWORK_S = 3  # seconds after which the network counts as unreachable
-NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's archives carry
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # that TorchScript archives carry
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, UnpicklingError, SafetensorError)
 DOWNLOADED = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # of a repository on the Hub
 
@@ -53,7 +53,7 @@ def read_weights(path: Path) -> WeightsFile:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # TorchScript is no longer developed; the published files stay
                 state = torch.jit.load(str(path), map_location="cpu").state_dict()
-            state = {name: tensor for name, tensor in state.items() if name not in NOT_WEIGHTS}
+            state = {name: tensor for name, tensor in state.items() if name.split(".")[-1] not in NOT_WEIGHTS}
             return WeightsFile("TorchScript archive", state, "gelu(" not in code)
         content = torch.load(path, map_location="cpu", weights_only=True)
         content = content.get("state_dict", content)
@@ -62,7 +62,7 @@ def read_weights(path: Path) -> WeightsFile:
             raise ValueError("it is no state dict: not all of its values are tensors")
         return WeightsFile("state dict", state, None)
     except (*UNREADABLE, AttributeError) as error:
-        reason = "it holds code, not only tensors" if isinstance(error, UnpicklingError) else _first_line(error)
+        reason = "it is no file of tensors" if isinstance(error, UnpicklingError) else _first_line(error)
         raise UserError(f"{path}: cannot be loaded as weights ({reason}).") from None
 
 

@@ -226,7 +226,7 @@ def test_braces_in_a_manual_prompt_are_only_text(settings):
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors", "empty.pt"])
 def test_files_that_are_no_weights_are_named(settings, tmp_path, name):
     (tmp_path / name).write_text("" if "empty" in name else "not weights")
-    with pytest.raises(UserError, match="cannot be loaded for b"):
+    with pytest.raises(UserError, match="cannot be loaded as weights"):
         build(settings(weights=str(tmp_path / name)))
 
 
