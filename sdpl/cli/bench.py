@@ -6,7 +6,7 @@ import click
 
 from sdpl.cli.bars import shown
 from sdpl.cli.command import Command
-from sdpl.cli.options import JSON_FILE, PATH, numbers
+from sdpl.cli.options import JSON_FILE, PATH, numbers, runtime_options
 
 
 @click.command("bench", cls=Command)
@@ -14,8 +14,7 @@ from sdpl.cli.options import JSON_FILE, PATH, numbers
 @click.option("--batch", "batches", default="1,2,4,8", show_default=True, help="Batch sizes, comma-separated.")
 @click.option("--callers", default="1", show_default=True, help="Threads calling at once, comma-separated.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=3.0, show_default=True, help="Per row.")
-@click.option("--threads", type=click.IntRange(min=1), help="Cores used by one call.  [default: all]")
-@click.option("--backend", default="auto", show_default=True, help="A backend or a target of the bundle.")
+@runtime_options
 @click.option("--against", type=PATH, help="Also measure this checkpoint in PyTorch: eager, channels_last, compiled.")
 @JSON_FILE
 @click.option("--plot", type=PATH, help="Also draw throughput over latency to this PNG file.")
@@ -24,8 +23,10 @@ def command(
     batches: str,
     callers: str,
     seconds: float,
-    threads: int | None,
     backend: str,
+    precision: str | None,
+    threads: int | None,
+    streams: int | None,
     against: Path | None,
     json_path: Path | None,
     plot: Path | None,
@@ -44,8 +45,11 @@ def command(
 
         sides = pytorch_scorers(against)
     with shown("measuring") as report:
-        result = benchmark_bundle(bundle, backend, threads, sizes, threads_at_once, seconds, sides, report)
+        result = benchmark_bundle(
+            bundle, backend, threads, sizes, threads_at_once, seconds, sides, report, streams, precision
+        )
     Console().print(latency_table(result))
+    click.echo(f"target: {result['target']} ({result['chosen']})")
     for target, obstacle in result["skipped"].items():
         click.echo(f"skipped {target}: {obstacle}")
     if not all(row["stable"] for row in result["latencies"]):

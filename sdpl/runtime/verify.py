@@ -10,6 +10,7 @@ from sdpl.bundle import Bundle, Target, Verification
 from sdpl.errors import UserError
 from sdpl.kernels.gpu import find_gpu
 from sdpl.runtime.availability import target_obstacle
+from sdpl.runtime.measuring import measure_target
 from sdpl.runtime.recognizer import Recognizer
 from sdpl.verification import compare, failure
 
@@ -19,7 +20,7 @@ BATCHES = (1, 4)  # alternating, so that two batch sizes are tried
 def verify(
     path: Path, say: Callable[[str, Verification | str], None] = lambda target, result: None
 ) -> dict[str, Verification | str]:
-    """Compare every target of a bundle that runs here, and write the results into its manifest.
+    """Compare every target of a bundle that runs here, and write the results into its manifest; time each for `auto`.
 
     Returns, for each target, the comparison, or why it cannot run here; `say` is told each as it comes. Raises
     UserError with the numbers when one is outside of its limits, and when the manifest cannot be written; it then
@@ -32,7 +33,7 @@ def verify(
         say(name, results[name])
     compared = {name: r for name, r in results.items() if isinstance(r, Verification)}
     for name, result in compared.items():
-        wrong = failure(result, max_mAP_drop=math.inf)  # mAP was judged by the export, with the limit it was given
+        wrong = _wrong(result)
         if wrong:
             raise UserError(f"{path}: {name} does not give PyTorch's answers on this machine: {wrong}.")
     if compared:
@@ -68,12 +69,20 @@ def _verify(bundle: Bundle, name: str, target: Target) -> Verification | str:
     with recognizer:
         environment = {**recognizer.backend.describe(), **machine()}
         scores = score_alternating(recognizer.scores, images)
-    before = target.proof()
-    return compare(
-        expected,
-        scores,
-        before.tolerance,
-        scored_by="target",
-        accuracy=before.accuracy,  # of the export: it needs the labelled data
-        environment=environment,
-    )
+        before = target.proof()
+        result = compare(
+            expected,
+            scores,
+            before.tolerance,
+            scored_by="target",
+            accuracy=before.accuracy,  # of the export: it needs the labelled data
+            environment=environment,
+        )
+        if _wrong(result) is None:
+            measure_target(recognizer)
+    return result
+
+
+def _wrong(result: Verification) -> str | None:
+    """What is wrong with a comparison; mAP was judged by the export, with the limit it was given."""
+    return failure(result, max_mAP_drop=math.inf)
