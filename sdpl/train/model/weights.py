@@ -153,8 +153,10 @@ def _as_open_clip(state: State, clip: nn.Module) -> State:
         if name in state and state[name].numel() == own.numel() == 1:
             state[name] = state[name].reshape(own.shape)
     resize_pos_embed(state, clip)
-    if any(name.endswith("positional_embedding") and not name.startswith("visual.") for name in state):
-        resize_text_pos_embed(state, clip)
+    for name in ("positional_embedding", "text.positional_embedding"):  # of another width they are another architecture
+        own = clip.state_dict().get(name)
+        if own is not None and name in state and state[name].shape[1:] == own.shape[1:]:
+            resize_text_pos_embed(state, clip)
     _resize_timm_positions(state, clip.visual)
     return state
 
