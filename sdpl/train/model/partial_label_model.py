@@ -12,7 +12,7 @@ from sdpl.train.config import ModelConfig
 from sdpl.train.model.clip import FrozenClip, clip_config
 from sdpl.train.model.decoupling import Decoupling
 from sdpl.train.model.prompts import PromptLearner
-from sdpl.train.model.weights import load_weights
+from sdpl.train.model.weights import find_weights, load_weights
 from sdpl.train.model.word_vectors import word_vectors
 
 MIN_SPREAD = 1e-6  # below it the logits differ by rounding only
@@ -108,11 +108,13 @@ class PartialLabelModel(nn.Module):
 
 def new_model(config: ModelConfig, categories: tuple[str, ...]) -> PartialLabelModel:
     """A model to train: encoder weights loaded, head and prompts freshly drawn from torch's global generator."""
+    weights = find_weights(config)  # before anything that takes long
     words = None
     if config.word_vectors != "clip":
         words = torch.from_numpy(word_vectors(config.word_vectors, categories))  # [C,W]
     model = PartialLabelModel(config, categories, clip_config(config), words)
-    load_weights(model.encoder.clip, config)
+    if weights is not None:
+        load_weights(model.encoder.clip, config, weights)
     if words is None:
         model.words.copy_(clip_word_vectors(model.encoder, categories))
     return model

@@ -78,16 +78,21 @@ def _torchscript_code(path: Path) -> str | None:
         return "\n".join(archive.read(name).decode(errors="replace") for name in code)
 
 
-def load_weights(clip: nn.Module, config: ModelConfig) -> None:
-    """Load the weights that the configuration names: an open_clip tag, a file, or None for random ones.
-
-    Raises UserError naming the first tensor that differs when they are of another architecture.
-    """
+def find_weights(config: ModelConfig) -> Path | None:
+    """The file of the weights that the configuration names: its own, or an open_clip tag's from the cache or the
+    network; None for random weights. Raises UserError in seconds when it is nowhere."""
     if config.weights is None:
-        return
+        return None
     path = Path(config.weights)
-    state = read_weights(path if path.is_file() else _downloaded(config)).state
-    state = _as_open_clip(state, clip)
+    return path if path.is_file() else _downloaded(config)
+
+
+def load_weights(clip: nn.Module, config: ModelConfig, path: Path) -> None:
+    """Load what `find_weights` found.
+
+    Raises UserError naming the first tensor that differs when it is of another architecture.
+    """
+    state = _as_open_clip(read_weights(path).state, clip)
     difference = first_difference(state, clip.state_dict())
     if difference:
         raise UserError(
@@ -176,7 +181,7 @@ def _resize_timm_positions(state: State, visual: Any) -> None:
 
 
 def _downloaded(config: ModelConfig) -> Path:
-    """The file of a tag, from the cache or the network. Raises UserError in seconds when neither has it."""
+    """The file of a tag, from the cache or the network."""
     tag = pretrained_tag(config)
     repository = tag.get("hf_hub", "").rstrip("/")
     path = _in_cache(repository) if repository else None

@@ -188,7 +188,7 @@ def test_a_resnet_s_weights_load_at_another_image_size(settings, tmp_path):
     torch.save(first.clip.state_dict(), path)
     config = settings(image_size=128, weights=str(path))
     second = FrozenClip(clip_config(config), 1)
-    load_weights(second.clip, config)
+    load_weights(second.clip, config, path)
     assert torch.equal(second.feature_map(images()), first.feature_map(images()))
     assert second.map_shape(128)[1:] == (4, 4)
 
