@@ -235,7 +235,7 @@ def main(work: Path, out: Path | None, only_report: bool) -> None:
     todo = stages(chosen)
     for number, stage in enumerate(() if only_report else todo):
         run_sweep(sweep_of(work, stage, "test"), work / "runs", report)
-        if number == 1:
+        if number == 0:
             run_sweep(starts(work), work / "starts", report)
     if out is not None:
         write_report(work, out, rates, todo)
