@@ -17,6 +17,7 @@ from sdpl.errors import UserError
 
 Source = TypeVar("Source")
 Row = TypeVar("Row")
+Result = TypeVar("Result")
 Decoded = list[tuple[Source, np.ndarray | UserError]]  # of one group: each source with its image, or what is wrong
 
 
@@ -52,6 +53,10 @@ class Decoder:
             for group in waiting:
                 for _, future in group:
                     future.cancel()
+
+    def submit(self, load: Callable[[Source], Result], source: Source) -> Future[Result]:
+        """One source alone."""
+        return self._pool.submit(load, source)
 
     def close(self) -> None:
         """Stop the threads; what has not begun is cancelled."""
