@@ -29,7 +29,9 @@ PORT = click.IntRange(0, 65535)
 @click.option("--queue-mb", type=ONE, default=256, show_default=True, help="Images in hand, in MiB.")
 @click.option("--max-body-mb", type=ONE, default=64, show_default=True, help="Largest request, in MiB.")
 @click.option("--max-connections", type=ONE, default=1024, show_default=True)
-@click.option("--drain-s", type=click.FloatRange(min=0), default=30.0, show_default=True, help="To finish after SIGTERM.")
+@click.option(
+    "--drain-s", type=click.FloatRange(min=0), default=30.0, show_default=True, help="To finish after SIGTERM."
+)
 @click.option("--skip-proof", is_flag=True, help="Serve without comparing with PyTorch's scores first.")
 @click.option("--allow-repository", is_flag=True, help="Let clients unload and load these models.")
 @click.option("--no-watch", is_flag=True, help="Do not swap a bundle when it is replaced on disk.")
@@ -109,5 +111,3 @@ def command(
     if tokens is None and host not in ("127.0.0.1", "::1", "localhost"):
         click.echo(f"warning: {host} is served without a token; anyone who reaches it may use it.", err=True)
     Supervisor(settings, lambda line: click.echo(line, err=True)).run(lambda s: click.echo(options.greeting(s)))
-
-

@@ -17,7 +17,7 @@ from sdpl.server.counters import HISTOGRAMS, Counters
 from sdpl.server.link import Lease, Link, ModelInfo
 from sdpl.server.log import AccessLog
 from sdpl.server.protocol import Ask
-from sdpl.server.refusal import Refused
+from sdpl.server.refusal import RefusalError
 from sdpl.server.settings import Settings
 
 LOAD_TIMEOUT_S = 600.0
@@ -44,26 +44,26 @@ class App:
     # Choosing
 
     def authorize(self, header: str | None) -> None:
-        """Check "Bearer TOKEN". Raises Refused."""
+        """Check "Bearer TOKEN". Raises RefusalError."""
         token = self.settings.token
         if token is not None and not hmac.compare_digest((header or "").encode(), f"Bearer {token}".encode()):
-            raise Refused("unauthorized", "this server wants 'Authorization: Bearer TOKEN' with its token.")
+            raise RefusalError("unauthorized", "this server wants 'Authorization: Bearer TOKEN' with its token.")
 
     def model(self, name: str, version: str = "") -> ModelInfo:
-        """A model that is ready. Raises Refused."""
+        """A model that is ready. Raises RefusalError."""
         return self.pick(name, version)[1]
 
     def pick(self, name: str, version: str = "") -> tuple[Link, ModelInfo]:
-        """The least busy engine that serves a model. Raises Refused for an unknown model, or one that is not ready."""
+        """The least busy engine that serves a model. Raises RefusalError for an unknown model, or one that is not ready."""
         if version not in ("", "1"):
-            raise Refused("not_found", f"model {name!r} has only version 1.")
+            raise RefusalError("not_found", f"model {name!r} has only version 1.")
         links = [link for link in self.links if name in link.models]
         if links:
             link = min(links, key=lambda each: each.in_hand)
             return link, link.models[name]
         if name not in self.names:
-            raise Refused("not_found", f"no model {name!r}: {nearest(name, self.names)}")
-        raise Refused("unavailable", f"model {name!r} is not ready: {self.reason(name)}", 1)
+            raise RefusalError("not_found", f"no model {name[:100]!r}: {nearest(name[:100], self.names)}")
+        raise RefusalError("unavailable", f"model {name!r} is not ready: {self.reason(name)}", 1)
 
     def reason(self, name: str) -> str:
         """Why a model is not ready, or its newest bundle was not taken; "" when all is well."""
@@ -73,14 +73,14 @@ class App:
     # Scoring
 
     async def decode(self, lease: Lease, files: Sequence[bytes]) -> None:
-        """Decode and resize files into a lease's images, in threads. Raises Refused naming the first bad one."""
+        """Decode and resize files into a lease's images, in threads. Raises RefusalError naming the first bad one."""
         info = lease.hold.info
         load = functools.partial(_decode_into, side=info.geometry.image_size)
         futures = [self.decoder.submit(load, (file, image)) for file, image in zip(files, lease.images, strict=True)]
         try:
             times = await asyncio.gather(*map(asyncio.wrap_future, futures))
         except UserError as error:
-            raise Refused("invalid", str(error)) from None
+            raise RefusalError("invalid", str(error)) from None
         finally:
             unfinished = [f for f in futures if not f.cancel() and not f.done()]
             if unfinished:  # the slots must not be given back while a thread writes into them
@@ -89,13 +89,13 @@ class App:
             self.counters.observe(info.index, "decode_seconds", seconds)
 
     async def run(self, lease: Lease, ask: Ask, started_ns: int) -> None:
-        """Have a lease's images scored. Raises Refused when the deadline passes or the engine is lost."""
+        """Have a lease's images scored. Raises RefusalError when the deadline passes or the engine is lost."""
         timeout_s = self.settings.timeout_ms / 1000
         if ask.timeout_s is not None:
             timeout_s = min(timeout_s, ask.timeout_s)
         await lease.run(ask.attention, started_ns + int(timeout_s * 1e9))
 
-    def count(self, info: ModelInfo, transport: str, size: int, started_ns: int, refused: Refused | None) -> None:
+    def count(self, info: ModelInfo, transport: str, size: int, started_ns: int, refused: RefusalError | None) -> None:
         """Count one inference request that is over."""
         counters = self.counters
         counters.add(info.index, f"requests_{transport}")
@@ -149,11 +149,11 @@ class App:
     # The repository
 
     async def change(self, name: str, action: str) -> None:
-        """Load (again) or unload a model on all engines, and wait for it. Raises Refused when it cannot be."""
+        """Load (again) or unload a model on all engines, and wait for it. Raises RefusalError when it cannot be."""
         if not self.settings.allow_repository:
-            raise Refused("forbidden", "loading and unloading is off: start sdpl-serve with --allow-repository.")
+            raise RefusalError("forbidden", "loading and unloading is off: start sdpl-serve with --allow-repository.")
         if name not in self.names:
-            raise Refused("not_found", f"no model {name!r}: {nearest(name, self.names)}")
+            raise RefusalError("not_found", f"no model {name[:100]!r}: {nearest(name[:100], self.names)}")
         index = self.names.index(name)
         before = {link: link.announcements.get(name, 0) for link in self.links}
         for link in self.links:
@@ -163,9 +163,11 @@ class App:
                 while any(link.announcements.get(name, 0) <= count for link, count in before.items()):
                     await self._changes.wait()
         except TimeoutError:
-            raise Refused("deadline", f"model {name!r}: {action} takes longer than {LOAD_TIMEOUT_S:g} s.") from None
+            raise RefusalError(
+                "deadline", f"model {name!r}: {action} takes longer than {LOAD_TIMEOUT_S:g} s."
+            ) from None
         if action == "load" and self.reason(name):
-            raise Refused("invalid", f"model {name!r} was not loaded: {self.reason(name)}")
+            raise RefusalError("invalid", f"model {name!r} was not loaded: {self.reason(name)}")
 
     async def drained(self, busy: Any) -> None:
         """Wait until `busy()` is false, at most `drain_s`."""
@@ -174,7 +176,7 @@ class App:
             await asyncio.sleep(0.02)
 
 
-def retry_after(refused: Refused) -> str | None:
+def retry_after(refused: RefusalError) -> str | None:
     return None if refused.retry_after_s is None else str(math.ceil(refused.retry_after_s))
 
 

@@ -40,7 +40,7 @@ class Message:
     fds: tuple[int, ...] = ()
 
 
-class Closed(Exception):
+class ClosedError(Exception):
     """The other side is gone."""
 
 
@@ -63,18 +63,18 @@ class Channel:
         return bool(self._out)
 
     def send(self, data: bytes) -> None:
-        """Send packed headers. Raises Closed."""
+        """Send packed headers. Raises ClosedError."""
         self._out.append((data, ()))
         self.flush()
 
     def control(self, content: Any, fds: tuple[int, ...] = ()) -> None:
-        """Send a CONTROL message. The file descriptors are closed here once they are sent. Raises Closed."""
+        """Send a CONTROL message. The file descriptors are closed here once they are sent. Raises ClosedError."""
         text = json.dumps(content).encode()
         self._out.append((HEADER.pack(CONTROL, len(fds), 0, len(text), 0, 0, 0) + text, fds))
         self.flush()
 
     def flush(self) -> None:
-        """Send what is waiting, as far as the socket takes it. Raises Closed."""
+        """Send what is waiting, as far as the socket takes it. Raises ClosedError."""
         try:
             while self._out:
                 data, fds = self._out[0]
@@ -88,18 +88,18 @@ class Channel:
         except BlockingIOError:
             return
         except OSError as error:
-            raise Closed(str(error)) from None
+            raise ClosedError(str(error)) from None
 
     def receive(self) -> Iterator[Message]:
-        """The messages that have come in whole. Raises Closed when the other side has gone."""
+        """The messages that have come in whole. Raises ClosedError when the other side has gone."""
         try:
             data, fds, _, _ = socket.recv_fds(self.sock, 1 << 18, MAX_FDS)
         except BlockingIOError:
             return
         except OSError as error:
-            raise Closed(str(error)) from None
+            raise ClosedError(str(error)) from None
         if not data:
-            raise Closed("end of stream")
+            raise ClosedError("end of stream")
         self._in += data
         self._fds.extend(fds)
         start = 0

@@ -38,7 +38,10 @@ HISTOGRAMS = {
     "batch_images": (SIZES, "Images of one call of the engine."),
 }
 FAILURES = tuple(REASONS)
-SERVER = {"connections": "Open HTTP connections.", "log_lines_lost": "Lines of the access log that could not be written."}
+SERVER = {
+    "connections": "Open HTTP connections.",
+    "log_lines_lost": "Lines of the access log that could not be written.",
+}
 
 
 class Counters:
@@ -143,8 +146,7 @@ class Counters:
         return model * self._width + self._at[name]
 
     def _named(self) -> Iterator[tuple[int, str]]:
-        for i, name in enumerate(self._models):
-            yield i, name
+        yield from enumerate(self._models)
 
 
 def _head(name: str, kind: str, text: str) -> Iterator[str]:

@@ -32,7 +32,7 @@ from sdpl.server.channel import (
     SUBMIT,
     WITH_ATTENTION,
     Channel,
-    Closed,
+    ClosedError,
     Message,
 )
 from sdpl.server.counters import Counters
@@ -143,7 +143,7 @@ class Engine:
         try:
             for message in self._control.receive():
                 self._command(message.content)
-        except Closed:
+        except ClosedError:
             self._stopping = True
 
     def _command(self, content: dict[str, Any]) -> None:
@@ -161,7 +161,7 @@ class Engine:
             if events & selectors.EVENT_READ:
                 for message in front.channel.receive():
                     self._take(front, message)
-        except Closed:
+        except ClosedError:
             self._lose(front)
 
     def _take(self, front: Front, message: Message) -> None:
@@ -179,16 +179,18 @@ class Engine:
                     for attention in (False, True):
                         line.batcher.cancel(Row(front, message.slot, attention))
         elif message.kind == CONTROL:
-            content = message.content
-            if "arena" in content:
-                model, generation, count, (side, categories, map_size) = content["arena"]
-                geometry = Geometry(side, categories, tuple(map_size))
-                front.arenas[model, generation] = Arena(message.fds[0], count, geometry)
-                for fd in message.fds:
-                    os.close(fd)
-            front.heard = max(front.heard, content.get("heard", 0))
-            if "load" in content or "unload" in content:
-                self._command(content)
+            self._take_control(front, message)
+
+    def _take_control(self, front: Front, message: Message) -> None:
+        content = message.content
+        if "arena" in content:
+            model, generation, count, (side, categories, map_size) = content["arena"]
+            geometry = Geometry(side, categories, tuple(map_size))
+            front.arenas[model, generation] = Arena(message.fds[0], count, geometry)
+            for fd in message.fds:
+                os.close(fd)
+        front.heard = max(front.heard, content.get("heard", 0))
+        self._command(content)
 
     def _lose(self, front: Front) -> None:
         self._selector.unregister(front.channel)
@@ -199,21 +201,23 @@ class Engine:
 
     # What goes out
 
-    def _answer(self, front: Front, model: int, slot: int, generation: int, status: int, b: int = 0, c: int = 0) -> None:
+    def _answer(
+        self, front: Front, model: int, slot: int, generation: int, status: int, b: int = 0, c: int = 0
+    ) -> None:
         self._send(front, HEADER.pack(RESULT, status, model, slot, generation, b, c))
 
     def _send(self, front: Front, data: bytes) -> None:
         try:
             front.channel.send(data)
             self._watch(front)
-        except Closed:
+        except ClosedError:
             pass  # its end comes through `_read` too
 
     def _tell(self, front: Front, content: dict[str, Any]) -> None:
         try:
             front.channel.control(content)
             self._watch(front)
-        except Closed:
+        except ClosedError:
             pass
 
     def _watch(self, front: Front) -> None:
@@ -356,6 +360,7 @@ class Engine:
         line.serving.seconds_per_image += SMOOTHING * (run_ns / 1e9 / len(batch) - line.serving.seconds_per_image)
         counters.set(model, "seconds_per_image", line.serving.seconds_per_image)
         counters.set(model, "last_inference", time.time_ns() // 1_000_000)
+        counters.set(model, "queued", len(line.batcher))
         counters.add(model, "batches")
         counters.add(model, "images", len(batch))
         counters.observe(model, "run_seconds", run_ns / 1e9)

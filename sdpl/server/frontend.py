@@ -6,7 +6,7 @@ import gc
 import ssl
 
 from sdpl.server.app import App
-from sdpl.server.channel import Channel, Closed
+from sdpl.server.channel import Channel, ClosedError
 from sdpl.server.http import Limits, Server
 from sdpl.server.process import Setup
 from sdpl.server.routes import Routes
@@ -17,7 +17,7 @@ def serve(setup: Setup) -> None:
     """Serve until the supervisor says {"drain": true}, or is gone."""
     gc.collect()
     gc.freeze()  # what was imported is not looked through again
-    with contextlib.suppress(Closed):
+    with contextlib.suppress(ClosedError):
         asyncio.run(_serve(setup))
 
 
@@ -83,6 +83,6 @@ def _obey(control: Channel, stop: "asyncio.Future[bool]") -> None:
         for message in control.receive():
             if message.content.get("drain") and not stop.done():
                 stop.set_result(True)
-    except Closed:
+    except ClosedError:
         if not stop.done():
             stop.set_result(False)

@@ -7,12 +7,15 @@ import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 from urllib.parse import parse_qs, unquote
 
 import httptools
 
-from sdpl.server.refusal import Refused
+from sdpl.server.refusal import RefusalError
+
+if TYPE_CHECKING:
+    from sdpl.server.link import ModelInfo
 
 MAX_HEAD = 16_384
 SCRATCH = 1 << 16
@@ -20,7 +23,7 @@ KEEP_REFUSED = 4 << 20  # bytes of a refused body that are read and dropped so t
 LINGER_S = 2.0
 STATUS = {
     200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
-    408: "Request Timeout", 413: "Content Too Large", 415: "Unsupported Media Type", 499: "Client Closed Request",
+    408: "Request Timeout", 413: "Content Too Large", 415: "Unsupported Media Type", 499: "Client ClosedError Request",
     431: "Request Header Fields Too Large", 500: "Internal Server Error", 503: "Service Unavailable",
     504: "Gateway Timeout",
 }  # fmt: skip
@@ -40,6 +43,8 @@ class Request:
     started_ns: int
     peer: str
     log: dict[str, Any] = field(default_factory=dict)  # what the access log says beside
+    info: "ModelInfo | None" = None  # the model that an inference is for
+    refused: RefusalError | None = None
 
 
 @dataclass
@@ -58,10 +63,10 @@ class Exchange(Protocol):
     memory: memoryview
 
     def filled(self) -> None:
-        """`memory` is full: put the next in its place if more is to come. Raises Refused."""
+        """`memory` is full: put the next in its place if more is to come. Raises RefusalError."""
 
     async def answer(self) -> Response:
-        """The body is here. Raises Refused; CancelledError when the caller has gone."""
+        """The body is here. Raises RefusalError; CancelledError when the caller has gone."""
 
     def abandon(self) -> None:
         """The request will not be answered: give back what it holds. May come at any time, more than once."""
@@ -71,13 +76,16 @@ class Routes(Protocol):
     """What a server does with requests."""
 
     def begin(self, request: Request) -> Exchange:
-        """A head has come in. Raises Refused."""
+        """A head has come in. Raises RefusalError."""
 
-    def refusal(self, request: Request | None, refused: Refused) -> Response:
+    def refusal(self, request: Request | None, refused: RefusalError) -> Response:
         """How a refusal looks."""
 
-    def finished(self, request: Request | None, response: Response, sent: int) -> None:
-        """An answer was written."""
+    def finish(self, request: Request, response: Response) -> None:
+        """An answer will be written."""
+
+    def finished(self, request: Request, response: Response, sent: int) -> None:
+        """An answer was written, or nobody is there any more to read it."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +187,7 @@ class Connection(asyncio.BufferedProtocol):
         self._peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else ""
         connections = self._server.connections
         if len(connections) >= self._server.limits.max_connections:
-            refused = Refused("overloaded", "too many connections.", 1)
+            refused = RefusalError("overloaded", "too many connections.", 1)
             self._write(None, self._server.routes.refusal(None, refused), close=True)
             return
         connections.add(self)
@@ -240,7 +248,7 @@ class Connection(asyncio.BufferedProtocol):
         end = self._pending.find(b"\r\n\r\n")
         if end < 0 or end > MAX_HEAD:
             if len(self._pending) > MAX_HEAD:
-                self._refuse(Refused("header", f"the head is longer than {MAX_HEAD} bytes."), close=True)
+                self._refuse(RefusalError("header", f"the head is longer than {MAX_HEAD} bytes."), close=True)
             return
         head, rest = self._pending[: end + 4], self._pending[end + 4 :]
         self._pending = b""
@@ -248,8 +256,10 @@ class Connection(asyncio.BufferedProtocol):
             request, chunks = self._parse(head)
             self._request = request
             if chunks is None and request.length > self._server.limits.max_body:
-                raise Refused("too_large", f"the body has {request.length} bytes (limit {self._server.limits.max_body}).")
-        except Refused as refused:
+                raise RefusalError(
+                    "too_large", f"the body has {request.length} bytes (limit {self._server.limits.max_body})."
+                )
+        except RefusalError as refused:
             self._refuse(refused, close=True)
             return
         self._since = time.monotonic()
@@ -265,7 +275,7 @@ class Connection(asyncio.BufferedProtocol):
         assert self._request is not None
         try:
             self._exchange = self._server.routes.begin(self._request)
-        except Refused as refused:
+        except RefusalError as refused:
             self._refuse(refused, rest=rest)
             return
         if not rest:
@@ -296,7 +306,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._body is not None and self._filled == len(self._body) and (self._remaining or self._filled):
             try:
                 self._exchange.filled()
-            except Refused as refused:
+            except RefusalError as refused:
                 self._exchange.abandon()
                 self._refuse(refused)
                 return False
@@ -311,33 +321,35 @@ class Connection(asyncio.BufferedProtocol):
         try:
             parser.feed_data(data)
         except httptools.HttpParserError:
-            self._refuse(Refused("invalid", "the chunked body is malformed."), close=True)
+            self._refuse(RefusalError("invalid", "the chunked body is malformed."), close=True)
             return
         if len(head.body) > self._server.limits.max_body:
-            self._refuse(Refused("too_large", f"the body has more than {self._server.limits.max_body} bytes."), close=True)
+            self._refuse(
+                RefusalError("too_large", f"the body has more than {self._server.limits.max_body} bytes."), close=True
+            )
         elif head.complete:
             self._chunks, self._request.keep_alive = None, False  # what follows on the connection is not looked at
             self._request.length = self._remaining = len(head.body)
             self._begin(bytes(head.body))
 
     def _parse(self, data: bytes) -> tuple[Request, tuple[Any, _Head] | None]:
-        """A head, and the parser to go on with when its body is chunked. Raises Refused."""
+        """A head, and the parser to go on with when its body is chunked. Raises RefusalError."""
         head = _Head()
         parser = httptools.HttpRequestParser(head)
         try:
             parser.feed_data(data)
             method, url = parser.get_method().decode("ascii"), httptools.parse_url(head.url)
         except httptools.HttpParserUpgrade:
-            raise Refused("invalid", "this server does not switch protocols.") from None
+            raise RefusalError("invalid", "this server does not switch protocols.") from None
         except (httptools.HttpParserError, UnicodeDecodeError):
-            raise Refused("invalid", "the head is malformed.") from None
+            raise RefusalError("invalid", "the head is malformed.") from None
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers}
         lengths = [value for name, value in head.headers if name == b"content-length"]
         chunked = "transfer-encoding" in headers
         if len(lengths) > 1 or (lengths and (chunked or not lengths[0].isdigit() or len(lengths[0]) > 18)):
-            raise Refused("invalid", "its Content-Length is malformed.")
+            raise RefusalError("invalid", "its Content-Length is malformed.")
         if chunked and headers["transfer-encoding"].lower() != "chunked":
-            raise Refused("invalid", f"unknown Transfer-Encoding {headers['transfer-encoding']!r}.")
+            raise RefusalError("invalid", f"unknown Transfer-Encoding {headers['transfer-encoding']!r}.")
         query = {name: values[-1] for name, values in parse_qs((url.query or b"").decode("latin-1"), True).items()}
         request = Request(
             method=method,
@@ -363,21 +375,24 @@ class Connection(asyncio.BufferedProtocol):
         assert request is not None
         try:
             response = await exchange.answer()
-        except Refused as refused:
+        except RefusalError as refused:
             response = self._server.routes.refusal(request, refused)
         except asyncio.CancelledError:
+            request.refused = RefusalError("cancelled", "the caller went away")
             self._server.routes.finished(request, Response(499), 0)
             return
         except Exception as error:  # a defect: it is told, and the connection ends
             asyncio.get_running_loop().call_exception_handler({"message": "a request failed", "exception": error})
-            response = self._server.routes.refusal(request, Refused("internal", f"internal error: {type(error).__name__}"))
+            response = self._server.routes.refusal(
+                request, RefusalError("internal", f"internal error: {type(error).__name__}")
+            )
             request.keep_alive = False
         finally:
             exchange.abandon()
         self._task = self._exchange = None
         self._write(request, response)
 
-    def _refuse(self, refused: Refused, rest: bytes = b"", close: bool = False) -> None:
+    def _refuse(self, refused: RefusalError, rest: bytes = b"", close: bool = False) -> None:
         """Answer without the body having been read. A short rest of it is dropped, so that the client reads on."""
         request = self._request
         self._exchange = self._body = self._chunks = None
@@ -403,6 +418,8 @@ class Connection(asyncio.BufferedProtocol):
         body = [bytes(piece) if isinstance(piece, memoryview) else piece for piece in response.body]
         size = sum(map(len, body))
         close = close or self._server.draining or request is None or not request.keep_alive
+        if request is not None:
+            self._server.routes.finish(request, response)
         lines = [
             f"HTTP/1.1 {response.status} {STATUS.get(response.status, '')}",
             f"content-type: {response.content_type}",
@@ -412,7 +429,8 @@ class Connection(asyncio.BufferedProtocol):
         ]
         head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
         self._transport.write(head if request is not None and request.method == "HEAD" else b"".join((head, *body)))
-        self._server.routes.finished(request, response, size)
+        if request is not None:
+            self._server.routes.finished(request, response, size)
         self._request = None
         self._since = time.monotonic()
         if close:
@@ -450,10 +468,10 @@ class Connection(asyncio.BufferedProtocol):
                 if self._exchange is not None:
                     self._exchange.abandon()
                 self._dropping = False
-                self._refuse(Refused("slow", "the body comes too slowly."), close=True)
+                self._refuse(RefusalError("slow", "the body comes too slowly."), close=True)
         elif self._pending:
             if waited > limits.header_timeout_s:
-                self._refuse(Refused("slow", "the head did not come in time."), close=True)
+                self._refuse(RefusalError("slow", "the head did not come in time."), close=True)
         elif waited > limits.idle_timeout_s:
             self._transport.close()
 

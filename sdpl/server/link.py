@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import math
-import os
 import socket
 import time
 from collections.abc import Callable
@@ -24,11 +23,11 @@ from sdpl.server.channel import (
     SUBMIT,
     WITH_ATTENTION,
     Channel,
-    Closed,
+    ClosedError,
     Message,
 )
 from sdpl.server.counters import Counters
-from sdpl.server.refusal import Refused
+from sdpl.server.refusal import RefusalError
 from sdpl.server.settings import Settings
 
 RETRY_S = 0.05
@@ -103,17 +102,15 @@ class Link:
                 self._disconnect(loop)
 
     def admit(self, info: ModelInfo, rows: int) -> float:
-        """The seconds that so many images would wait. Raises Refused when that is too long, or the engine is gone."""
+        """The seconds that so many images would wait. Raises RefusalError when that is too long, or the engine is gone."""
         hold = self._holds.get((info.index, info.generation))
         if hold is None:
-            raise Refused("unavailable", f"{info.name}: its engine is being restarted; try again.", 1)
+            raise RefusalError("unavailable", f"{info.name}: its engine is being restarted; try again.", 1)
         if rows > hold.arena.count:
-            raise Refused(
-                "too_large", f"{rows} images in one request; this server holds {hold.arena.count}: send fewer."
-            )
+            raise RefusalError("too_large", f"{rows} images in one request; this server holds {hold.arena.count}.")
         wait = self.estimated_wait_s() + rows * self._counters.largest(info.index, "seconds_per_image")
         if self.in_hand and wait > self._settings.max_wait_ms / 1000:
-            raise Refused(
+            raise RefusalError(
                 "overloaded",
                 f"overloaded: a new request would wait about {wait:.1f} s (limit {self._settings.max_wait_ms:g} ms).",
                 max(1, math.ceil(wait - self._settings.max_wait_ms / 1000)),
@@ -121,12 +118,14 @@ class Link:
         return wait
 
     def lease(self, info: ModelInfo, rows: int) -> "Lease":
-        """Slots for so many images, side by side. Raises Refused when they are not to be had now."""
+        """Slots for so many images, side by side. Raises RefusalError when they are not to be had now."""
         wait = self.admit(info, rows)
         hold = self._holds[info.index, info.generation]
         start = hold.slots.take(rows)
         if start is None:
-            raise Refused("overloaded", "overloaded: no memory is free for more images now.", max(1, math.ceil(wait)))
+            raise RefusalError(
+                "overloaded", "overloaded: no memory is free for more images now.", max(1, math.ceil(wait))
+            )
         self._change_in_hand(info.index, rows)
         return Lease(self, hold, start, rows)
 
@@ -139,7 +138,7 @@ class Link:
     def command(self, content: dict[str, Any]) -> None:
         """Send {"load": model} or {"unload": model}."""
         if self._channel is None:
-            raise Refused("unavailable", "the engine is being restarted; try again.", 1)
+            raise RefusalError("unavailable", "the engine is being restarted; try again.", 1)
         self._guarded(lambda channel: channel.control(content))
 
     # What leases do
@@ -147,7 +146,7 @@ class Link:
     def submit(self, lease: "Lease", attention: bool, deadline_ns: int) -> None:
         hold, info = lease.hold, lease.hold.info
         if self._channel is None or self._holds.get((info.index, info.generation)) is not hold:
-            raise Refused("unavailable", f"{info.name}: its engine was restarted meanwhile; try again.", 1)
+            raise RefusalError("unavailable", f"{info.name}: its engine was restarted meanwhile; try again.", 1)
         status, now = WITH_ATTENTION if attention else 0, time.monotonic_ns()
         packed = []
         for slot in range(lease.start, lease.start + lease.rows):
@@ -178,7 +177,7 @@ class Link:
         channel = self._channel
         if channel is None:
             return
-        with contextlib.suppress(Closed):
+        with contextlib.suppress(ClosedError):
             send(channel)
             self._watch(channel)
 
@@ -191,7 +190,7 @@ class Link:
         self._writing = channel.waiting
 
     def _flush(self, channel: Channel) -> None:
-        with contextlib.suppress(Closed):
+        with contextlib.suppress(ClosedError):
             channel.flush()
         self._watch(channel)
 
@@ -203,7 +202,7 @@ class Link:
                     self._result(message)
                 elif message.kind == CONTROL:
                     self._announced(message.content)
-        except Closed:
+        except ClosedError:
             if not lost.done():
                 lost.set_result(None)
 
@@ -306,7 +305,7 @@ class Lease:
         return self.hold.arena.attention[self.start : self.start + self.rows]  # [B,C,h,w]
 
     async def run(self, attention: bool, deadline_ns: int) -> None:
-        """Have the images scored. Raises Refused when they were not; CancelledError has them dropped."""
+        """Have the images scored. Raises RefusalError when they were not; CancelledError has them dropped."""
         self._future = asyncio.get_running_loop().create_future()
         self.link.submit(self, attention, deadline_ns)
         self._open = self.rows
@@ -339,11 +338,15 @@ class Lease:
         if self._released:
             self.link.give_back(self)
         elif self._future is not None and not self._future.done():
-            self._future.set_exception(Refused("unavailable", "the engine was lost while it ran; try again.", 1))
+            self._future.set_exception(RefusalError("unavailable", "the engine was lost while it ran; try again.", 1))
 
-    def _refusal(self) -> Refused | None:
+    def _refusal(self) -> RefusalError | None:
         if self._status == EXPIRED:
-            return Refused("deadline", "the deadline passed before the images could be run.")
+            return RefusalError("deadline", "the deadline passed before the images could be run.")
         if self._status == CANCELLED:
-            return Refused("unavailable", "the model was unloaded meanwhile.", 1)
-        return None if self._status == DONE else Refused("unavailable", "the engine failed on this batch; try again.", 1)
+            return RefusalError("unavailable", "the model was unloaded meanwhile.", 1)
+        return (
+            None
+            if self._status == DONE
+            else RefusalError("unavailable", "the engine failed on this batch; try again.", 1)
+        )

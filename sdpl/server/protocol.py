@@ -17,7 +17,7 @@ import numpy as np
 from sdpl import __version__
 from sdpl.errors import listed, nearest
 from sdpl.server.link import Lease, ModelInfo
-from sdpl.server.refusal import Refused
+from sdpl.server.refusal import RefusalError
 
 EXTENSIONS = (
     "binary_tensor_data", "classification", "model_configuration", "model_repository", "model_repository(unload)",
@@ -62,12 +62,12 @@ class Ask:
 def check(
     info: ModelInfo, id: str, parameters: dict[str, Any], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> Ask:
-    """What a request asks for. Raises Refused naming the first thing that is wrong."""
+    """What a request asks for. Raises RefusalError naming the first thing that is wrong."""
     if len(inputs) != 1:
-        raise Refused("invalid", f"expected one input, 'image' or 'jpeg', got {len(inputs)}.")
+        raise RefusalError("invalid", f"expected one input, 'image' or 'jpeg', got {len(inputs)}.")
     source = inputs[0]
     if source.name not in ("image", "jpeg"):
-        raise Refused("invalid", f"input {source.name!r}: {nearest(source.name, ['image', 'jpeg'])}")
+        raise RefusalError("invalid", f"input {source.name[:100]!r}: {nearest(source.name[:100], ['image', 'jpeg'])}")
     encoded = source.name == "jpeg"
     side = info.geometry.image_size
     shape = source.shape
@@ -78,13 +78,17 @@ def check(
         wrong = source.datatype != "UINT8" or len(shape) != 4 or shape[1:] != (side, side, 3)
         expected = f"UINT8 [B,{side},{side},3]"
     if wrong or shape[0] < 1:
-        raise Refused("invalid", f"input {source.name!r}: expected {expected}, got {source.datatype} {list(shape)}.")
+        raise RefusalError(
+            "invalid", f"input {source.name!r}: expected {expected}, got {source.datatype} {list(shape)}."
+        )
     names = [output.name for output in outputs]
-    for name in names:
-        if name not in OUTPUTS:
-            raise Refused("invalid", f"output {name!r}: {nearest(name, OUTPUTS)}")
+    for output in outputs:
+        if output.name not in OUTPUTS:
+            raise RefusalError("invalid", f"output {output.name[:100]!r}: {nearest(output.name[:100], OUTPUTS)}")
+        _whole(output.parameters, "classification", 0, 1 << 31)
     if len(set(names)) < len(names):
-        raise Refused("invalid", f"outputs {names}: each may be asked for once.")
+        raise RefusalError("invalid", f"outputs {names}: each may be asked for once.")
+    timeout_us = _whole(parameters, "timeout", 0, 1 << 62)
     return Ask(
         id=id,
         encoded=encoded,
@@ -93,18 +97,18 @@ def check(
         outputs=tuple(outputs) or (TensorSpec("scores", binary=bool(parameters.get("binary_data_output"))),),
         threshold=_number(parameters, "threshold", 0.0, 1.0),
         top_k=_whole(parameters, "top_k", 1, len(info.categories)),
-        timeout_s=None if not parameters.get("timeout") else _whole(parameters, "timeout", 1, 1 << 62) / 1e6,  # type: ignore[operator]
+        timeout_s=timeout_us / 1e6 if timeout_us else None,  # 0 means none, as in Triton
     )
 
 
 def parse_json(text: bytes | memoryview) -> dict[str, Any]:
-    """An object. Raises Refused for anything else."""
+    """An object. Raises RefusalError for anything else."""
     try:
         document = json.loads(bytes(text))
     except (ValueError, RecursionError) as error:
-        raise Refused("invalid", f"the body is no valid JSON ({error}).") from None
+        raise RefusalError("invalid", f"the body is no valid JSON ({error}).") from None
     if not isinstance(document, dict):
-        raise Refused("invalid", "the body must be a JSON object.")
+        raise RefusalError("invalid", "the body must be a JSON object.")
     return document
 
 
@@ -114,23 +118,23 @@ def from_json(info: ModelInfo, document: dict[str, Any]) -> Ask:
     all_binary = bool(parameters.get("binary_data_output"))
     id = document.get("id", "")
     if not isinstance(id, str):
-        raise Refused("invalid", "'id' must be text.")
+        raise RefusalError("invalid", "'id' must be text.")
     inputs = [_tensor(each, "inputs") for each in _list(document, "inputs")]
     outputs = [_tensor(each, "outputs", all_binary) for each in _list(document, "outputs")]
     return check(info, id, parameters, inputs, outputs)
 
 
 def fill(lease: Lease, data: Any) -> None:
-    """Copy JSON numbers, nested or flat, into a lease's images."""
+    """Copy numbers, an array or lists nested or flat, into a lease's images. Raises RefusalError."""
     try:
         array = np.array(data)
     except ValueError:
-        raise Refused("invalid", "input 'image': its lists differ in length.") from None
+        raise RefusalError("invalid", "input 'image': its lists differ in length.") from None
     images = lease.images
     if array.size != images.size or array.dtype.kind not in "iu":
-        raise Refused("invalid", f"input 'image': expected {images.size} whole numbers, got {array.size} values.")
+        raise RefusalError("invalid", f"input 'image': expected {images.size} whole numbers, got {array.size} values.")
     if array.size and (array.min() < 0 or array.max() > 255):
-        raise Refused("invalid", "input 'image': values must lie in 0..255.")
+        raise RefusalError("invalid", "input 'image': values must lie in 0..255.")
     images[...] = array.reshape(images.shape)
 
 
@@ -143,7 +147,7 @@ def encoded_images(source: TensorSpec, rows: int, raw: bytes | memoryview | None
     else:
         files = list(_from_base64(source.data))
     if len(files) != rows:
-        raise Refused("invalid", f"input 'jpeg': its shape says {rows} images, its data holds {len(files)}.")
+        raise RefusalError("invalid", f"input 'jpeg': its shape says {rows} images, its data holds {len(files)}.")
     return files
 
 
@@ -262,7 +266,7 @@ def _labels(info: ModelInfo, scores: np.ndarray, ask: Ask) -> np.ndarray:
 
 
 def _texts(info: ModelInfo, rows: list[list[tuple[int, float]]]) -> np.ndarray:
-    """"score:index:name" as bytes [B,K], K of the row with most; shorter rows end in empty texts."""
+    """ "score:index:name" as bytes [B,K], K of the row with most; shorter rows end in empty texts."""
     width = max(map(len, rows), default=0)
     texts = np.full((len(rows), width), b"", dtype=object)
     for i, row in enumerate(rows):
@@ -276,38 +280,37 @@ def _elements(raw: bytes | memoryview) -> Iterator[bytes]:
     at, view = 0, memoryview(raw)
     while at < len(view):
         if len(view) - at < LENGTH.size:
-            raise Refused("invalid", "input 'jpeg': its bytes end inside a length.")
+            raise RefusalError("invalid", "input 'jpeg': its bytes end inside a length.")
         (size,) = LENGTH.unpack_from(view, at)
         at += LENGTH.size
         if size > len(view) - at:
-            raise Refused("invalid", f"input 'jpeg': an element says {size} bytes, {len(view) - at} are left.")
+            raise RefusalError("invalid", f"input 'jpeg': an element says {size} bytes, {len(view) - at} are left.")
         yield bytes(view[at : at + size])
         at += size
 
 
 def _from_base64(data: Any) -> Iterator[bytes]:
     if not isinstance(data, list):
-        raise Refused("invalid", "input 'jpeg': needs 'data', a list of base64 texts, or binary data.")
+        raise RefusalError("invalid", "input 'jpeg': needs 'data', a list of base64 texts, or binary data.")
     flat: Iterable[Any] = [e for each in data for e in (each if isinstance(each, list) else [each])]
     for text in flat:
         try:
             yield base64.b64decode(text, validate=True)
         except (binascii.Error, TypeError, ValueError):
-            raise Refused("invalid", "input 'jpeg': an element is no base64 text.") from None
+            raise RefusalError("invalid", "input 'jpeg': an element is no base64 text.") from None
 
 
 def _tensor(entry: Any, where: str, all_binary: bool = False) -> TensorSpec:
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-        raise Refused("invalid", f"'{where}': each entry must be an object with a name.")
+        raise RefusalError("invalid", f"'{where}': each entry must be an object with a name.")
     name, shape, datatype = entry["name"], entry.get("shape", []), entry.get("datatype", "")
     if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 1 << 31 for n in shape) or len(shape) > 8:
-        raise Refused("invalid", f"{name!r}: its shape must be a list of whole numbers.")
+        raise RefusalError("invalid", f"{name!r}: its shape must be a list of whole numbers.")
     if not isinstance(datatype, str):
-        raise Refused("invalid", f"{name!r}: its datatype must be text.")
+        raise RefusalError("invalid", f"{name!r}: its datatype must be text.")
     parameters = _object(entry, "parameters")
     if "shared_memory_region" in parameters:
-        raise Refused("invalid", f"{name!r}: this server has no shared memory extension.")
-    _whole(parameters, "classification", 0, 1 << 31)
+        raise RefusalError("invalid", f"{name!r}: this server has no shared memory extension.")
     return TensorSpec(
         name=name,
         datatype=datatype,
@@ -322,14 +325,14 @@ def _tensor(entry: Any, where: str, all_binary: bool = False) -> TensorSpec:
 def _object(document: dict[str, Any], key: str) -> dict[str, Any]:
     value = document.get(key, {})
     if not isinstance(value, dict):
-        raise Refused("invalid", f"{key!r} must be an object.")
+        raise RefusalError("invalid", f"{key!r} must be an object.")
     return value
 
 
 def _list(document: dict[str, Any], key: str) -> list[Any]:
     value = document.get(key, [])
     if not isinstance(value, list):
-        raise Refused("invalid", f"{key!r} must be a list.")
+        raise RefusalError("invalid", f"{key!r} must be a list.")
     return value
 
 
@@ -338,7 +341,9 @@ def _whole(parameters: dict[str, Any], name: str, low: int, high: int) -> int | 
     if value is None:
         return None
     if type(value) is not int or not low <= value <= high:
-        raise Refused("invalid", f"parameter {name!r}: expected a whole number from {low} to {high}, got {_brief(value)}.")
+        raise RefusalError(
+            "invalid", f"parameter {name!r}: expected a whole number from {low} to {high}, got {_brief(value)}."
+        )
     return value
 
 
@@ -352,7 +357,7 @@ def _number(parameters: dict[str, Any], name: str, low: float, high: float) -> f
         except ValueError:
             value = None
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise Refused("invalid", f"parameter {name!r}: expected a number from {low:g} to {high:g}.")
+        raise RefusalError("invalid", f"parameter {name!r}: expected a number from {low:g} to {high:g}.")
     return float(value)
 
 

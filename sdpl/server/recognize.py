@@ -14,7 +14,7 @@ from sdpl.server.app import App
 from sdpl.server.http import Request, Response
 from sdpl.server.link import Lease
 from sdpl.server.protocol import Ask, TensorSpec
-from sdpl.server.refusal import Refused
+from sdpl.server.refusal import RefusalError
 
 MAPS = 20  # categories whose attention is sent, the best ones
 
@@ -25,9 +25,10 @@ class Recognize:
     def __init__(self, app: App, request: Request):
         self._app, self._request = app, request
         self._link, self._info = app.pick(request.query.get("model") or app.names[0])
+        request.info = self._info
         self._link.admit(self._info, 1)
         if not request.length:
-            raise Refused("invalid", "the body is empty; expected an image (curl --data-binary @photo.jpg).")
+            raise RefusalError("invalid", "the body is empty; expected an image (curl --data-binary @photo.jpg).")
         self._ask = self._asked(request)
         self._lease: Lease | None = self._link.lease(self._info, 1)
         self._body = bytearray(request.length)
@@ -36,25 +37,12 @@ class Recognize:
     def filled(self) -> None:
         """The body is whole."""
 
-    async def answer(self) -> Response:
-        refused: Refused | None = None
-        try:
-            return await self._answered()
-        except Refused as error:
-            refused = error
-            raise
-        except asyncio.CancelledError:
-            refused = Refused("cancelled", "the caller went away")
-            raise
-        finally:
-            self._app.count(self._info, "http", self._request.length, self._request.started_ns, refused)
-
     def abandon(self) -> None:
         lease, self._lease = self._lease, None
         if lease is not None:
             lease.release()
 
-    async def _answered(self) -> Response:
+    async def answer(self) -> Response:
         app, lease, request = self._app, self._lease, self._request
         assert lease is not None
         photo = bytes(self._body)
@@ -106,7 +94,7 @@ class Recognize:
 
 
 def photo_of_form(content_type: str, body: bytes) -> bytes:
-    """The first file of a multipart form. Raises Refused."""
+    """The first file of a multipart form. Raises RefusalError."""
     parser = email.parser.BytesParser(policy=email.policy.HTTP)
     head = b"Content-Type: " + content_type.encode("latin-1", "replace").replace(b"\r", b"").replace(b"\n", b"")
     message = parser.parsebytes(head + b"\r\n\r\n" + body)
@@ -115,4 +103,4 @@ def photo_of_form(content_type: str, body: bytes) -> bytes:
             payload = part.get_payload(decode=True)
             if isinstance(payload, bytes):
                 return payload
-    raise Refused("invalid", "the form holds no file (curl -F photo=@photo.jpg).")
+    raise RefusalError("invalid", "the form holds no file (curl -F photo=@photo.jpg).")

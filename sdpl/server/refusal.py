@@ -29,8 +29,8 @@ REASONS = {
 }
 
 
-class Refused(Exception):
-    """A request that is not answered with scores. `kind` is a key of REASONS; the message is one line for the caller."""
+class RefusalError(Exception):
+    """Why a request is not answered with scores. `kind` is a key of REASONS; the message is one line for the caller."""
 
     def __init__(self, kind: str, message: str, retry_after_s: int | None = None):
         super().__init__(" ".join(message.split()))

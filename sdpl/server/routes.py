@@ -1,6 +1,5 @@
 """Which path means what, over HTTP."""
 
-import asyncio
 import json
 import time
 import uuid
@@ -16,7 +15,7 @@ from sdpl.server.link import Lease, ModelInfo
 from sdpl.server.openapi import document
 from sdpl.server.protocol import Ask
 from sdpl.server.recognize import Recognize
-from sdpl.server.refusal import Refused
+from sdpl.server.refusal import RefusalError
 
 JSON_LENGTH = "inference-header-content-length"
 NOTHING = memoryview(b"")
@@ -57,24 +56,31 @@ class Routes:
         if parts[:2] == ["v2", "repository"]:
             return self._repository(request, parts[2:])
         known = ["/" + known for known in self._documents] + ["/recognize", "/v2/models/NAME/infer"]
-        raise Refused("not_found", f"no path {request.path[:100]!r}: {nearest(request.path[:100], known)}")
+        raise RefusalError("not_found", f"no path {request.path[:100]!r}: {nearest(request.path[:100], known)}")
 
-    def refusal(self, request: Request | None, refused: Refused) -> Response:
+    def refusal(self, request: Request | None, refused: RefusalError) -> Response:
         wait = retry_after(refused)
         headers = {"retry-after": wait} if wait else {}
         if refused.kind == "unauthorized":
             headers["www-authenticate"] = "Bearer"
         response = as_json({"error": str(refused)}, refused.reason.http, headers)
         if request is not None:
-            request.log["error"] = str(refused)
-            traced(request, response)
+            request.refused = refused
         return response
 
-    def finished(self, request: Request | None, response: Response, sent: int) -> None:
-        log = self.app.log
-        if log.on and request is not None:
-            took = (time.monotonic_ns() - request.started_ns) / 1e6
-            log.write(
+    def finish(self, request: Request, response: Response) -> None:
+        """Before an answer is written: the caller's request id, or a new one, and its trace context go back."""
+        headers = request.headers
+        response.headers["x-request-id"] = headers.get("x-request-id") or uuid.uuid4().hex
+        if "traceparent" in headers:
+            response.headers["traceparent"] = headers["traceparent"]
+
+    def finished(self, request: Request, response: Response, sent: int) -> None:
+        app, refused = self.app, request.refused
+        if request.info is not None:
+            app.count(request.info, "http", request.length, request.started_ns, refused)
+        if app.log.on:
+            app.log.write(
                 transport="http",
                 peer=request.peer,
                 method=request.method,
@@ -82,9 +88,10 @@ class Routes:
                 status=response.status,
                 received=request.length,
                 sent=sent,
-                ms=round(took, 3),
-                id=response.headers.get("x-request-id") or request.headers.get("x-request-id"),
+                ms=round((time.monotonic_ns() - request.started_ns) / 1e6, 3),
+                id=response.headers.get("x-request-id"),
                 trace=request.headers.get("traceparent"),
+                error=str(refused) if refused else None,
                 **request.log,
             )
 
@@ -115,7 +122,7 @@ class Routes:
                 allow(request, "GET", "HEAD")
                 app.model(name, version)
                 return Now(as_json({"model_stats": [app.statistics(name)]}))
-        raise Refused("not_found", f"no path {request.path[:100]!r} of a model: infer, config, ready or stats.")
+        raise RefusalError("not_found", f"no path {request.path[:100]!r} of a model: infer, config, ready or stats.")
 
     def _repository(self, request: Request, rest: list[str]) -> Exchange:
         app = self.app
@@ -131,7 +138,9 @@ class Routes:
                     return as_json({})
 
                 return Later(request, change)
-        raise Refused("not_found", f"no path {request.path[:100]!r}: index, models/NAME/load or models/NAME/unload.")
+        raise RefusalError(
+            "not_found", f"no path {request.path[:100]!r}: index, models/NAME/load or models/NAME/unload."
+        )
 
 
 class Now:
@@ -159,7 +168,7 @@ class Later:
 
     def __init__(self, request: Request, make: Callable[[bytes], Awaitable[Response]]):
         if request.length > self.MAX:
-            raise Refused("too_large", f"the body has {request.length} bytes (limit {self.MAX} here).")
+            raise RefusalError("too_large", f"the body has {request.length} bytes (limit {self.MAX} here).")
         self._body = bytearray(request.length)
         self.memory, self._make = memoryview(self._body), make
 
@@ -179,22 +188,24 @@ class Infer:
     def __init__(self, app: App, request: Request, name: str, version: str):
         self._app, self._request = app, request
         self._link, self._info = app.pick(name, version)
+        request.info = self._info
         self._lease: Lease | None = None
         self._ask: Ask | None = None
         self._raw: bytearray | None = None
-        self._counted = False
         self._link.admit(self._info, 1)
         given = request.headers.get(JSON_LENGTH)
         if given is None:
             self._json_size, limit = request.length, app.settings.max_json
         else:
             if not given.isdigit() or len(given) > 18 or int(given) > request.length:
-                raise Refused("invalid", f"{JSON_LENGTH} {given[:40]!r} does not fit a body of {request.length} bytes.")
+                raise RefusalError(
+                    "invalid", f"{JSON_LENGTH} {given[:40]!r} does not fit a body of {request.length} bytes."
+                )
             self._json_size, limit = int(given), app.settings.max_json
         if self._json_size > limit:
-            raise Refused("too_large", f"JSON of {self._json_size} bytes (limit {limit}): send binary data.")
+            raise RefusalError("too_large", f"JSON of {self._json_size} bytes (limit {limit}): send binary data.")
         if self._json_size == 0:
-            raise Refused("invalid", "the body is empty; expected an inference request in JSON.")
+            raise RefusalError("invalid", "the body is empty; expected an inference request in JSON.")
         self._json = bytearray(self._json_size)
         self.memory = memoryview(self._json)
 
@@ -206,14 +217,14 @@ class Infer:
         rest = self._request.length - self._json_size
         size = ask.source.binary_size
         if size is None and rest:
-            raise Refused("invalid", f"{rest} bytes follow the JSON, but no input has a binary_data_size.")
+            raise RefusalError("invalid", f"{rest} bytes follow the JSON, but no input has a binary_data_size.")
         if size is not None and size != rest:
-            raise Refused("invalid", f"binary_data_size says {size} bytes, {rest} follow the JSON.")
+            raise RefusalError("invalid", f"binary_data_size says {size} bytes, {rest} follow the JSON.")
         if size is None and ask.source.data is None:
-            raise Refused("invalid", f"input {ask.source.name!r} has neither data nor binary_data_size.")
+            raise RefusalError("invalid", f"input {ask.source.name!r} has neither data nor binary_data_size.")
         expected = ask.rows * self._info.geometry.image_bytes
         if size is not None and not ask.encoded and size != expected:
-            raise Refused("invalid", f"input 'image': its shape needs {expected} bytes, got {size}.")
+            raise RefusalError("invalid", f"input 'image': its shape needs {expected} bytes, got {size}.")
         self._lease = self._link.lease(self._info, ask.rows)
         if size is not None and ask.encoded:
             self._raw = bytearray(rest)
@@ -222,19 +233,6 @@ class Infer:
             self.memory = self._lease.memory
 
     async def answer(self) -> Response:
-        refused: Refused | None = None
-        try:
-            return await self._answered()
-        except Refused as error:
-            refused = error
-            raise
-        except asyncio.CancelledError:
-            refused = Refused("cancelled", "the caller went away")
-            raise
-        finally:
-            self._count(refused)
-
-    async def _answered(self) -> Response:
         ask, lease, app = self._ask, self._lease, self._app
         assert ask is not None
         assert lease is not None
@@ -249,7 +247,6 @@ class Infer:
         if raw:
             response.content_type = "application/octet-stream"
             response.headers["Inference-Header-Content-Length"] = str(len(text))
-        traced(self._request, response)
         return response
 
     def abandon(self) -> None:
@@ -258,9 +255,6 @@ class Infer:
         if lease is not None:
             lease.release()
 
-    def _count(self, refused: Refused | None) -> None:
-        self._app.count(self._info, "http", self._request.length, self._request.started_ns, refused)
-
 
 def as_json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(status, [json.dumps(content).encode()], headers=headers or {})
@@ -268,14 +262,7 @@ def as_json(content: Any, status: int = 200, headers: dict[str, str] | None = No
 
 def allow(request: Request, *methods: str) -> None:
     if request.method not in methods:
-        raise Refused("method", f"{request.path[:100]}: use {' or '.join(methods)}, not {request.method[:20]}.")
-
-
-def traced(request: Request, response: Response) -> None:
-    """Give back the caller's request id, or a new one, and its trace context."""
-    response.headers["x-request-id"] = request.headers.get("x-request-id") or uuid.uuid4().hex
-    if "traceparent" in request.headers:
-        response.headers["traceparent"] = request.headers["traceparent"]
+        raise RefusalError("method", f"{request.path[:100]}: use {' or '.join(methods)}, not {request.method[:20]}.")
 
 
 def logged(info: ModelInfo, lease: Lease) -> dict[str, Any]:

@@ -91,5 +91,3 @@ def manifest_hash(path: str) -> int:
         return int.from_bytes(hashlib.sha256((Path(path) / MANIFEST).read_bytes()).digest()[:8], "little")
     except OSError:
         return 0
-
-

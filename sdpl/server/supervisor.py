@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpl.errors import UserError
-from sdpl.server.channel import Channel, Closed
+from sdpl.server.channel import Channel, ClosedError
 from sdpl.server.counters import Counters
 from sdpl.server.serving import manifest_hash
 from sdpl.server.settings import Settings
@@ -121,7 +121,10 @@ class Supervisor:
 
     async def _start(self, child: Child) -> None:
         ours, theirs = socket.socketpair()
-        environment = {**os.environ, **_device(self.settings.devices[child.number] if child.kind == "engine" else "cpu")}
+        environment = {
+            **os.environ,
+            **_device(self.settings.devices[child.number] if child.kind == "engine" else "cpu"),
+        }
         child.process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -148,7 +151,7 @@ class Supervisor:
         try:
             for message in child.control.receive():
                 self._told(child, message.content)
-        except Closed:
+        except ClosedError:
             asyncio.get_running_loop().remove_reader(child.control.sock)
 
     def _told(self, child: Child, content: dict[str, Any]) -> None:
@@ -179,7 +182,7 @@ class Supervisor:
         for child in fronts:
             child.listener.close()
             if child.control is not None:
-                with contextlib.suppress(Closed):
+                with contextlib.suppress(ClosedError):
                     child.control.control({"drain": True})
         await self._gone(fronts, self.settings.drain_s + FRONT_ENDS_STOP_S)
         for child in self._children:
@@ -220,7 +223,7 @@ class Supervisor:
                 self._say(f"{path} was replaced: it is being proved")
                 for child in self._children:
                     if child.kind == "engine" and child.control is not None:
-                        with contextlib.suppress(Closed):
+                        with contextlib.suppress(ClosedError):
                             child.control.control({"load": model})
 
 
