@@ -3,17 +3,23 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check format
+TEST = $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
+
+.PHONY: demo test test-fast check format
 
 demo: $(VENV)/installed
 	$(BIN)/sdpl demo
 
 test: $(VENV)/installed check
-	$(BIN)/python -m pytest
+	$(TEST)
+
+test-fast: $(VENV)/installed
+	$(TEST) -m "not slow"
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

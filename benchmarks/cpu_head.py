@@ -83,7 +83,7 @@ def one_row(side: str, categories: int, path: str) -> dict:
 
 
 def peak_growth_mb(call) -> float:
-    """How far the process's resident set grows above where it stands, during one call (Linux)."""
+    """How far the process's resident set grows above its level before, during one call (Linux)."""
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory that is still resident would hide what the call needs
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status_mb("VmRSS")

@@ -22,6 +22,7 @@ from sdpl.runtime import Recognizer
 from sdpl.runtime.availability import backend_obstacle
 from sdpl.runtime.bench import measure
 from sdpl.runtime.device import Cuda
+from sdpl.targets import BACKENDS
 from sdpl.train.checkpoint import save_checkpoint
 
 BATCHES = (1, 8, 32)
@@ -86,7 +87,9 @@ def main(folder: Path, out: Path | None) -> None:
     save_checkpoint(checkpoint, config, model, torch.from_numpy(images), {})
     targets = targets_here()
     if not targets:
-        raise click.ClickException('no engine runs here: pip install "sdpl[gpu]", "sdpl[rtx]" or "sdpl[tensorrt]".')
+        raise click.ClickException(
+            "no engine runs here; one of them: " + "; ".join(b.install for b in BACKENDS.values() if b.needs_gpu)
+        )
     words = [word for target in ("cpu:fp32", *targets) for word in ("--target", target)]
     sdpl("export", checkpoint, "--out", bundle, *words, "--batch", "1:8:32")
     sdpl("verify", bundle)

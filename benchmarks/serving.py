@@ -1,4 +1,4 @@
-"""What a serving machine carries: `sdpl[runtime]` in a fresh environment, without torch.
+"""What a serving machine carries: the extra `runtime` in a fresh environment, without torch.
 
     python benchmarks/serving.py BUNDLE [--out docs/benchmarks/serving.json]
 

@@ -1,6 +1,6 @@
 """Bilinear attention pooling between PyCUDA arrays, checked against the specification.
 
-    pip install "sdpl[pycuda]"
+    pip install ".[pycuda]"    # in a checkout
     python examples/pycuda_pooling.py
 
 u and g stand for what an encoder engine of yours wrote; v, q and t are the head's constants, which a bundle with a GPU

@@ -258,8 +258,10 @@ def to_scores(logits: np.ndarray, probability: str) -> np.ndarray:
     """Scores in 0..1 from logits [B,C]: each category's own sigmoid, or the softmax over categories."""
     if probability == "softmax":
         exp = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return exp / exp.sum(axis=1, keepdims=True)
-    return 1 / (1 + np.exp(-logits))
+        scores: np.ndarray = exp / exp.sum(axis=1, keepdims=True)
+    else:
+        scores = 1 / (1 + np.exp(-logits))
+    return scores
 
 
 def sha256(path: Path) -> str:

@@ -1,11 +1,11 @@
-"""Errors that a user can cause: one line that says what is wrong and how to mend it."""
+"""Errors that a user can cause: one line that says what is wrong and how to fix it."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user can mend. The commands print it as one line and exit with status 2."""
+    """Something the user can fix. The commands print it as one line and exit with status 2."""
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.split()))
@@ -20,6 +20,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def listed(names: Iterable[object], most: int = 5) -> str:
     """The first few names of many, and how many more there are."""
-    names = [str(name) for name in names]
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+    texts = [str(name) for name in names]
+    more = len(texts) - most
+    return ", ".join(texts[:most]) + (f" and {more} more" if more > 0 else "")

@@ -6,7 +6,7 @@ and training all read their images through a `Decoder`.
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
@@ -30,7 +30,7 @@ class Decoder:
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="sdpl-decode")
 
     def groups(
-        self, groups: Iterable[Sequence[Source]], load: Callable[[Source], np.ndarray]
+        self, groups: Iterable[Collection[Source]], load: Callable[[Source], np.ndarray]
     ) -> Iterator[Decoded[Source]]:
         """Each group of sources with their images as `load` gives them, in order.
 
@@ -50,8 +50,8 @@ class Decoder:
             while waiting:
                 yield _collect(waiting.popleft())
         finally:
-            for group in waiting:
-                for _, future in group:
+            for begun in waiting:
+                for _, future in begun:
                     future.cancel()
 
     def submit(self, load: Callable[[Source], Result], source: Source) -> Future[Result]:

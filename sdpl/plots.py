@@ -1,6 +1,8 @@
 """Attention as heat maps over photos: where the model looked for each category (paper, figures 3 and 9)."""
 
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -9,8 +11,11 @@ from sdpl.errors import UserError
 from sdpl.files import replace_file
 from sdpl.install import install_line
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def pyplot():
+
+def pyplot() -> ModuleType:
     """matplotlib's pyplot on a backend that needs no screen."""
     try:
         import matplotlib
@@ -22,7 +27,7 @@ def pyplot():
     return pyplot
 
 
-def save_figure(figure, path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
     """Write a PNG atomically and free the figure."""
     with replace_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")

@@ -1,5 +1,7 @@
 """The proof: a target gives PyTorch's scores on real images. The export and the serving machine compare alike."""
 
+from typing import Any
+
 import numpy as np
 
 from sdpl.bundle import Accuracy, Verification
@@ -7,7 +9,7 @@ from sdpl.bundle import Accuracy, Verification
 TOP_K = 5
 
 
-def compare(expected: np.ndarray, actual: np.ndarray, tolerance: float, **about) -> Verification:
+def compare(expected: np.ndarray, actual: np.ndarray, tolerance: float, **about: Any) -> Verification:
     """Compare scores [N,C] of a target with PyTorch's; `about` are the record's other fields.
 
     Categories whose scores differ by less than the tolerance may swap places among the k best: that is no

@@ -12,7 +12,32 @@ from sdpl.cli import main
 from sdpl.demo.scenes import write_coco
 from sdpl.export.fold import fold
 from sdpl.export.onnx import encoder_to_onnx
+from sdpl.kernels import gpu
 from sdpl.train.checkpoint import load_checkpoint, restore_model
+
+REAL_LOOK = gpu.look
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked gpu are skipped, with the reason, where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    reason = marked and gpu.gpu_obstacle()
+    for item in marked if reason else ():
+        item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _looks_gpu_less():
+    """The machine looks as if it had no GPU, so that every test means the same with one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu, "look", lambda device_id: "no CUDA GPU was found (hidden from this test)")
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _gpu_tests_see_it(request, monkeypatch):
+    if request.node.get_closest_marker("gpu"):
+        monkeypatch.setattr(gpu, "look", REAL_LOOK)
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ ROOMS = {  # what each may import beside the root modules and `preprocess`
     "runtime": {"kernels"},
     "train": {"kernels", "data", "evaluate"},
     "export": {"train", "kernels", "data", "evaluate", "runtime"},
+    "server": {"runtime", "kernels"},
     "demo": {"train", "export", "data", "evaluate", "runtime"},
-    "cli": {"train", "export", "kernels", "data", "evaluate", "runtime", "demo"},
+    "cli": {"train", "export", "kernels", "data", "evaluate", "runtime", "server", "demo"},
 }
 ROOT_MODULES = {  # those of the root that import rooms, and why
     "__init__": {"runtime"},  # `from sdpl import Recognizer`, when it is asked for
@@ -84,6 +85,7 @@ def test_recognising_loads_no_torch(bundle, scenes):
     assert not loaded & {"torch", "open_clip", "sklearn", "onnx"}
 
 
+@pytest.mark.slow
 def test_evaluating_a_bundle_and_looking_at_data_loads_no_torch(bundle, scenes, tmp_path):
     annotations = str(scenes / "annotations" / "instances_test.json")
     for words in (

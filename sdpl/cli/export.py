@@ -66,7 +66,7 @@ def command(
     if checkpoint.is_dir():
         from sdpl.export.engines import add_engines
 
-        given = {"--out": out, "--images": images, "--calibrate": calibrate, "--eval": annotations}
+        given: dict[str, object] = {"--out": out, "--images": images, "--calibrate": calibrate, "--eval": annotations}
         given |= {"--eval-images": eval_images, "--head": head != "exact", "--max-mAP-drop": max_drop}
         for option in (name for name, value in given.items() if value):
             raise UserError(f"{option} needs a checkpoint: a bundle only gets more engines, in its place.")
@@ -98,7 +98,7 @@ def _print(made: "dict[str, Target]") -> None:
     from sdpl.verification import describe
 
     for name, target in made.items():
-        click.echo(f"{name}: {target.status}; {describe(target.verification)}")
+        click.echo(f"{name}: {target.status}; {describe(target.proof())}")
 
 
 def _profile(text: str) -> "Profile":

@@ -20,4 +20,4 @@ def require_distinct(categories: Sequence[str], source: str) -> None:
         raise UserError(f"{source}: a category has no name; each needs one.")
     twice = [" = ".join(dict.fromkeys(names)) for names in by_words.values() if len(names) > 1]
     if twice:
-        raise UserError(f"{source}: a category name stands twice: {listed(twice)}; each must be unique.")
+        raise UserError(f"{source}: a category name appears twice: {listed(twice)}; each must be unique.")

@@ -48,7 +48,8 @@ def read_splits(sources: list[Path], images: list[Path], format: str) -> dict[st
     """
     if len(images) not in (0, len(sources)):
         raise UserError(f"--images is given {len(images)} times for {len(sources)} label files: once for each.")
-    return read_named([(str(s), i, format) for s, i in zip(sources, images or [None] * len(sources), strict=True)])
+    folders: Sequence[Path | None] = images or [None] * len(sources)
+    return read_named([(str(s), i, format) for s, i in zip(sources, folders, strict=True)])
 
 
 def read_named(
@@ -102,7 +103,8 @@ def _thumbnails(paths: list[Path], report: Report) -> tuple[np.ndarray, dict[int
 def thumbnail(image: ImageSource) -> np.ndarray:
     """The mean colours of 8x8 cells, float32 [192]: nearly the same for every copy of a picture."""
     cells = preprocess(image, 8 * THUMBNAIL).reshape(THUMBNAIL, 8, THUMBNAIL, 8, 3)
-    return cells.mean(axis=(1, 3), dtype=np.float32).ravel()
+    mean: np.ndarray = cells.mean(axis=(1, 3), dtype=np.float32)
+    return mean.ravel()
 
 
 def groups_of_copies(thumbnails: np.ndarray) -> Iterator[np.ndarray]:

@@ -1,6 +1,6 @@
 """Reading the images of labelled data, and what becomes of those that cannot be read."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def batches(
 
 
 def read_groups(
-    groups: Iterable[Sequence[int]],
+    groups: Iterable[Collection[int]],
     paths: Sequence[Path],
     load: Callable[[Path], np.ndarray],
     workers: int | None = None,

@@ -45,7 +45,7 @@ def caption(rng: np.random.RandomState, digits: tuple[int, ...]) -> str:
     return TEMPLATES[rng.randint(len(TEMPLATES))].format(listed)
 
 
-class CaptionedScenes(Dataset):
+class CaptionedScenes(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
     """Item i: image uint8 [3,S,S], tokens int [40], set of digits as bits (int). Item i never changes."""
 
     def __init__(self, stage: Stage):
@@ -56,7 +56,7 @@ class CaptionedScenes(Dataset):
     def __len__(self) -> int:
         return self.stage.steps * self.stage.batch
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, int]:
         rng = np.random.RandomState(1_000_000 * self.stage.most + index)
         scene = compose(rng, self.pictures, self.classes, self.stage.side, self.stage.most)
         image = torch.from_numpy(np.array(scene.image)).permute(2, 0, 1)
@@ -64,7 +64,9 @@ class CaptionedScenes(Dataset):
         return image, tokens, sum(1 << d for d in set(scene.digits))
 
 
-def contrastive_loss(image_features, text_features, scale, digit_sets):
+def contrastive_loss(
+    image_features: torch.Tensor, text_features: torch.Tensor, scale: torch.Tensor, digit_sets: torch.Tensor
+) -> torch.Tensor:
     """CLIP's symmetric cross entropy over a batch. Features [B,E], digit_sets [B].
 
     Scenes with the same set of digits are positives of each other; plain CLIP may ignore that because its
@@ -76,7 +78,7 @@ def contrastive_loss(image_features, text_features, scale, digit_sets):
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def grow(model: torch.nn.Module | None, side: int) -> torch.nn.Module:
+def grow(model: open_clip.CLIP | None, side: int) -> open_clip.CLIP:
     """The model for another image side: all weights kept, the pooling's position embeddings interpolated."""
     larger = tiny_clip.create(side)
     if model is None:
@@ -91,7 +93,7 @@ def grow(model: torch.nn.Module | None, side: int) -> torch.nn.Module:
     return larger
 
 
-def pretrain_stage(model: torch.nn.Module, stage: Stage, seen: torch.Tensor, progress: Progress) -> None:
+def pretrain_stage(model: open_clip.CLIP, stage: Stage, seen: torch.Tensor, progress: Progress) -> None:
     """AdamW with a one-cycle schedule, bfloat16 in the image tower. Marks the tokens it used in `seen`."""
     model.train().to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(model.parameters(), lr=stage.peak_lr, weight_decay=0.02, betas=(0.9, 0.98))

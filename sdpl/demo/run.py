@@ -21,7 +21,7 @@ from sdpl.data.images import LabelledImages
 from sdpl.demo import tiny_clip
 from sdpl.demo.scenes import SCENE_SIDE, write_coco
 from sdpl.errors import UserError
-from sdpl.evaluate.evaluation import Evaluation, evaluate, score_all
+from sdpl.evaluate.evaluation import Evaluation, Scorer, evaluate, score_all
 from sdpl.evaluate.report.figures import ap_bars
 from sdpl.files import replace_folder, write_json, writing
 from sdpl.plots import save_figure
@@ -90,7 +90,7 @@ def _summary(out: Path, checkpoint: Path, bundle: Path, test: LabelledImages, co
     config, model = restore_model(load_checkpoint(checkpoint), str(checkpoint))
     scores, latency, sizes = {}, {}, {"PyTorch": checkpoint.stat().st_size}
 
-    def look_at(name: str, scorer: Callable, opened: Bundle) -> None:
+    def look_at(name: str, scorer: Scorer, opened: Bundle) -> None:
         with console.status(f"scoring the test scenes with {name}"):
             scores[name] = score_all(scorer, test, config.model.image_size, 16)
             latency[name] = _latency(scorer, opened)
@@ -140,7 +140,7 @@ def _rows(results: dict[str, Evaluation], latency: dict[str, Latency], sizes: di
     ]
 
 
-def _latency(scorer, bundle: Bundle) -> Latency:
+def _latency(scorer: Scorer, bundle: Bundle) -> Latency:
     image = bundle.proof()[0][:1]  # [1,S,S,3]
     return summarize("model", 1, *measure(lambda: scorer(image), seconds=3))
 
@@ -149,11 +149,14 @@ def pointing_accuracy(recognizer: Recognizer, data: LabelledImages) -> tuple[flo
     """Percent of the present categories whose attention peaks inside a box of that category, and what a peak
     at a random location would reach."""
     annotations = data.images[0].parent.parent / "annotations" / f"instances_{data.images[0].parent.name}.json"
-    boxes: dict[tuple[int, int], list] = {}
+    boxes: dict[tuple[int, int], list[list[float]]] = {}
     for a in json.loads(annotations.read_text())["annotations"]:
         boxes.setdefault((a["image_id"], a["category_id"] - 1), []).append(a["bbox"])
-    attention = {}
+    attention: dict[int, np.ndarray] = {}
     for i, (_, scored) in enumerate(recognizer.stream(data.images, with_attention=True)):
+        if isinstance(scored, UserError):
+            raise scored
+        assert scored.attention is not None  # asked for above
         attention[i] = scored.attention  # [C,h,w]
     hits, share = [], []
     for (image, category), found in boxes.items():
@@ -163,8 +166,8 @@ def pointing_accuracy(recognizer: Recognizer, data: LabelledImages) -> tuple[flo
     return 100 * float(np.mean(hits)), 100 * float(np.mean(share))
 
 
-def _cells_inside(boxes: list, shape: tuple[int, int]) -> np.ndarray:
+def _cells_inside(boxes: list[list[float]], shape: tuple[int, ...]) -> np.ndarray:
     """Which cells of the map have their centre inside one of the boxes (x, y, width, height in pixels)."""
     y, x = ((np.arange(n) + 0.5) * SCENE_SIDE / n for n in shape)
     inside = [((by <= y) & (y < by + bh))[:, None] & ((bx <= x) & (x < bx + bw))[None, :] for bx, by, bw, bh in boxes]
-    return np.any(inside, axis=0)
+    return np.asarray(np.any(inside, axis=0))

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -17,6 +18,7 @@ from sklearn.datasets import load_digits
 CATEGORIES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SCENE_SIDE = 192  # pixels
 TEST_FRACTION = 1 / 3
+Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ HARD = Difficulty(digit_sides=(36, 66), contrast=50, strokes=10)
 class Scene:
     image: Image.Image
     digits: tuple[int, ...]
-    boxes: tuple[tuple[int, int, int, int], ...]  # x, y, width, height in pixels, one per digit
+    boxes: tuple[Box, ...]  # one per digit
 
 
 def digit_instances(split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -62,16 +64,15 @@ def _texture(rng: np.random.RandomState, side: int, strokes: int) -> Image.Image
     half = side // 2
     channels = []
     for base in rng.uniform(40, 215, 3):
-        noise = sum(
-            np.asarray(
+        noise = np.zeros((half, half), np.float32)
+        for cells, strength in ((3, 26), (12, 14), (48, 8)):
+            noise += np.asarray(
                 Image.fromarray(rng.normal(0, strength, (cells, cells)).astype(np.float32)).resize(
-                    (half, half), Image.BICUBIC
+                    (half, half), Image.Resampling.BICUBIC
                 )
             )
-            for cells, strength in ((3, 26), (12, 14), (48, 8))
-        )
         channels.append(Image.fromarray(np.clip(base + noise, 0, 255).astype(np.uint8)))
-    picture = Image.merge("RGB", channels).resize((side, side), Image.BICUBIC)
+    picture = Image.merge("RGB", channels).resize((side, side), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
     for _ in range(rng.randint(0, strokes + 1)):
         points = [tuple(p) for p in rng.randint(0, side, (2, 2)).tolist()]
@@ -89,7 +90,7 @@ def _ink(rng: np.random.RandomState, background: np.ndarray, contrast: float) ->
             return tuple(colour.tolist())
 
 
-def _place(rng: np.random.RandomState, scene_side: int, side: int, taken: list[tuple[int, int, int, int]]):
+def _place(rng: np.random.RandomState, scene_side: int, side: int, taken: list[Box]) -> Box | None:
     """A box of this side that no earlier box overlaps by more than a tenth of the side, or None."""
     slack = side // 10
     for _ in range(30):
@@ -114,15 +115,18 @@ def compose(
     """One scene, `side` pixels square, of 1 to `most` of the given digits: pictures [N,8,8], classes [N]."""
     scene = _texture(rng, side, difficulty.strokes)
     smallest, largest = difficulty.digit_sides
-    digits, boxes = [], []
+    digits: list[int] = []
+    boxes: list[Box] = []
     for _ in range(rng.randint(1, most + 1)):
         box = _place(rng, side, min(side, int(rng.randint(smallest, largest + 1))), boxes)
         if box is None:
             continue
         x, y, width, _ = box
         which = rng.randint(len(classes))
-        strokes = Image.fromarray((pictures[which] * 255).astype(np.uint8)).resize((width, width), Image.BICUBIC)
-        strokes = strokes.rotate(float(rng.uniform(-15, 15)), Image.BICUBIC)
+        strokes = Image.fromarray((pictures[which] * 255).astype(np.uint8)).resize(
+            (width, width), Image.Resampling.BICUBIC
+        )
+        strokes = strokes.rotate(float(rng.uniform(-15, 15)), Image.Resampling.BICUBIC)
         under = np.asarray(scene.crop((x, y, x + width, y + width)))
         scene.paste(Image.new("RGB", (width, width), _ink(rng, under, difficulty.contrast)), (x, y), strokes)
         digits.append(int(classes[which]))
@@ -145,7 +149,8 @@ def write_coco(folder: Path, split: str, count: int, seed: int, difficulty: Diff
     """
     images_folder = folder / split
     images_folder.mkdir(parents=True, exist_ok=True)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id, scene in enumerate(scenes(split, count, seed, difficulty)):
         name = f"{image_id:06d}.jpg"
         scene.image.save(images_folder / name, quality=92)

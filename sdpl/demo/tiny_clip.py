@@ -17,7 +17,7 @@ CONFIG = Path(__file__).with_name(f"{NAME}.json")
 WEIGHTS = Path(__file__).with_name("tiny_clip.npz")
 
 
-def create(image_size: int) -> torch.nn.Module:
+def create(image_size: int) -> open_clip.CLIP:
     """The model with freshly drawn weights."""
     open_clip.add_model_config(CONFIG)
     return open_clip.create_model(NAME, force_image_size=image_size)

@@ -35,7 +35,7 @@ class Artifacts:
     ):
         """calibration: images uint8 [N,S,S,3] for what is fitted to real features."""
         self.folder, self._model, self._image_size, self._probability = folder, model, image_size, probability
-        self._calibration, self._report = None if calibration is None else Calibration(calibration), report
+        self._given, self._report = None if calibration is None else Calibration(calibration), report
         self._encoders: dict[tuple[str, bool], tuple[onnx.ModelProto, dict[str, Any]]] = {}
 
     def whole_model(self, precision: str, head: str, held_out: np.ndarray) -> tuple[str, dict[str, Any]]:
@@ -86,6 +86,12 @@ class Artifacts:
     @functools.cached_property
     def head(self) -> FoldedHead:
         return fold(self._model)
+
+    @property
+    def _calibration(self) -> Calibration:
+        if self._given is None:  # `Options.check` asks for images where they are needed
+            raise RuntimeError("no images to calibrate on")
+        return self._given
 
     def _score(self, encoder: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
         return in_batches(encoder_scorer(encoder, self.head.constants, self._probability), images)

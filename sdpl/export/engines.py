@@ -96,8 +96,8 @@ def add_engines(
         fields = {name: getattr(manifest, name) for name in type(manifest).model_fields}
         del fields["files"], fields["format_version"]
         write_manifest(folder, **fields | {"targets": manifest.targets | made})
-        for name, limit in limits_of.items():
-            made |= prove_targets(Bundle.open(folder), [name], Prover(images, expected, limit), report)
+        for name, own in limits_of.items():
+            made |= prove_targets(Bundle.open(folder), [name], Prover(images, expected, own), report)
         if (path / CACHE).is_dir():
             shutil.copytree(path / CACHE, folder / CACHE, dirs_exist_ok=True)
     report(Progress(f"wrote {path}"))

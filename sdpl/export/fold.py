@@ -1,4 +1,4 @@
-"""The fold: why the exported head is small. Exact algebra on the trained parameters (design, section 3)."""
+"""The fold: why the exported head is small. Exact algebra on the trained parameters."""
 
 import copy
 from dataclasses import dataclass

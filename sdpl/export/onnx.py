@@ -4,6 +4,8 @@ PyTorch's exporter writes the encoder, image -> u, g. The head is one node, `sdp
 whose meaning travels with it as a model-local function of standard operators.
 """
 
+from typing import Protocol
+
 import numpy as np
 import onnx
 import torch
@@ -66,10 +68,17 @@ def function(kind: str = "exact") -> str:
 """
 
 
+class Encoder(Protocol):
+    """As `FrozenClip`."""
+
+    def locations(self, images: torch.Tensor) -> torch.Tensor:
+        """f [B,L,D] from images uint8 [B,S,S,3]."""
+
+
 class EncoderGraph(nn.Module):
     """What is exported of PyTorch: normalisation, trunk, map pooling, and the one folded linear layer."""
 
-    def __init__(self, encoder: nn.Module, head: FoldedHead):
+    def __init__(self, encoder: Encoder, head: FoldedHead):
         super().__init__()
         self.encoder = encoder
         self.linear = nn.Linear(*head.weight.shape)
@@ -81,7 +90,7 @@ class EncoderGraph(nn.Module):
         return ug[..., : self.joint_dim], ug[..., self.joint_dim :]  # u [B,L,K], g [B,L,E]
 
 
-def encoder_to_onnx(encoder: nn.Module, head: FoldedHead, image: torch.Tensor) -> onnx.ModelProto:
+def encoder_to_onnx(encoder: Encoder, head: FoldedHead, image: torch.Tensor) -> onnx.ModelProto:
     """The encoder as an ONNX model with input `image` and outputs `u`, `g`; float32, dynamic batch.
 
     encoder: has `locations`, as `FrozenClip`. image: an example of its input with a batch of 2.
@@ -96,6 +105,8 @@ def encoder_to_onnx(encoder: nn.Module, head: FoldedHead, image: torch.Tensor) -
         opset_version=OPSET,
         verbose=False,
     )
+    if program is None:
+        raise RuntimeError("torch.onnx.export made no program")
     return _without_traces(program.model_proto)
 
 

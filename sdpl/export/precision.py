@@ -1,4 +1,4 @@
-"""An encoder's graph in float16 or bfloat16. Engines are strongly typed: the precision must stand in the graph.
+"""An encoder's graph in float16 or bfloat16. Engines are strongly typed: the precision must be in the graph.
 
 Made from the float32 graph, whose batch normalisation is already folded into its convolutions, so that no
 weight is rounded twice. Pixels are normalised in float32 first: 255 steps need more than bfloat16's 8 bits.
@@ -77,7 +77,8 @@ def widen(encoder: onnx.ModelProto) -> onnx.ModelProto:
 
 def _normalisation(graph: onnx.GraphProto) -> tuple[set[str], str]:
     """Names of the nodes that turn the image into normalised pixels, and of the tensor that they make."""
-    kept, tensor = set(), graph.input[0].name
+    kept: set[str] = set()
+    tensor = graph.input[0].name
     while True:
         consumers = [node for node in graph.node if tensor in node.input and node.op_type != "Shape"]
         if len(consumers) != 1 or consumers[0].op_type not in NORMALISATION:

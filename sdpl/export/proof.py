@@ -24,7 +24,7 @@ from sdpl.verification import compare, failure
 
 @dataclass(frozen=True)
 class Limits:
-    """How far a target may be from PyTorch; None stands for the precision's own limit."""
+    """How far a target may be from PyTorch; None means the precision's own limit."""
 
     score_difference: float | None = None
     mAP_drop: float | None = None  # noqa: N815, the field writes it so
@@ -59,7 +59,9 @@ class Prover:
                 self.expected,
                 score_alternating(scorer, self.images),
                 self._tolerance(bundle.manifest.targets[name]),
-                accuracy=accuracy and Accuracy(images=len(self.data or ()), pytorch=self.accuracy, target=accuracy),
+                accuracy=None
+                if accuracy is None or self.accuracy is None
+                else Accuracy(images=len(self.data or ()), pytorch=self.accuracy, target=accuracy),
                 **about,
             )
         precision, limit = bundle.manifest.targets[name].precision, self.limits.mAP_drop

@@ -8,7 +8,7 @@ processors without VNNI, and a bundle must give the same answers on all; TensorR
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from sdpl.progress import Progress, Report, silent
 
-# a Relu among them becomes the lower bound of its operand's scale: without it, a pair stands before and behind it
+# a Relu among them becomes the lower bound of its operand's scale: without it, a pair lies before and behind it
 OPERATORS = {"products": ("Conv", "MatMul", "Gemm", "Relu"), "sums": ("Add", "AveragePool")}
 DEPTHS = 4  # the encoder is cut into so many parts when sensitive ones are looked for
 
@@ -71,7 +71,7 @@ def quantize(
             return Quantized(quantized, len(images), difference, {})
         report(Progress(f"int8 moves scores by {difference:.2g}, over {limit:g}: looking for the sensitive parts"))
         cost = {name: attempt([name])[1] for name in parts}
-        order = sorted(cost, key=cost.get, reverse=True)
+        order = sorted(cost, key=lambda name: cost[name], reverse=True)
         for left in range(1, len(order)):
             quantized, difference = attempt(order[left:])
             report(Progress(f"with {', '.join(order[:left])} in float32: {difference:.2g}"))
@@ -114,7 +114,7 @@ class _Quantizer:
         return onnx.load(target)
 
 
-class _Reader(CalibrationDataReader):
+class _Reader(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime ships no types
     """Images as ONNX Runtime's calibration asks for them, one at a time: it keeps every tensor of a batch."""
 
     def __init__(self, images: np.ndarray):
@@ -137,7 +137,7 @@ def _parts(encoder: onnx.ModelProto) -> dict[str, list[str]]:
 
 
 @contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     """Without the library's advice on pre-processing, which the exporter has already done."""
     logging.disable(logging.WARNING)
     try:

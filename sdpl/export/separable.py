@@ -1,4 +1,4 @@
-"""A separable stand-in for the attention scores, for engines without the kernel and with thousands of categories.
+"""A separable replacement of the attention logits, for engines without the kernel and with thousands of categories.
 
     tanh(u v) ~ sum_r W_r(v) tanh(x_r u)      so      s = sum_k q_k tanh(u_k v_k) ~ tanh(u x) @ weight
 
@@ -31,12 +31,13 @@ class SeparableScores:
 
     @property
     def rank(self) -> int:
-        return self.x.shape[1]
+        return int(self.x.shape[1])
 
     def scores(self, u: np.ndarray) -> np.ndarray:
         """s [B,C,L] from u [B,L,K]."""
         terms = np.tanh(u[..., None] * self.x).reshape(*u.shape[:2], -1)  # [B,L,K*R]
-        return (terms @ self.weight).transpose(0, 2, 1)
+        s: np.ndarray = (terms @ self.weight).transpose(0, 2, 1)
+        return s
 
 
 def separate(u: np.ndarray, held_out: np.ndarray, v: np.ndarray, q: np.ndarray) -> SeparableScores:

@@ -7,9 +7,11 @@ timing cache, which needs a GPU. Precision is the graph's: networks are strongly
 import importlib
 import signal
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sdpl.bundle import Profile
 from sdpl.errors import UserError
@@ -76,14 +78,14 @@ def build_engine(graph: Path, spec: TargetSpec, profile: Profile, report: Report
     return Engine(bytes(code), built_with, capability, WORKSPACE_BYTES)
 
 
-def _profile(builder, image, profile: Profile):
+def _profile(builder: Any, image: Any, profile: Profile) -> Any:
     sides = tuple(image.shape)[1:]
     made = builder.create_optimization_profile()
     made.set_shape(image.name, *((batch, *sides) for batch in (profile.min, profile.opt, profile.max)))
     return made
 
 
-def _built_with(trt, spec: TargetSpec) -> tuple[dict[str, str], str]:
+def _built_with(trt: Any, spec: TargetSpec) -> tuple[dict[str, str], str]:
     """Versions, and driver and GPU where the engine belongs to one; its compute capability ("86")."""
     versions = {spec.backend.package: trt.__version__}
     if spec.capability is not None:
@@ -92,25 +94,25 @@ def _built_with(trt, spec: TargetSpec) -> tuple[dict[str, str], str]:
     return {**versions, "gpu": gpu.name, "driver": gpu.driver}, gpu.capability
 
 
-def _progress(trt, report: Report, interrupted: threading.Event):
-    class Monitor(trt.IProgressMonitor):
+def _progress(trt: Any, report: Report, interrupted: threading.Event) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # TensorRT ships no types
         """Tells each phase once, and stops the build after an interrupt."""
 
-        def phase_start(self, phase_name, parent_phase, num_steps):
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             if parent_phase is None:
                 report(Progress(f"engine: {phase_name}"))
 
-        def step_complete(self, phase_name, step):
+        def step_complete(self, phase_name: str, step: int) -> bool:
             return not interrupted.is_set()
 
-        def phase_finish(self, phase_name):
+        def phase_finish(self, phase_name: str) -> None:
             pass
 
     return Monitor()
 
 
 @contextmanager
-def _interruptible():
+def _interruptible() -> Iterator[threading.Event]:
     """An event that SIGINT sets, instead of an exception that would cross the library's own code."""
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():

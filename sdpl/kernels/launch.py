@@ -6,7 +6,7 @@ Device arrays are anything with `__cuda_array_interface__` (PyTorch, CuPy, PyCUD
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -133,6 +133,16 @@ def is_aligned(shape: Shape, *arrays: DeviceArray) -> bool:
     return shape.K % constants()["LANE_K"] == 0 and all(array.pointer % 16 == 0 for array in arrays)
 
 
+class CudaArray(Protocol):
+    """An array of any library that shares its memory."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+
+
+OnDevice = CudaArray | DeviceArray
+
+
 class Kernels:
     """The kernels for one dtype on one GPU, loaded from a cubin. Methods enqueue on a stream and return at once.
 
@@ -145,7 +155,18 @@ class Kernels:
         self._functions: dict[str, Any] = {}
         self.multiprocessors, self._module = self._load(code, device_id)
 
-    def forward(self, u, v, q, g, t, logits, attention=None, stream=None, eps: float = EPS) -> None:
+    def forward(
+        self,
+        u: OnDevice,
+        v: OnDevice,
+        q: OnDevice,
+        g: OnDevice,
+        t: OnDevice,
+        logits: OnDevice,
+        attention: OnDevice | None = None,
+        stream: Any = None,
+        eps: float = EPS,
+    ) -> None:
         """Fill logits [B,C] and, if given, attention [B,C,L] (float32) from u [B,L,K], v [C,K], q [K], g [B,L,E],
         t [C,E]; u, v, g of this object's dtype, q and t float32."""
         u, v, q, g, t, logits = (
@@ -164,14 +185,16 @@ class Kernels:
         pointers = (u.pointer, v.pointer, q.pointer, g.pointer, t.pointer, logits.pointer, attention_pointer)
         self._launch(plan, stream, *pointers, *_ints(shape.L, shape.C, shape.K, shape.E), _float(eps))
 
-    def scores(self, u: DeviceArray, v: DeviceArray, q: DeviceArray, s: DeviceArray, stream=None) -> None:
+    def scores(self, u: DeviceArray, v: DeviceArray, q: DeviceArray, s: DeviceArray, stream: Any = None) -> None:
         """Fill s [B,C,L] (float32), for training."""
         shape = self._shape(u, v, q)
         check("s", s, (shape.B, shape.C, shape.L), "float32")
         plan = plan_tiled("scores", shape, self.dtype, is_aligned(shape, u, v, q), self.multiprocessors)
         self._launch(plan, stream, u.pointer, v.pointer, q.pointer, s.pointer, *_ints(shape.L, shape.C, shape.K))
 
-    def backward_u(self, u, v, q, ds: DeviceArray, du: DeviceArray, stream=None) -> None:
+    def backward_u(
+        self, u: DeviceArray, v: DeviceArray, q: DeviceArray, ds: DeviceArray, du: DeviceArray, stream: Any = None
+    ) -> None:
         """Fill du [B,L,K] (float32) from the scores' gradient ds [B,C,L]."""
         shape = self._shape(u, v, q)
         check("ds", ds, (shape.B, shape.C, shape.L), "float32")
@@ -180,7 +203,16 @@ class Kernels:
         pointers = (u.pointer, v.pointer, q.pointer, ds.pointer, du.pointer)
         self._launch(plan, stream, *pointers, *_ints(shape.L, shape.C, shape.K))
 
-    def backward_vq(self, u, v, q, ds: DeviceArray, dv: DeviceArray, dq: DeviceArray, stream=None) -> None:
+    def backward_vq(
+        self,
+        u: DeviceArray,
+        v: DeviceArray,
+        q: DeviceArray,
+        ds: DeviceArray,
+        dv: DeviceArray,
+        dq: DeviceArray,
+        stream: Any = None,
+    ) -> None:
         """Fill the slices dv [slices,C,K] and dq [slices,tiles,K] (float32); see `plan_backward_vq`."""
         shape = self._shape(u, v, q)
         check("ds", ds, (shape.B, shape.C, shape.L), "float32")
@@ -204,7 +236,7 @@ class Kernels:
             check("g", g, (batch, locations, embed), self.dtype)
         return Shape(batch, locations, v.shape[0], joint, embed)
 
-    def _launch(self, plan: Launch, stream, *arguments) -> None:
+    def _launch(self, plan: Launch, stream: Any, *arguments: int | np.generic) -> None:
         if 0 in plan.grid:  # an empty batch
             return
         if plan.entry not in self._functions:
@@ -226,7 +258,7 @@ class Kernels:
     def _function(self, entry: str) -> Any:
         return self._module.get_kernel(entry)
 
-    def _enqueue(self, function: Any, plan: Launch, stream: Any, arguments: tuple) -> None:
+    def _enqueue(self, function: Any, plan: Launch, stream: Any, arguments: tuple[int | np.generic, ...]) -> None:
         from cuda.core import LEGACY_DEFAULT_STREAM, LaunchConfig, Stream, launch
 
         if isinstance(stream, int):
@@ -235,12 +267,12 @@ class Kernels:
         launch(LEGACY_DEFAULT_STREAM if stream is None else stream, config, function, *arguments)
 
 
-def _ints(*values: int) -> tuple:
+def _ints(*values: int) -> tuple[np.int32, ...]:
     """As C ints: cuda-python takes a plain Python int for a pointer."""
     return tuple(np.int32(value) for value in values)
 
 
-def _float(value: float):
+def _float(value: float) -> np.float32:
     return np.float32(value)
 
 

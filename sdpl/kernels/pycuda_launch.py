@@ -4,7 +4,7 @@
     kernels = PyCudaKernels("float16")
     kernels.forward(u, v, q, g, t, logits, stream=stream)   # GPUArrays; a pycuda.driver.Stream or None
 
-PyCUDA has no wheel and does not build without a CUDA driver, so it is an extra of its own: `sdpl[pycuda]`.
+PyCUDA has no wheel and does not build without a CUDA driver, so it is an extra of its own, `pycuda`.
 """
 
 from typing import Any
@@ -29,6 +29,6 @@ class PyCudaKernels(Kernels):
     def _function(self, entry: str) -> Any:
         return self._module.get_function(entry)
 
-    def _enqueue(self, function: Any, plan: Launch, stream: Any, arguments: tuple) -> None:
+    def _enqueue(self, function: Any, plan: Launch, stream: Any, arguments: tuple[int | np.generic, ...]) -> None:
         values = [np.uintp(value) if isinstance(value, int) else value for value in arguments]  # addresses
         function(*values, block=(plan.block, 1, 1), grid=plan.grid, shared=plan.shared_bytes, stream=stream)

@@ -8,27 +8,36 @@ Letters: B batch, L locations, C categories, K joint dimension, E embedding dime
     logit[b,c]  = <e[b,c], t[c]> / max(|e[b,c]|, eps)         paper eq. 9, t holds 1/tau
 """
 
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
 from array_api_compat import array_namespace
 
 from sdpl.kernels import EPS
 
+if TYPE_CHECKING:
+    import torch
+
+Array = TypeVar("Array", np.ndarray, "torch.Tensor")
 BLOCK_C = 256  # categories pooled at once: e of all of them, [B,C,E], would be 630 MB at B=32, C=9600
 
 
-def attention_logits(u, v, q):
+def attention_logits(u: Array, v: Array, q: Array) -> Array:
     """s [B,C,L] from u [B,L,K], v [C,K], q [K]. One category at a time: B*C*L*K values never exist at once."""
     xp = array_namespace(u, v, q)
-    return xp.stack([xp.tanh(u * v[c]) @ q for c in range(v.shape[0])], axis=1)  # [B,C,L]
+    s: Array = xp.stack([xp.tanh(u * v[c]) @ q for c in range(v.shape[0])], axis=1)  # [B,C,L]
+    return s
 
 
-def softmax(s):
+def softmax(s: Array) -> Array:
     """Softmax over the last axis, stable for values of any size."""
     xp = array_namespace(s)
     exp = xp.exp(s - xp.max(s, axis=-1, keepdims=True))
-    return exp / xp.sum(exp, axis=-1, keepdims=True)
+    result: Array = exp / xp.sum(exp, axis=-1, keepdims=True)
+    return result
 
 
-def attention_pool(s, g, t, eps: float = EPS):
+def attention_pool(s: Array, g: Array, t: Array, eps: float = EPS) -> tuple[Array, Array]:
     """logits [B,C] and attention [B,C,L] from s [B,C,L], g [B,L,E], t [C,E]."""
     xp = array_namespace(s, g, t)
     a = softmax(s)  # [B,C,L]
@@ -41,6 +50,6 @@ def attention_pool(s, g, t, eps: float = EPS):
     return xp.concat(logits, axis=1), a
 
 
-def bilinear_attention_pool(u, v, q, g, t, eps: float = EPS):
+def bilinear_attention_pool(u: Array, v: Array, q: Array, g: Array, t: Array, eps: float = EPS) -> tuple[Array, Array]:
     """logits [B,C] and attention [B,C,L] from u [B,L,K], v [C,K], q [K], g [B,L,E], t [C,E]."""
     return attention_pool(attention_logits(u, v, q), g, t, eps)

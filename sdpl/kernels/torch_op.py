@@ -6,9 +6,17 @@ On a GPU it launches the CUDA kernels. On a CPU it walks blocks of rows that sta
 """
 
 import functools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+if TYPE_CHECKING:
+    from sdpl.kernels.launch import DeviceArray, Kernels
+
+    Views = tuple[DeviceArray, DeviceArray, DeviceArray]  # of u, v and q
+
+Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # of u, v and q
 BLOCK_BYTES = 1 << 18  # of one temporary on the CPU: a quarter of a MB, so that a few of them share a core's cache
 
 
@@ -23,7 +31,8 @@ def attention_logits(u: torch.Tensor, v: torch.Tensor, q: torch.Tensor) -> torch
     if not u.device == v.device == q.device:
         raise ValueError(f"expected u, v and q on one device, got {u.device}, {v.device}, {q.device}")
     accumulate = torch.float64 if u.dtype == torch.float64 else torch.float32
-    return _scores(u.contiguous(), v.to(u.dtype).contiguous(), q.to(accumulate).contiguous())
+    s: torch.Tensor = _scores(u.contiguous(), v.to(u.dtype).contiguous(), q.to(accumulate).contiguous())  # [B,C,L]
+    return s
 
 
 @torch.library.custom_op("sdpl::attention_logits", mutates_args=(), device_types="cpu")
@@ -61,7 +70,7 @@ def _scores_backward(
     return du.reshape(u.shape).to(u.dtype), dv.to(v.dtype), dq
 
 
-def _blocks(rows: torch.Tensor):
+def _blocks(rows: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
     """Slices of the rows [N,K], few enough to stay in cache, with the rows themselves."""
     step = max(1, BLOCK_BYTES // (rows.element_size() * rows.shape[1]))
     for start in range(0, len(rows), step):
@@ -69,28 +78,29 @@ def _blocks(rows: torch.Tensor):
 
 
 @_scores.register_fake
-def _(u, v, q):
+def _(u: torch.Tensor, v: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     return q.new_empty(u.shape[0], v.shape[0], u.shape[1])
 
 
 @_scores_backward.register_fake
-def _(ds, u, v, q):
+def _(ds: torch.Tensor, u: torch.Tensor, v: torch.Tensor, q: torch.Tensor) -> Gradients:
     return torch.empty_like(u), torch.empty_like(v), torch.empty_like(q)
 
 
-def _save_inputs(ctx, inputs, output):
+def _save_inputs(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx, ds):
-    return _scores_backward(ds.contiguous(), *ctx.saved_tensors)
+def _backward(ctx: Any, ds: torch.Tensor) -> Gradients:
+    gradients: Gradients = _scores_backward(ds.contiguous(), *ctx.saved_tensors)
+    return gradients
 
 
 _scores.register_autograd(_backward, setup_context=_save_inputs)
 
 
 @_scores.register_kernel("cuda")
-def _(u, v, q):
+def _(u: torch.Tensor, v: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     kernels, views = _on_gpu(u, v, q)
     s = torch.empty(u.shape[0], v.shape[0], u.shape[1], device=u.device)
     kernels.scores(*views, device_array(s), torch.cuda.current_stream(u.device).cuda_stream)
@@ -98,7 +108,7 @@ def _(u, v, q):
 
 
 @_scores_backward.register_kernel("cuda")
-def _(ds, u, v, q):
+def _(ds: torch.Tensor, u: torch.Tensor, v: torch.Tensor, q: torch.Tensor) -> Gradients:
     from sdpl.kernels.launch import Shape, plan_backward_vq
 
     kernels, views = _on_gpu(u, v, q)
@@ -115,20 +125,21 @@ def _(ds, u, v, q):
     return du.to(u.dtype), dv.sum(0).to(v.dtype), dq.sum((0, 1))
 
 
-def _on_gpu(u, v, q):
+def _on_gpu(u: torch.Tensor, v: torch.Tensor, q: torch.Tensor) -> "tuple[Kernels, Views]":
     if u.dtype == torch.float64:
         raise ValueError("u: expected float32, float16 or bfloat16 on a GPU, got float64")
-    return _kernels(str(u.dtype).removeprefix("torch."), u.device.index), [device_array(x) for x in (u, v, q)]
+    kernels = _kernels(str(u.dtype).removeprefix("torch."), u.device.index)
+    return kernels, (device_array(u), device_array(v), device_array(q))
 
 
 @functools.cache
-def _kernels(dtype: str, device_id: int):
+def _kernels(dtype: str, device_id: int) -> "Kernels":
     from sdpl.kernels.launch import Kernels
 
     return Kernels(dtype, device_id=device_id)
 
 
-def device_array(x: torch.Tensor):
+def device_array(x: torch.Tensor) -> "DeviceArray":
     """A contiguous tensor on a GPU as the launcher takes it; of any dtype, which `__cuda_array_interface__` is not."""
     from sdpl.kernels.launch import DeviceArray
 

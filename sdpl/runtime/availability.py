@@ -76,7 +76,7 @@ def rebuild(bundle: Bundle, name: str) -> str:
     """The command that builds a target for this machine."""
     profile, gpu = bundle.manifest.targets[name].profile, find_gpu()
     batch = None if profile in (None, Profile()) else profile
-    return rebuild_command(bundle.path, name, batch, gpu and gpu.capability)
+    return rebuild_command(bundle.path, name, batch, gpu.capability if gpu else None)
 
 
 def invalid_engine(runtime: Any, code: bytes) -> str | None:
@@ -99,7 +99,7 @@ def in_order(targets: dict[str, Target]) -> list[str]:
 def logger(trt: Any) -> Any:
     """A logger for TensorRT or TensorRT-RTX that says nothing and keeps the first error, as `first_error`."""
 
-    class Log(trt.ILogger):  # type: ignore[misc]
+    class Log(trt.ILogger):  # type: ignore[misc]  # TensorRT ships no types
         def __init__(self) -> None:
             super().__init__()
             self.first_error = "no reason given"

@@ -103,7 +103,8 @@ class OnnxRuntimeCpu:
     def _run(self, outputs: list[str], images: np.ndarray) -> list[np.ndarray]:
         if self._session is None:
             raise RuntimeError("this recognizer is closed")
-        return self._session.run(outputs, {"image": images})
+        results: list[np.ndarray] = self._session.run(outputs, {"image": images})
+        return results
 
 
 @dataclass(frozen=True)

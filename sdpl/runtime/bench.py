@@ -59,7 +59,8 @@ def measure(call: Callable[[], object], seconds: float, min_runs: int = 10) -> t
     while warmup_runs < 2 or time.perf_counter() - start < seconds / 5:
         call()
         warmup_runs += 1
-    times, start = [], time.perf_counter()
+    times: list[float] = []
+    start = time.perf_counter()
     while len(times) < min_runs or time.perf_counter() - start < seconds:
         before = time.perf_counter()
         call()
@@ -179,7 +180,7 @@ def benchmark_bundle(
         return to_json(recognizer, rows)
 
 
-def to_json(recognizer: Recognizer, rows: list[Latency]) -> dict:
+def to_json(recognizer: Recognizer, rows: list[Latency]) -> dict[str, Any]:
     """Everything measured, with what it was measured on, as plain values."""
     return {
         "environment": environment(),

@@ -3,6 +3,7 @@
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -89,9 +90,9 @@ class Cuda:
         self._call("cudaGraphExecDestroy", graph)
 
     def free_bytes(self) -> int:
-        return self._call("cudaMemGetInfo")[0]
+        return int(self._call("cudaMemGetInfo")[0])
 
-    def _call(self, name: str, *arguments):
+    def _call(self, name: str, *arguments: Any) -> Any:
         status, *results = getattr(self._api, name)(*arguments)
         if status == self._api.cudaError_t.cudaErrorMemoryAllocation:
             raise OutOfMemoryError(

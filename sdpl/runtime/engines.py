@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sdpl.errors import UserError
 from sdpl.files import replace_file
 from sdpl.runtime.availability import invalid_engine, logger, rebuild
 from sdpl.runtime.device import Cuda, OutOfMemoryError
+from sdpl.runtime.two_stage import Encoder
 from sdpl.targets import BACKENDS, PRECISIONS
 
 TENSORS = ("image", "u", "g")
@@ -128,7 +130,7 @@ class TensorRt:
         self._engine = self._runtime = self._config = None
         self._device.free(self._workspace)
 
-    def _make_context(self, batch: int):
+    def _make_context(self, batch: int) -> Any:
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(self._config or strategy)
         if context is None:
@@ -143,7 +145,7 @@ class TensorRt:
         if not context.set_input_shape("image", (batch, *self._sides)):
             raise UserError(f"batch {batch} is outside of the engine's profile.")
 
-    def _runtime_config(self, cache: Path):
+    def _runtime_config(self, cache: Path) -> Any:
         """TensorRT-RTX compiles for the GPU at first use and can keep the result; None for TensorRT."""
         if not hasattr(self._trt, "IRuntimeCache"):
             return None
@@ -171,4 +173,8 @@ def _failed(message: str, batch: int) -> Exception:
     return RuntimeError(f"the engine failed ({message})")
 
 
-ENCODERS = {"onnxruntime-cuda": OnnxRuntimeCuda, "tensorrt-rtx": TensorRt, "tensorrt": TensorRt}
+ENCODERS: dict[str, Callable[[Bundle, str, Target, Cuda], Encoder]] = {
+    "onnxruntime-cuda": OnnxRuntimeCuda,
+    "tensorrt-rtx": TensorRt,
+    "tensorrt": TensorRt,
+}

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import numpy as np
 
@@ -79,7 +80,7 @@ def gpu_used_mb() -> float | None:
     return (gpu.memory_bytes - Cuda().free_bytes()) / 1e6
 
 
-def describe() -> dict:
+def describe() -> dict[str, Any]:
     """Everything above as plain values."""
     gpu = find_gpu()
     return {

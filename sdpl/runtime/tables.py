@@ -1,5 +1,6 @@
 """What the commands print and draw: measurements, the environment, a bundle's targets."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def latency_table(result: dict[str, Any]) -> Table:
         + (f"; peak memory {result['peak_memory_mb']:.0f} MB" if result["peak_memory_mb"] else "")
         + (f", in use on the GPU {result['gpu_used_mb']:.0f} MB" if result["gpu_used_mb"] else ""),
     )
-    columns = {
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "side, boundary": lambda row: f"{row['side']}, {row['boundary']}",
         "batch": lambda row: str(row["batch"]),
         "callers": lambda row: str(row["callers"]),

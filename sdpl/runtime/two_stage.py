@@ -143,27 +143,29 @@ class TwoStage:
             self._encoder.close()
             self._device.destroy_stream(self._stream)
 
-    def _run(self, images: Any, with_attention: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        """logits [B,C] and attention [B,C,L] of uint8 [B,S,S,3] on the host, or anywhere on this GPU."""
+    def _run(self, images: Any, with_attention: bool) -> tuple[np.ndarray, np.ndarray]:
+        """logits [B,C] and attention [B,C,L], or [0,C,L] without, of uint8 [B,S,S,3] on the host, or anywhere on this
+        GPU."""
         on_gpu = hasattr(images, "__cuda_array_interface__")
         s = self._sizes
         logits = np.empty((images.shape[0], s.C), np.float32)
-        attention = np.empty((images.shape[0], s.C, s.L), np.float32) if with_attention else None
+        attention = np.empty((images.shape[0] if with_attention else 0, s.C, s.L), np.float32)
         with self._lock:
             if not self._open:
                 raise RuntimeError("this recognizer is closed")
             self._device.use()
-            source = _device_source(images, self._device) if on_gpu else np.ascontiguousarray(images)
+            address = _device_source(images, self._device) if on_gpu else 0
+            host = None if on_gpu else np.ascontiguousarray(images)
             start, most = 0, self._profile.max
             while start < len(logits):
                 size = self._fitting(min(len(logits) - start, most))
                 n = min(size, len(logits) - start)
                 try:
                     bucket = self._bucket(size, with_attention)
-                    if on_gpu:
-                        self._run_in_place(bucket, n, source + start * s.S * s.S * 3, with_attention)
+                    if host is None:
+                        self._run_in_place(bucket, n, address + start * s.S * s.S * 3, with_attention)
                     else:
-                        self._run_bucket(bucket, source[start : start + n], with_attention)
+                        self._run_bucket(bucket, host[start : start + n], with_attention)
                 except OutOfMemoryError:  # the batch goes through in smaller parts, if there are any
                     self._drop(size)
                     smaller = [other for other in self.batch_sizes if other < size]
@@ -306,7 +308,7 @@ def _device_source(images: Any, device: Cuda) -> int:
     shape, strides = tuple(interface["shape"]), interface.get("strides")
     if strides is not None and tuple(strides) != tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape))):
         raise ValueError(f"expected contiguous images on the GPU, got strides {tuple(strides)} for shape {shape}")
-    return interface["data"][0]
+    return int(interface["data"][0])
 
 
 def _floats(pinned: Pinned, shape: tuple[int, ...]) -> np.ndarray:

@@ -56,24 +56,19 @@ def make_memory(count: int, geometry: Geometry) -> int:
 
 
 class Slots:
-    """Which slots of an arena are free. Hands out neighbours, so that one request is one piece of memory, and goes
-    round, so that requests that follow each other mostly are neighbours too."""
+    """Which slots of an arena are free. Hands out neighbours, so that one request is one piece of memory, and always the
+    first that are free: memory that was used lately is in the caches, and requests in hand mostly are neighbours too."""
 
     def __init__(self, count: int):
         self._free = bytearray(b"\1" * count)
-        self._next = 0
         self.used = 0
 
     def take(self, count: int) -> int | None:
         """The first of `count` free neighbours, which are then taken; None when there are not so many."""
-        wanted = b"\1" * count
-        start = self._free.find(wanted, self._next)
-        if start < 0:
-            start = self._free.find(wanted)
+        start = self._free.find(b"\1" * count)
         if start < 0:
             return None
         self._free[start : start + count] = bytes(count)
-        self._next = start + count
         self.used += count
         return start
 

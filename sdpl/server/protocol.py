@@ -16,6 +16,7 @@ import numpy as np
 
 from sdpl import __version__
 from sdpl.errors import listed, nearest
+from sdpl.preprocess import FORMATS
 from sdpl.server.link import Lease, ModelInfo
 from sdpl.server.refusal import RefusalError
 
@@ -23,6 +24,15 @@ EXTENSIONS = (
     "binary_tensor_data", "classification", "model_configuration", "model_repository", "model_repository(unload)",
     "schedule_policy", "statistics",
 )  # fmt: skip
+ABOUT = (
+    "categories",
+    "thresholds",
+    "target",
+    "backend",
+    "checkpoint_sha256",
+    "created",
+    "proof",
+)  # of the engine's words
 OUTPUTS = ("scores", "attention", "labels")
 LENGTH = struct.Struct("<I")  # before each element of a BYTES tensor
 
@@ -217,6 +227,8 @@ def server_metadata(with_repository: bool) -> dict[str, Any]:
 
 
 def metadata(info: ModelInfo) -> dict[str, Any]:
+    """The model's metadata. `jpeg`, which may be sent in place of `image`, is told of under "sdpl": clients such as
+    perf_analyzer send every input that is listed."""
     g = info.geometry
     count = len(info.categories)
     return {
@@ -225,7 +237,6 @@ def metadata(info: ModelInfo) -> dict[str, Any]:
         "platform": f"sdpl_{info.description['target']}",
         "inputs": [
             {"name": "image", "datatype": "UINT8", "shape": [-1, g.image_size, g.image_size, 3]},
-            {"name": "jpeg", "datatype": "BYTES", "shape": [-1, 1]},
         ],
         "outputs": [
             {"name": "scores", "datatype": "FP32", "shape": [-1, count]},
@@ -233,14 +244,14 @@ def metadata(info: ModelInfo) -> dict[str, Any]:
             {"name": "labels", "datatype": "BYTES", "shape": [-1, -1]},
         ],
         "sdpl": {
-            key: info.description[key]
-            for key in ("categories", "thresholds", "target", "backend", "checkpoint_sha256", "created", "proof")
+            "instead_of_image": {"name": "jpeg", "datatype": "BYTES", "shape": [-1, 1], "formats": FORMATS},
+            **{key: info.description[key] for key in ABOUT},
         },
     }
 
 
 def config(info: ModelInfo) -> dict[str, Any]:
-    """The model's configuration as Triton's clients expect it. Inputs are optional: one of the two is given."""
+    """The model's configuration as Triton's clients expect it."""
     g, count = info.geometry, len(info.categories)
     sizes = info.description["batch_sizes"]
     return {
@@ -249,8 +260,7 @@ def config(info: ModelInfo) -> dict[str, Any]:
         "backend": "sdpl",
         "max_batch_size": max(sizes),
         "input": [
-            {"name": "image", "data_type": "TYPE_UINT8", "dims": [g.image_size, g.image_size, 3], "optional": True},
-            {"name": "jpeg", "data_type": "TYPE_STRING", "dims": [1], "optional": True},
+            {"name": "image", "data_type": "TYPE_UINT8", "dims": [g.image_size, g.image_size, 3]},
         ],
         "output": [
             {"name": "scores", "data_type": "TYPE_FP32", "dims": [count]},

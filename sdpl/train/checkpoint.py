@@ -2,7 +2,7 @@
 
 import pickle
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ def save_checkpoint(
     config: Config,
     model: PartialLabelModel,
     proof_images: torch.Tensor,
-    resume: dict,
-    thresholds: Sequence[float] | None = None,
+    resume: dict[str, Any],
+    thresholds: Iterable[float] | None = None,
 ) -> None:
     """Write atomically. proof_images: uint8 [N,S,S,3], held-out images that the export is verified on.
 

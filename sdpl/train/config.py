@@ -1,8 +1,9 @@
 """The one configuration: frozen dataclasses, checked once, saved in the checkpoint, copied to the manifest."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -10,6 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from sdpl.errors import UserError, listed, nearest
 
+Checked = TypeVar("Checked")
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(gt=0)]
@@ -30,10 +32,10 @@ def _with_placeholder(value: str) -> str:
 
 FocusingPower = Annotated[float, Field(ge=0), AfterValidator(_focusing_power)]
 
-_checked = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False, strict=False))
+_RULES = ConfigDict(extra="forbid", allow_inf_nan=False, strict=False)
 
 
-@_checked
+@dataclass(frozen=True, kw_only=True, config=_RULES)
 class Split:
     """One split: a label file (`sdpl.data.formats`), and its images' folder if not where the format keeps them."""
 
@@ -42,7 +44,7 @@ class Split:
     format: Literal["auto", "coco", "voc", "csv", "jsonl", "parquet"] = "auto"
 
 
-@_checked
+@dataclass(frozen=True, kw_only=True, config=_RULES)
 class DataConfig:
     train: Split
     val: Split | None = None  # without it, `val_fraction` of the training images is held out
@@ -68,7 +70,7 @@ class DataConfig:
         return self.flip or self.min_crop < 1
 
 
-@_checked
+@dataclass(frozen=True, kw_only=True, config=_RULES)
 class ModelConfig:
     backbone: str = "RN101"  # an open_clip model name
     backbone_config: str | None = None  # an open_clip config JSON that defines `backbone`
@@ -88,7 +90,7 @@ class ModelConfig:
     learn_temperature: bool = False
 
 
-@_checked
+@dataclass(frozen=True, kw_only=True, config=_RULES)
 class TrainConfig:
     loss: Literal["partial-asymmetric", "partial-bce"] = "partial-asymmetric"
     gamma_pos: FocusingPower = 1.0
@@ -111,14 +113,14 @@ class TrainConfig:
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1"
 
 
-@_checked
+@dataclass(frozen=True, kw_only=True, config=_RULES)
 class Config:
     data: DataConfig
     model: ModelConfig = Field(default_factory=ModelConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
 
 
-@_checked
+@dataclass(frozen=True, kw_only=True, config=_RULES)
 class SweepConfig:
     """Many trainings: `base` with the changes of every method, at every proportion of known labels, with every seed."""
 
@@ -138,7 +140,7 @@ class SweepConfig:
         return self
 
 
-_SECTIONS = {
+_SECTIONS: dict[type, dict[tuple[int | str, ...], type]] = {
     Config: {
         (): Config,
         ("data",): DataConfig,
@@ -149,7 +151,7 @@ _SECTIONS = {
     },
     SweepConfig: {(): SweepConfig, ("test",): Split},
 }
-_SCHEMAS = {kind: TypeAdapter(kind) for kind in _SECTIONS}
+_SCHEMAS: dict[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in _SECTIONS}
 
 
 def read_config(path: Path, settings: Sequence[str] = ()) -> Config:
@@ -243,21 +245,22 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     return rows
 
 
-def _check(kind: type, values: dict[str, Any], name: str):
+def _check(kind: type[Checked], values: dict[str, Any], name: str) -> Checked:
     try:
-        return _SCHEMAS[kind].validate_python(values)
+        checked: Checked = _SCHEMAS[kind].validate_python(values)
+        return checked
     except ValidationError as error:
         raise UserError(f"{name}: {_explain(error, _SECTIONS[kind])}") from None
 
 
-def _explain(error: ValidationError, sections: dict[tuple, type]) -> str:
+def _explain(error: ValidationError, sections: dict[tuple[int | str, ...], type]) -> str:
     unknown = [e for e in error.errors() if e["type"] == "unexpected_keyword_argument"]
     first = (unknown or error.errors())[0]  # a misspelt key also shows as a missing one; the misspelling says more
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "value_error" and not isinstance(first["input"], str | int | float):  # of several keys together
         return f"{key}: {first['ctx']['error']}.".removeprefix(": ")
     if unknown:
-        known = sections[first["loc"][:-1]].__dataclass_fields__
+        known = (field.name for field in fields(sections[first["loc"][:-1]]))
         return f"unknown key {key!r}; {nearest(str(first['loc'][-1]), known)}"
     if first["type"] == "missing":
         return f"{key!r} is missing."

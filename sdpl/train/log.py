@@ -3,8 +3,12 @@
 import csv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sdpl.files import replace_file
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class EpochLog:
         )
 
 
-def write_csv(path: Path, history: list[dict]) -> None:
+def write_csv(path: Path, history: list[dict[str, Any]]) -> None:
     """`log.csv`, whole, from the history that the checkpoint carries: never a row twice or missing."""
     with replace_file(path) as temporary, open(temporary, "w", newline="") as stream:
         writer = csv.DictWriter(stream, EpochLog.__dataclass_fields__)
@@ -38,14 +42,16 @@ class Events:
 
     def __init__(self, out: Path, on: bool, step: int):
         """step: the next one; of a run that is resumed, later events are taken back."""
-        self.writer = None
+        self.writer: SummaryWriter | None = None
         if on:
-            from torch.utils.tensorboard import SummaryWriter
+            from torch.utils import tensorboard
 
-            self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=step)
+            self.writer = tensorboard.SummaryWriter(str(out / "tensorboard"), purge_step=step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items() if self.writer else ():
+        if self.writer is None:
+            return
+        for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:

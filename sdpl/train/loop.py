@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,7 +99,7 @@ class _Run:
         self.loss_sum = 0.0  # over the images of these steps
         self.best_mAP = -math.inf
         self.thresholds = np.full(len(model.categories), DEFAULT)  # [C]
-        self.history: list[dict] = []
+        self.history: list[dict[str, Any]] = []
         self.shuffle = torch.Generator().manual_seed(config.train.seed)
         self.shuffle_state = self.shuffle.get_state()  # at the start of the current epoch
         self.proof_images = self._choose_proof_images()
@@ -135,7 +136,7 @@ class _Run:
         self.events.write(self.learner.steps, {"epoch/loss": loss, "epoch/val mAP": val_mAP, "epoch/lr": lr})
         return log
 
-    def restore(self, content: dict) -> None:
+    def restore(self, content: dict[str, Any]) -> None:
         """Take the state of a checkpoint that `_resumable` let pass."""
         state = content["resume"]
         self.model.load_state_dict(content["state"])

@@ -39,7 +39,7 @@ def partial_bce_loss(logits: torch.Tensor, labels: torch.Tensor, probability: st
     return partial_asymmetric_loss(logits, labels, 0.0, 0.0, 0.0, probability)
 
 
-def _probabilities(logits: torch.Tensor, probability: str):
+def _probabilities(logits: torch.Tensor, probability: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """p, log(p) and log(1 - p), each [B,C], without cancellation."""
     if probability == "sigmoid":
         return logits.sigmoid(), F.logsigmoid(logits), F.logsigmoid(-logits)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -16,7 +17,7 @@ Part = tuple[list[int], torch.Tensor]  # rows of the data, and their maps f [b,L
 
 
 class NotFiniteError(Exception):
-    """The loss is no number; the message says what became infinite first, `rows` which images were in the batch."""
+    """The loss is NaN or infinite; the message says what became so first, `rows` which images were in the batch."""
 
     def __init__(self, value: float, cause: str, rows: Sequence[int]):
         super().__init__(cause)
@@ -34,7 +35,9 @@ class Learner:
         )
         self.steps = 0
         self.average = [p.detach().clone() for p in self.parameters] if self.config.ema_decay else []
-        self.prompt_features = None  # [C,E] of prompts that learn nothing: the text tower runs once
+        self.prompt_features: torch.Tensor | None = (
+            None  # [C,E] of prompts that learn nothing: the text tower runs once
+        )
 
     def text_features(self) -> torch.Tensor:
         """t [C,E], as `PartialLabelModel.text_features`."""
@@ -48,7 +51,7 @@ class Learner:
 
         parts: this process's share. labels: int8 [N,C] of all rows. size: images in the whole
         batch. The gradient is that of the whole batch, however it is cut up. The text tower runs once per step.
-        Raises NotFiniteError, before anything is changed, when the loss is no number.
+        Raises NotFiniteError, before anything is changed, when the loss is NaN or infinite.
         """
         self.optimiser.zero_grad(set_to_none=True)
         text = self.text_features()  # [C,E]
@@ -82,12 +85,12 @@ class Learner:
         finally:
             self._swap()
 
-    def state(self) -> dict:
+    def state(self) -> dict[str, Any]:
         """What resuming needs beside the model's own (averaged) state."""
         trained = [p.detach() for p in self.parameters] if self.average else []
         return {"optimiser": self.optimiser.state_dict(), "steps": self.steps, "trained": trained}
 
-    def load_state(self, state: dict) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:
         """Of `state()`, after the model's own state was loaded."""
         self.optimiser.load_state_dict(state["optimiser"])
         self.steps = state["steps"]
@@ -110,7 +113,7 @@ class Learner:
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self.group.all_reduce([*(p.grad for p in self.parameters), used, total])
+        self.group.all_reduce([*(p.grad for p in self.parameters if p.grad is not None), used, total])
         for parameter, count in zip(self.parameters, used.tolist(), strict=True):
             if not count:
                 parameter.grad = None
@@ -125,7 +128,7 @@ class Learner:
             parameter.data, average.data = average.data, parameter.data
 
     def _cause(self, f: torch.Tensor, t: torch.Tensor) -> str:
-        """What is not finite, first things first, and the mend."""
+        """What is not finite, first things first, and the fix."""
         bad = [name for name, p in self.model.named_parameters() if not torch.isfinite(p).all()]
         if bad:
             return f"{bad[0]} is no longer finite, the steps were too large: lower train.lr"
@@ -137,5 +140,5 @@ class Learner:
 
 
 def explain(error: NotFiniteError, epoch: int, step: int, names: str) -> UserError:
-    """One line about a loss that is no number. epoch and step count from 1; names: of the batch's images."""
+    """One line about a loss that is NaN or infinite. epoch and step count from 1; names: of the batch's images."""
     return UserError(f"the loss is {error.value} in epoch {epoch}, step {step} (images {names}): {error}.")

@@ -24,7 +24,9 @@ from sdpl.train.config import Config, SweepConfig, check_config, differences, re
 from sdpl.train.distributed import choose_device, world_size
 from sdpl.train.features.sources import FeatureSource
 from sdpl.train.loop import train
+from sdpl.train.model import PartialLabelModel
 from sdpl.train.splits import read_split
+from sdpl.train.sweep_report import Result
 
 RESULT = "result.json"
 
@@ -41,18 +43,6 @@ class Run:
     @property
     def folder(self) -> str:
         return f"{re.sub(r'[^a-z0-9]+', '-', self.method.lower()).strip('-')}/{self.proportion:g}-seed{self.seed}"
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one run reached on the test split, in percent."""
-
-    method: str
-    proportion: float
-    seed: int
-    mAP: float  # noqa: N815, the field writes it so
-    OF1: float
-    CF1: float
 
 
 def runs(sweep: SweepConfig) -> list[Run]:
@@ -129,7 +119,7 @@ def _do(run: Run, sweep: SweepConfig, folder: Path, report: Report) -> Result:
 
 
 @torch.no_grad()
-def score(model, config: Config, data: LabelledImages, report: Report = silent) -> np.ndarray:
+def score(model: PartialLabelModel, config: Config, data: LabelledImages, report: Report = silent) -> np.ndarray:
     """Scores [N,C] of a split by a trained model, with maps from the configuration's cache if it names one."""
     device = choose_device(config.train.device)
     model = model.to(device).eval()
@@ -144,4 +134,5 @@ def score(model, config: Config, data: LabelledImages, report: Report = silent) 
 
 def _plain(config: Config) -> dict[str, Any]:
     """As JSON gives it back, so that two configurations can be compared."""
-    return json.loads(json.dumps(asdict(config)))
+    values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return values

@@ -1,9 +1,8 @@
 """What came out of a sweep: one table, and curves over the proportion of known labels. Needs no torch."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from rich.table import Table
@@ -13,15 +12,19 @@ from sdpl.files import replace_file, write_json
 METRICS = ("mAP", "OF1", "CF1")
 
 
-class Row(Protocol):
-    """A result: method, proportion, seed and the metrics in percent."""
+@dataclass(frozen=True)
+class Result:
+    """What one run reached on the test split, in percent."""
 
     method: str
     proportion: float
     seed: int
+    mAP: float  # noqa: N815, the field writes it so
+    OF1: float
+    CF1: float
 
 
-def grid(results: Sequence[Row], method: str, metric: str) -> np.ndarray:
+def grid(results: Sequence[Result], method: str, metric: str) -> np.ndarray:
     """Percent [P,R] of one method: proportions in rising order, seeds."""
     own = [r for r in results if r.method == method]
     proportions, seeds = sorted({r.proportion for r in own}), sorted({r.seed for r in own})
@@ -34,7 +37,7 @@ def spread(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
 
-def cells(results: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def cells(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     """The table's head and rows: mAP at each proportion, then mAP, OF1 and CF1 averaged over the proportions.
 
     "mean +- standard deviation" over the seeds; the averages are taken for each seed first.
@@ -49,7 +52,7 @@ def cells(results: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
-def table(results: Sequence[Row], title: str) -> Table:
+def table(results: Sequence[Result], title: str) -> Table:
     """As `cells`, for the terminal."""
     head, rows = cells(results)
     result = Table(title=title)
@@ -60,14 +63,14 @@ def table(results: Sequence[Row], title: str) -> Table:
     return result
 
 
-def markdown(results: Sequence[Row]) -> str:
+def markdown(results: Sequence[Result]) -> str:
     """As `cells`, for a document."""
     head, rows = cells(results)
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def write_results(results: Sequence[Row], figures: dict[str, tuple[str, ...]], out: Path) -> None:
+def write_results(results: Sequence[Result], figures: dict[str, tuple[str, ...]], out: Path) -> None:
     """Write `results.json`, `table.md` and the figures' curves as PNG into the folder of a sweep.
 
     figures: name of a picture -> the methods in it; without any, "curves" shows all.
@@ -80,7 +83,7 @@ def write_results(results: Sequence[Row], figures: dict[str, tuple[str, ...]], o
         draw_curves(results, methods, out / f"{name}.png")
 
 
-def draw_curves(results: Sequence[Row], methods: Sequence[str], path: Path, metric: str = "mAP") -> None:
+def draw_curves(results: Sequence[Result], methods: Sequence[str], path: Path, metric: str = "mAP") -> None:
     """A curve for each method over the known proportion, a band of one standard deviation over the seeds, as PNG."""
     from matplotlib.figure import Figure
 

@@ -6,9 +6,12 @@ import sys
 
 import pytest
 
+from sdpl.install import install_line
+
 COMMANDS = ("train", "sweep", "export", "eval", "predict", "bench", "verify", "info", "demo", "data")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_in_both_spellings(sdpl, command):
     assert sdpl(command, "--help").exit_code == 0
@@ -78,6 +81,7 @@ def test_usage_errors_have_status_2(sdpl):
     assert sdpl("bench", "x", "--seconds", "-1").exit_code == 2
 
 
+@pytest.mark.slow
 def test_a_failing_script_prints_one_line_and_no_traceback(tmp_path):
     result = subprocess.run(
         [sys.executable, "-m", "sdpl", "export", tmp_path / "gone.ckpt"], capture_output=True, text=True

@@ -1,8 +1,10 @@
+import hashlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from sdpl.data.augment import Augmentation
+from sdpl.data.augment import VERSION, Augmentation
 from sdpl.errors import UserError
 from sdpl.preprocess import preprocess
 
@@ -53,3 +55,14 @@ def test_crops_keep_their_share_of_the_image(photo):
 def test_an_unreadable_image_is_named(tmp_path):
     with pytest.raises(UserError, match="no such image"):
         Augmentation(flip=True, min_crop=0.5, seed=0).view(tmp_path / "gone.jpg", 32, 0)
+
+
+# SHA-256 of what each VERSION makes of the photo
+BITS = {1: "bbdc82c5ad59926d554fc34eea8e71cb66a653c19371b11ea130872e6e159f65"}
+
+
+def test_other_views_are_another_version(photo):
+    """Feature caches of views depend on VERSION: whoever changes a pixel raises it, and adds its hash."""
+    views = Augmentation(flip=True, min_crop=0.4, seed=3)
+    digest = hashlib.sha256(b"".join(views.view(photo, 48, number).tobytes() for number in range(12)))
+    assert BITS[VERSION] == digest.hexdigest()

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdpl.data.check import groups_of_copies, read_splits
+from sdpl.data.check import groups_of_copies
 from sdpl.data.formats import read_labels
 from sdpl.data.masks import mask_labels
 from sdpl.errors import UserError
+from sdpl.train.splits import configured_splits
 
 
 @pytest.fixture
@@ -96,11 +97,10 @@ def test_different_pictures_are_no_copies(scenes):
     assert group.tolist() == [0, 50]
 
 
-def test_a_configuration_names_the_splits(config, splits, tmp_path):
+def test_a_configuration_names_the_splits(fails, config, splits, tmp_path):
     path = config(data={"val": {"annotations": str(splits[1])}})
-    with pytest.raises(UserError, match="says itself where its images are and of what format; leave out the options"):
-        read_splits([path], [tmp_path], "auto")
-    assert list(read_splits([path], [], "auto")) == [str(split) for split in splits]
+    assert "says itself where its images are and of what format" in fails("data", "check", path, "--images", tmp_path)
+    assert list(configured_splits(path)) == [str(split) for split in splits]
 
 
 def test_splits_must_agree_and_differ(fails, splits, tmp_path):
@@ -143,7 +143,7 @@ def test_mask_never_overwrites_by_accident(sdpl, fails, splits, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "p.csv"]
 
 
-def test_read_splits_names_a_wrong_configuration(tmp_path):
+def test_a_wrong_configuration_is_named(tmp_path):
     (tmp_path / "c.yaml").write_text("data: {trian: {}}")
     with pytest.raises(UserError, match=r"unknown key 'data.trian'; did you mean 'train'\?"):
-        read_splits([tmp_path / "c.yaml"], [], "auto")
+        configured_splits(tmp_path / "c.yaml")

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from sdpl.data.formats import read_labels
-from sdpl.data.images import LabelledImages, Unreadable, batches, count_labels, require_known_labels
+from sdpl.data.images import LabelledImages, count_labels, require_known_labels
+from sdpl.data.reading import Unreadable, batches
 from sdpl.errors import UserError
 from sdpl.evaluate.evaluation import score_all
 from sdpl.preprocess import preprocess
@@ -43,7 +44,7 @@ def test_unreadable_images_are_skipped_once_named_and_counted(scenes, tmp_path):
     bad.write_bytes(b"x")
     data = LabelledImages((bad, bad, *good.images), np.concatenate([good.labels[:2], good.labels]), good.categories)
     lines: list[str] = []
-    unreadable = Unreadable("skip", lines.append)
+    unreadable = Unreadable("skip", lambda said: lines.append(said.step))
     seen = list(batches(data, 32, 2, unreadable=unreadable))
     assert [len(images) for images, _ in seen] == [2, 2, 1]  # nothing is left of the first batch
     np.testing.assert_array_equal(np.concatenate([labels for _, labels in seen]), good.labels)

@@ -28,6 +28,7 @@ def test_weights_are_small_enough_to_ship():
     assert tiny_clip.WEIGHTS.stat().st_size < 8_000_000
 
 
+@pytest.mark.slow
 def test_zero_shot_on_digits_that_pretraining_never_saw(model):
     rng = np.random.RandomState(5)
     scenes = [compose(rng, *digit_instances("test"), most=1) for _ in range(60)]
@@ -49,6 +50,7 @@ def test_cells_inside_a_box():
     np.testing.assert_array_equal(inside, np.tile([1, 1, 1, 0, 0, 0], (6, 1)))
 
 
+@pytest.mark.slow
 def test_the_whole_demo_on_a_few_scenes(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(demo, "TRAIN_SCENES", 24)
     monkeypatch.setattr(demo, "TEST_SCENES", 16)

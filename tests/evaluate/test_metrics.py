@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from sdpl.evaluate.calibration import calibration
 from sdpl.evaluate.metrics import (
     average_precision,
-    calibration,
     f1_metrics,
     mean_average_precision,
     per_category_average_precision,

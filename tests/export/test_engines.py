@@ -48,7 +48,7 @@ def test_no_pytorch_is_loaded(copy):
     [
         (["--target", "rtx:sm86:bf16"], "in a precision whose graph it has (encoder.fp16.onnx); export the checkpoint"),
         (["--target", "cpu:int8"], "a bundle is enough for rtx and tensorrt engines"),
-        (["--target", "tensorrt:fp16"], "tensorrt is not usable here"),
+        (["--target", "tensorrt:fp16"], "tensorrt is not installed"),
         (["--target", "rtx:sm89:fp16", "--eval", "x.json"], "--eval needs a checkpoint"),
         (["--target", "rtx:sm89:fp16", "--head", "separable"], "--head needs a checkpoint"),
         ([], "is a bundle: name the engine to add with --target, such as rtx:sm89:fp16"),

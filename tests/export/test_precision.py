@@ -32,7 +32,7 @@ def test_u_and_g_differ_by_rounding_only(encoder, images, precision):
 
 
 def test_widened_arithmetic_is_the_narrow_one_s(encoder, images):
-    """What stands in for bfloat16, whose convolutions ONNX Runtime's CPU lacks, checked where both can run."""
+    """What replaces bfloat16, whose convolutions ONNX Runtime's CPU lacks, checked where both can run."""
     model = narrow(encoder, "fp16")
     session = onnxruntime.InferenceSession(widen(model).SerializeToString(), providers=["CPUExecutionProvider"])
     u, _ = session.run(["u", "g"], {"image": images})

@@ -9,7 +9,7 @@ from sdpl.export.quantize import Calibration, quantize
 
 
 def features(encoder, images):
-    """u of an encoder, as the scores that the quantisation watches; scaled to 1."""
+    """u of an encoder, as the scores that the quantization watches; scaled to 1."""
     u = encoder_runner(encoder)(images)[0]
     return (u / 10).reshape(len(u), -1)
 
@@ -45,7 +45,7 @@ def test_sensitive_parts_are_found_by_measurement(encoder, images):
     lines = []
     everything = quantize(encoder, Calibration(images), features, np.inf, False)
     limit = everything.max_score_difference * 0.8
-    result = quantize(encoder, Calibration(images), features, limit, False, lines.append)
+    result = quantize(encoder, Calibration(images), features, limit, False, lambda said: lines.append(said.step))
     assert result.left_in_float
     assert result.max_score_difference <= limit
     assert ops(result.encoder).count("QuantizeLinear") < ops(everything.encoder).count("QuantizeLinear")

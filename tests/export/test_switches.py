@@ -87,6 +87,7 @@ def require_one_operator_with_the_same_scores(path, expected, actual):
     assert np.ptp(expected, axis=1).min() > 1e-3  # the categories can be told apart, so the comparison says something
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
 def test_every_kind_of_encoder_exports_with_the_same_scores(name, tmp_path):
     model = trained(ENCODERS[name], tmp_path)

@@ -1,5 +1,7 @@
 """Engines for an RTX 3090, really built by TensorRT-RTX on a machine without a GPU."""
 
+import dataclasses
+import re
 import signal
 import threading
 import time
@@ -7,13 +9,13 @@ import time
 import pytest
 import tensorrt_rtx
 
-import sdpl.export.tensorrt as module
 from sdpl.bundle import Bundle, Profile
 from sdpl.errors import UserError
 from sdpl.export.tensorrt import build_engine, require_buildable
+from sdpl.install import install_line
 from sdpl.kernels.gpu import Gpu
 from sdpl.runtime.availability import invalid_engine, logger
-from sdpl.targets import parse_targets
+from sdpl.targets import KINDS, parse_targets
 
 
 def spec(name):
@@ -25,6 +27,7 @@ def graph(gpu_bundle):
     return gpu_bundle / "encoder.fp16.onnx"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 def test_every_precision_builds_from_a_checkpoint(sdpl, checkpoint, scenes, tmp_path, precision):
     target = f"rtx:sm86:{precision}"
@@ -59,23 +62,31 @@ def test_a_graph_that_is_none_is_one_line(tmp_path):
         build_engine(tmp_path / "x.onnx", spec("rtx:sm86:fp16"), Profile())
 
 
-def test_a_missing_package_is_named_with_its_mend(monkeypatch):
-    monkeypatch.setitem(module.PACKAGES, "rtx", "no_such_tensorrt")
-    with pytest.raises(UserError, match=r'no_such_tensorrt is not usable here .*pip install "sdpl\[rtx\]"'):
+@pytest.fixture
+def package(monkeypatch):
+    """package("rtx", name) makes another module the package of a kind of target."""
+    return lambda kind, name: monkeypatch.setitem(
+        KINDS, kind, dataclasses.replace(KINDS[kind], package=name, floor="1")
+    )
+
+
+def test_a_missing_package_is_named_with_its_fix(package):
+    package("rtx", "no_such_tensorrt")
+    with pytest.raises(UserError, match="no_such_tensorrt is not installed: " + re.escape(install_line("rtx"))):
         require_buildable(spec("rtx:sm86:fp16"))
 
 
-def test_tensorrt_without_a_gpu_is_named(monkeypatch):
-    """The package's name stands for TensorRT, which cannot be installed here; the check is the real one."""
-    monkeypatch.setitem(module.PACKAGES, "tensorrt", "tensorrt_rtx")
+def test_tensorrt_without_a_gpu_is_named(package):
+    """The package's name is replaced by TensorRT's, which cannot be installed here; the check is the real one."""
+    package("tensorrt", "tensorrt_rtx")
     with pytest.raises(UserError, match="builds on the GPU that will run the engine, and no CUDA GPU was found"):
         require_buildable(spec("tensorrt:fp16"))
 
 
-def test_the_same_code_builds_with_tensorrt_on_a_gpu(monkeypatch, graph):
+def test_the_same_code_builds_with_tensorrt_on_a_gpu(package, monkeypatch, graph):
     """TensorRT's path through the API that both packages share; only the package's name and the GPU are made up."""
     gpu = Gpu("a GPU", "86", 24 << 30, "CUDA 13.0")
-    monkeypatch.setitem(module.PACKAGES, "tensorrt", "tensorrt_rtx")
+    package("tensorrt", "tensorrt_rtx")
     monkeypatch.setattr("sdpl.kernels.gpu.look", lambda device_id: gpu)
     engine = build_engine(graph, spec("tensorrt:fp16"), Profile())
     assert len(engine.code) > 100_000

@@ -1,5 +1,6 @@
 """NVRTC makes machine code for every compute capability, fast where it matters; the cache survives damage."""
 
+import re
 import threading
 
 import pytest
@@ -7,9 +8,10 @@ import sass
 
 import sdpl.kernels.compile as compiler
 from sdpl.errors import UserError
+from sdpl.install import install_line
 from sdpl.kernels.compile import CAPABILITIES, constants, cubin
 
-pytest.importorskip("cuda.core", reason='needs "sdpl[cuda]"')
+pytest.importorskip("cuda.core", reason="needs the extra cuda")
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,7 @@ def spills(opcodes):
     return sum(code.startswith(("LDL", "STL")) for code in opcodes)
 
 
+@pytest.mark.slow
 def test_every_entry_point_uses_the_tanh_unit_and_does_not_spill(kernels, request):
     tiles = ("c1_aligned", "c2_aligned", "c4_aligned", "c1_any")
     expected = {f"{kernel}_f16_{tile}" for kernel in ("forward", "scores") for tile in tiles}
@@ -54,6 +57,7 @@ def test_exact_tanh_is_another_program(cache, tmp_path):
     assert sass.TANH not in opcodes
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_file_is_made_again(tmp_path):
     code = cubin("86", "bfloat16", cache=tmp_path)
     (path,) = tmp_path.iterdir()
@@ -99,7 +103,7 @@ def test_what_cannot_be_compiled_is_named(tmp_path, monkeypatch):
         raise RuntimeError("libnvrtc not found")
 
     monkeypatch.setattr(nvrtc, "nvrtcVersion", missing)
-    with pytest.raises(UserError, match=r'needs NVRTC: pip install "sdpl\[cuda\]"'):
+    with pytest.raises(UserError, match="needs NVRTC: " + re.escape(install_line("cuda"))):
         cubin("86", "float32", cache=tmp_path)
 
 

@@ -200,7 +200,7 @@ def test_the_sanitizer_would_see_it(tmp_path):
         emulated.forward(u, v, q, g, t)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_every_kernel_on_a_gpu():
     """Forward with attention, scores and gradients on odd shapes and all dtypes, as compute-sanitizer sees them too."""
     script = Path(__file__).parents[2] / "benchmarks" / "kernel_once.py"

@@ -112,7 +112,7 @@ def test_arrays_that_are_not_contiguous_are_handled():
     torch.testing.assert_close(attention_logits(u.transpose(0, 1).contiguous().transpose(0, 1), v, q), expected)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(3, 49, 80, 1024), (1, 50, 7, 300), (2, 196, 81, 8), (0, 49, 4, 64)])
 def test_gpu_values_and_gradients(shape, dtype):

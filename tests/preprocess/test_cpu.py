@@ -1,5 +1,6 @@
 """Every kind of image a user may have: what must work, and what must be refused before it is decoded."""
 
+import hashlib
 import io
 import struct
 import zlib
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sdpl.errors import UserError
-from sdpl.preprocess import MAX_PIXELS, find_images, load_image, preprocess
+from sdpl.preprocess import MAX_PIXELS, VERSION, find_images, load_image, preprocess
 
 RED, BLUE = (220, 30, 30), (30, 30, 220)
 
@@ -169,3 +170,27 @@ def test_find_images_lists_folders_in_order(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no images in this folder"):
         find_images([tmp_path / "empty"])
+
+
+# SHA-256 of what each VERSION makes of fixed images
+BITS = {1: "56dabc41ec8625a280b8e63612a81e7b72e8017159a7e781c611691691e2ca13"}
+
+
+def test_other_pixels_are_another_version():
+    """Feature caches depend on VERSION, not on the source: whoever changes a pixel raises it, and adds its hash."""
+    noise = np.random.RandomState(0).randint(0, 256, (61, 83, 4), np.uint8)
+    grey16 = np.random.RandomState(1).randint(0, 65536, (40, 40)).astype(np.uint16)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    images = [
+        encoded(Image.fromarray(noise[..., :3])),
+        encoded(Image.fromarray(noise)),  # transparent
+        encoded(Image.fromarray(noise[..., 0])),  # grey
+        encoded(Image.fromarray(grey16)),
+        encoded(Image.fromarray(noise[..., :3]), exif=turned),
+        encoded(Image.fromarray(noise[:40, :40, :3]), "BMP"),
+    ]
+    digest = hashlib.sha256(b"".join(preprocess(image, size).tobytes() for image in images for size in (32, 224)))
+    photo = encoded(two_halves(1600, 900), "JPEG")
+    digest.update(repr([load_image(photo, decode_side=side).size for side in (64, 448, 896)]).encode())
+    assert BITS[VERSION] == digest.hexdigest()

@@ -32,10 +32,7 @@ def test_a_missing_package_is_named_with_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     assert backend_obstacle("tensorrt") == f"tensorrt is not installed: {install_line('tensorrt')}"
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert (
-        backend_obstacle("onnxruntime-cpu")
-        == 'onnxruntime is not installed: pip install ".[runtime]" in a checkout of sdpl'
-    )
+    assert backend_obstacle("onnxruntime-cpu") == f"onnxruntime is not installed: {install_line('runtime')}"
 
 
 def test_no_gpu(gpu):
@@ -46,7 +43,7 @@ def test_no_gpu(gpu):
 
 def test_onnxruntime_without_cuda(gpu):
     gpu(RTX_3090)
-    assert 'was built without CUDA: pip install ".[gpu]"' in backend_obstacle("onnxruntime-cuda")
+    assert f"was built without CUDA: {install_line('gpu')}" in backend_obstacle("onnxruntime-cuda")
 
 
 def test_a_gpu_that_tensorrt_rtx_does_not_build_for(gpu, opened):

@@ -68,6 +68,7 @@ def test_command_measures_every_boundary_and_batch(sdpl, bundle, tmp_path):
     assert "end to end" in result.stdout
 
 
+@pytest.mark.slow
 def test_pytorch_is_measured_in_the_same_run_and_drawn(sdpl, gpu_bundle, checkpoint, tmp_path):
     words = ["--batch", "1", "--seconds", "0.01", "--callers", "1,2", "--backend", "cpu:fp32"]
     words += ["--against", checkpoint, "--json", tmp_path / "b.json", "--plot", tmp_path / "b.png"]

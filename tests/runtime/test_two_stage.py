@@ -194,6 +194,7 @@ def test_an_error_of_the_engine_leaves_it_usable(make, proof):
     np.testing.assert_allclose(recognizer.scores(proof[0]), proof[1], atol=5e-3)
 
 
+@pytest.mark.slow
 def test_many_batches_allocate_nothing_new_and_closing_frees_everything(make, proof):
     recognizer, device, encoder = make()
     recognizer.scores(proof[0])

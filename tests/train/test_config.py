@@ -71,7 +71,7 @@ def test_wrong_keys_and_values_are_named(values, message):
 
 def test_every_field_is_read_by_the_code():
     """A key that nothing reads would be a lie to the user."""
-    sources = [p for p in pathlib.Path(sdpl.train.__file__).parent.glob("*.py") if p.name != "config.py"]
+    sources = [p for p in pathlib.Path(sdpl.train.__file__).parent.rglob("*.py") if p.name != "config.py"]
     code = "\n".join(p.read_text() for p in sources)
     for section in dataclasses.fields(Config):
         for field in dataclasses.fields(section.type):

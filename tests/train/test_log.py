@@ -2,16 +2,17 @@ import sys
 
 import pytest
 
+from sdpl.install import install_line
 from sdpl.train.log import Events, write_csv
 
-ROW = {"epoch": 1, "lr": 0.1, "train_loss": 2.0, "val_map": 50.0, "unreadable": 0, "seconds": 3.0}
+ROW = {"epoch": 1, "lr": 0.1, "train_loss": 2.0, "val_mAP": 50.0, "unreadable": 0, "seconds": 3.0}
 
 
 def test_the_csv_is_written_whole(tmp_path):
     write_csv(tmp_path / "log.csv", [ROW])
     write_csv(tmp_path / "log.csv", [ROW, {**ROW, "epoch": 2}])
     lines = (tmp_path / "log.csv").read_text().splitlines()
-    assert lines == ["epoch,lr,train_loss,val_map,unreadable,seconds", "1,0.1,2.0,50.0,0,3.0", "2,0.1,2.0,50.0,0,3.0"]
+    assert lines == ["epoch,lr,train_loss,val_mAP,unreadable,seconds", "1,0.1,2.0,50.0,0,3.0", "2,0.1,2.0,50.0,0,3.0"]
 
 
 def test_switched_off_nothing_is_written(tmp_path):
@@ -38,4 +39,4 @@ def test_without_its_package_the_extra_is_named(fails, config, tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     message = fails("train", config(train={"tensorboard": True}), "--out", tmp_path / "run")
-    assert 'this command needs tensorboard: pip install "sdpl[tensorboard]"' in message
+    assert f"this command needs tensorboard: {install_line('tensorboard')}" in message

@@ -32,10 +32,11 @@ def test_writes_checkpoints_log_and_configuration(run_folder):
     rows = log(run_folder)
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert float(rows[0]["lr"]) == 0.0005
-    assert all(0 <= float(row["val_map"]) <= 100 for row in rows)
+    assert all(0 <= float(row["val_mAP"]) <= 100 for row in rows)
     assert read_config(run_folder / "config.yaml").model.joint_dim == 24
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_the_model_fits_what_it_sees(sdpl, config, tmp_path):
     path = config(train={"epochs": 12, "lr": 0.1, "warmup_lr": 0.05}, model={"inverse_temperature": 10.0})
     assert sdpl("train", path, "--out", tmp_path / "run").exit_code == 0
@@ -53,11 +54,11 @@ def test_resuming_ends_with_the_same_weights(sdpl, config, tmp_path):
 
     original, calls = loop._Run.run_epoch, []
 
-    def stop_after_two(self, progress):
+    def stop_after_two(self):
         if len(calls) == 2:
             raise KeyboardInterrupt
         calls.append(self.epoch)
-        return original(self, progress)
+        return original(self)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop._Run, "run_epoch", stop_after_two)
@@ -99,6 +100,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_inside_an_epoch_ends_with_the_same_bits(sdpl, config, tmp_path):
     path = config(**EVERYTHING)
     assert sdpl("train", path, "--out", tmp_path / "whole").exit_code == 0
@@ -165,7 +167,7 @@ def small_files():
 def test_a_disk_that_is_full_at_a_checkpoint(sdpl, fails, config, tmp_path, small_files):
     path, out = config(train={"checkpoint_steps": 1, "epochs": 2}), tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._Run, "_validate", lambda self, progress: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(loop._Run, "_validate", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         assert "add --resume to go on from the last checkpoint" in fails("train", path, "--out", out)
     before = load_checkpoint(out / "last.ckpt")["resume"]["step"]
     small_files(1_000_000)
@@ -186,6 +188,7 @@ def test_a_disk_that_is_full_while_caching(sdpl, fails, config, tmp_path, small_
     assert sdpl("train", path, "--out", tmp_path / "run").exit_code == 0
 
 
+@pytest.mark.slow
 def test_from_the_cache_comes_the_same_training(sdpl, config, tmp_path, monkeypatch):
     for name, data in (("plain", {}), ("cached", {"cache": "cache"})):
         assert sdpl("train", config(data=data), "--out", tmp_path / name).exit_code == 0
@@ -196,6 +199,7 @@ def test_from_the_cache_comes_the_same_training(sdpl, config, tmp_path, monkeypa
     assert sdpl("train", config(data={"cache": "cache", "mask_seed": 5}), "--out", tmp_path / "again").exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_cache_of_another_model_is_not_used(sdpl, config, tmp_path):
     data = {"cache": "cache"}
     assert sdpl("train", config(data=data, train={"epochs": 1}), "--out", tmp_path / "a").exit_code == 0
@@ -205,6 +209,7 @@ def test_a_cache_of_another_model_is_not_used(sdpl, config, tmp_path):
     assert "is not used: it was made with other image size, shape." in result.stderr
 
 
+@pytest.mark.slow
 def test_augmented_views_come_from_the_cache_by_turns(sdpl, config, tmp_path):
     data = {"cache": "cache", "flip": True, "cache_views": 2}
     assert sdpl("train", config(data=data, train={"epochs": 3}), "--out", tmp_path / "run").exit_code == 0
@@ -212,6 +217,7 @@ def test_augmented_views_come_from_the_cache_by_turns(sdpl, config, tmp_path):
     assert sorted(view.split(", ")[-1] for view in views) == ["plain", "view 0", "view 1"]
 
 
+@pytest.mark.slow
 def test_two_processes_learn_and_measure_what_one_does(sdpl, config, tmp_path):
     """18 images in batches of 17: the last batch leaves one process without an image."""
     path = config(train={"batch_size": 17, "epochs": 2, "lr": 0.05})
@@ -223,7 +229,7 @@ def test_two_processes_learn_and_measure_what_one_does(sdpl, config, tmp_path):
     one, two = (log(tmp_path / name) for name in ("one", "two"))
     for a, b in zip(one, two, strict=True):
         assert float(a["train_loss"]) == pytest.approx(float(b["train_loss"]), rel=1e-5)
-        assert float(a["val_map"]) == pytest.approx(float(b["val_map"]))
+        assert float(a["val_mAP"]) == pytest.approx(float(b["val_mAP"]))
     weights = [state(tmp_path / name / "last.ckpt") for name in ("one", "two")]
     for key, value in weights[0].items():
         torch.testing.assert_close(weights[1][key], value, rtol=1e-4, atol=1e-6)
@@ -248,9 +254,10 @@ def test_a_run_is_never_overwritten_by_accident(fails, config, tmp_path, run_fol
     assert "no such checkpoint" in fails("train", config(), "--out", tmp_path / "new", "--resume")
 
 
+@pytest.mark.slow
 def test_a_stop_between_the_two_checkpoints_loses_no_best(sdpl, config, tmp_path, monkeypatch):
     values = iter([10.0, 90.0, 50.0])
-    monkeypatch.setattr(loop._Run, "_validate", lambda self, progress: next(values))
+    monkeypatch.setattr(loop._Run, "_validate", lambda self: next(values))
     original, saved = loop.save_checkpoint, []
 
     def stop_at_fourth(path, *rest):
@@ -268,6 +275,7 @@ def test_a_stop_between_the_two_checkpoints_loses_no_best(sdpl, config, tmp_path
     assert load_checkpoint(tmp_path / "run" / "model.ckpt")["resume"]["epoch"] == 2
 
 
+@pytest.mark.slow
 def test_resuming_on_other_data_is_refused(sdpl, fails, config, scenes, tmp_path):
     moved = shutil.copytree(scenes, tmp_path / "scenes")
     annotations = moved / "annotations" / "instances_train.json"
@@ -282,13 +290,13 @@ def test_resuming_on_other_data_is_refused(sdpl, fails, config, scenes, tmp_path
 
 
 def test_without_validation_positives_the_newest_epoch_is_kept(sdpl, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop._Run, "_validate", lambda self, progress: float("nan"))
+    monkeypatch.setattr(loop._Run, "_validate", lambda self: float("nan"))
     assert sdpl("train", config(), "--out", tmp_path / "run").exit_code == 0
     assert load_checkpoint(tmp_path / "run" / "model.ckpt")["resume"]["epoch"] == 2
 
 
 def test_a_stop_before_the_first_epoch_does_not_promise_a_resume(fails, config, tmp_path, monkeypatch):
-    def stop(self, progress):
+    def stop(self):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loop._Run, "run_epoch", stop)
@@ -339,6 +347,7 @@ def test_a_device_that_is_not_here_is_named(fails, config, tmp_path, device):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(fails, config, tmp_path):
     message = fails("train", config(train={"lr": 1e30, "warmup_lr": 1e30, "epochs": 4}), "--out", tmp_path / "run")
     assert re.search(
@@ -350,6 +359,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(fails, config, tmp_path):
     assert "the model diverged in epoch 1" in fails("train", one_batch, "--out", tmp_path / "other")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -371,11 +381,11 @@ def damaged_in_epoch_2(scenes, tmp_path, monkeypatch):
     moved = shutil.copytree(scenes, tmp_path / "scenes")
     original = loop._Run.run_epoch
 
-    def damage(self, progress):
+    def damage(self):
         if self.epoch == 1:
             for data in (self.train_data, self.val_data):
                 data.images[0].write_bytes(data.images[0].read_bytes()[:1000])
-        return original(self, progress)
+        return original(self)
 
     monkeypatch.setattr(loop._Run, "run_epoch", damage)
     return {"train": {"annotations": str(moved / "annotations" / "instances_train.json")}}

@@ -29,6 +29,7 @@ def sweep_file(config, scenes, tmp_path):
     return write
 
 
+@pytest.mark.slow
 def test_runs_everything_once_and_goes_on_after_a_stop(sdpl, fails, sweep_file, tmp_path, monkeypatch):
     path, out = sweep_file(figures={"table4": ["CoOp", "full"]}), tmp_path / "out"
     original, calls = sweep.train, []

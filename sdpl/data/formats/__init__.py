@@ -1,8 +1,11 @@
 """Label files: one mechanism for COCO, VOC and the user's own tables. A format is recognised, or named by a key."""
 
+from collections.abc import Callable
 from functools import partial
 from os.path import abspath, commonpath
 from pathlib import Path
+
+import numpy as np
 
 from sdpl.data.categories import require_distinct
 from sdpl.data.formats.coco import read_coco
@@ -14,7 +17,8 @@ from sdpl.files import replace_file
 
 # Each reader takes (path, images folder or None, categories or None) and returns the images' folder, their names in
 # it [N], labels int8 [N,C] and the categories' names [C]. What holds for every format is checked in `read_labels`.
-READERS = {
+Reader = Callable[[Path, Path | None, tuple[str, ...] | None], tuple[Path, list[str], np.ndarray, tuple[str, ...]]]
+READERS: dict[str, Reader] = {
     "coco": read_coco,
     "voc": read_voc,
     "csv": partial(read_table, csv_rows),
@@ -112,7 +116,7 @@ def _inside(folder: Path, names: list[str], path: Path) -> tuple[Path, ...]:
     first: dict[Path, int] = {}
     twice = [name for i, name in enumerate(names) if first.setdefault(full[i], i) != i]
     if twice:
-        raise UserError(f"{path}: an image stands twice: {listed(twice, 3)}; each must be unique.")
+        raise UserError(f"{path}: an image appears twice: {listed(twice, 3)}; each must be unique.")
     return tuple(folder / name for name in names)
 
 

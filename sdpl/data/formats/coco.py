@@ -25,7 +25,7 @@ class CocoCategory(BaseModel):
 
 
 class CocoFile(BaseModel):
-    """The parts of a COCO-format file that image-level labels need; everything else in it is passed over."""
+    """The parts of a COCO-format file that image-level labels need; everything else in it is skipped."""
 
     images: list[CocoImage] = Field(min_length=1)
     annotations: list[CocoAnnotation]
@@ -45,9 +45,9 @@ def read_coco(
     column = {c.id: i for i, c in enumerate(ordered)}
     row = {image.id: i for i, image in enumerate(content.images)}
     if len(column) < len(ordered):
-        raise UserError(f"{path}: a category id stands twice; each must be unique.")
+        raise UserError(f"{path}: a category id appears twice; each must be unique.")
     if len(row) < len(content.images):
-        raise UserError(f"{path}: an image id stands twice; each must be unique.")
+        raise UserError(f"{path}: an image id appears twice; each must be unique.")
     named = {a.category_id for a in content.annotations}.union(*(i.neg_category_ids or () for i in content.images))
     _require_listed(path, "categories", named, column)
     _require_listed(path, "images", {a.image_id for a in content.annotations}, row)

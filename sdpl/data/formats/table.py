@@ -19,7 +19,7 @@ from sdpl.errors import UserError, listed, nearest
 IMAGE_COLUMNS = ("image", "image_path", "path", "file_name", "filename", "file")
 LISTS = {"positives": 1, "negatives": -1}
 
-Rows = Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]  # each row with where it stands, such as "labels.csv:12"
+Rows = Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]  # each row with its place, such as "labels.csv:12"
 
 
 def read_table(
@@ -28,10 +28,11 @@ def read_table(
     """A reader of `sdpl.data.formats`. Images are looked for from the table's folder.
 
     Without `categories`, all other columns are categories, in their order, or those that the lists name, in
-    alphabetical order. With them, other columns are passed over, but a list may name no others.
+    alphabetical order. With them, other columns are skipped, but a list may name no others.
     """
     column = {name: i for i, name in enumerate(categories or ())}
-    names, labels, by_lists, columns = [], [], False, set()
+    names, labels, by_lists = [], [], False
+    columns: set[str] = set()
     for where, cells in rows(path):
         names.append(_image(cells, where))
         if LISTS.keys() & cells.keys():
@@ -147,7 +148,7 @@ def _require_header(columns: list[str], path: Path) -> None:
         raise UserError(f"{path}: column {columns.index('') + 1} has no name (pandas: to_csv(..., index=False)).")
     twice = sorted({name for name in columns if columns.count(name) > 1})
     if twice:
-        raise UserError(f"{path}: a column stands twice: {listed(twice)}; each must be unique.")
+        raise UserError(f"{path}: a column appears twice: {listed(twice)}; each must be unique.")
 
 
 def _image_column(cells: dict[str, Any]) -> str | None:
@@ -155,7 +156,8 @@ def _image_column(cells: dict[str, Any]) -> str | None:
 
 
 def _image(cells: dict[str, Any], where: str) -> str:
-    name = cells.get(_image_column(cells))
+    column = _image_column(cells)
+    name = None if column is None else cells[column]
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise UserError(f"{where}: names no image; expected a path in {' or '.join(map(repr, IMAGE_COLUMNS))}.")
     return name.strip()
@@ -194,12 +196,14 @@ def _from_lists(cells: dict[str, Any], where: str) -> dict[str, int]:
             raise UserError(f"{where}: {key} = {names!r}: expected a list of category names.")
         for name in names:
             if known.setdefault(name, label) != label:
-                raise UserError(f"{where}: {name!r} stands in both lists, positives and negatives.")
+                raise UserError(f"{where}: {name!r} appears in both lists, positives and negatives.")
     return known
 
 
 def _require_known(known: dict[str, int], categories: tuple[str, ...] | None, where: str) -> None:
-    odd = [name for name in known if name not in categories] if categories is not None else []
+    if categories is None:
+        return
+    odd = [name for name in known if name not in categories]
     if odd:
         hint = nearest(odd[0], categories)
         raise UserError(f"{where}: {listed(odd)}: no category of the model or of data.categories; {hint}")

@@ -62,7 +62,9 @@ class SampleCard:
     missed: tuple[ScoreBar, ...]
 
 
-def worst_errors(scores: np.ndarray, labels: np.ndarray, thresholds: np.ndarray, most: int) -> tuple[list, list]:
+def worst_errors(
+    scores: np.ndarray, labels: np.ndarray, thresholds: np.ndarray, most: int
+) -> tuple[list[Case], list[Case]]:
     """The false positives with the highest scores and the false negatives with the lowest; unknown is neither."""
     positive = scores >= thresholds  # [N,C]
     return (

@@ -3,6 +3,8 @@
 They take their colours from matplotlib's settings, so that one function draws for a light and for a dark page.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from sklearn.metrics import precision_recall_curve
 
@@ -10,23 +12,28 @@ from sdpl.data.images import LabelledImages
 from sdpl.evaluate.calibration import Calibration
 from sdpl.plots import pyplot
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 MOST_BARS = 120  # categories; of more, the worst and the best halves of this
 POINTS = 200  # of a curve; the eye sees no more
 FAINT = (100, 50)  # curves without a name, evenly spread over the ranking, and points of each: they show the spread
 NAMED = 4  # worst and best categories that a legend names
 
 
-def ap_bars(aps: dict[str, dict[str, float | None]], chance: dict[str, float] | None = None):
+def ap_bars(aps: dict[str, dict[str, float | None]], chance: dict[str, float] | None = None) -> "Figure":
     """AP in percent of each category, the best first, one bar per model: {"model": {"category": AP}} (figure 5).
 
     chance: the AP of random scores in percent, drawn as a mark. Categories without an AP are left out.
     """
-    first = next(iter(aps.values()))
-    names = sorted((name for name in first if first[name] is not None), key=lambda name: -first[name])
+    known = {name: ap for name, ap in next(iter(aps.values())).items() if ap is not None}
+    names = sorted(known, key=lambda name: -known[name])
     if len(names) > MOST_BARS:
         names = names[: MOST_BARS // 2] + names[-MOST_BARS // 2 :]
     columns = np.array_split(np.array(names, dtype=object), 1 if len(names) <= 40 else 2)
     height = 0.17 * len(aps) ** 0.5 * len(columns[0]) + 0.9
+    figure: Figure
     figure, axes = pyplot().subplots(
         1, len(columns), figsize=(8, height), squeeze=False, sharex=True, layout="constrained"
     )
@@ -37,7 +44,9 @@ def ap_bars(aps: dict[str, dict[str, float | None]], chance: dict[str, float] | 
     return figure
 
 
-def _ap_column(axis, names: list[str], aps, chance) -> None:
+def _ap_column(
+    axis: "Axes", names: list[str], aps: dict[str, dict[str, float | None]], chance: dict[str, float] | None
+) -> None:
     thickness = 0.8 / len(aps)
     rows = np.arange(len(names))
     for i, (model, values) in enumerate(aps.items()):
@@ -54,10 +63,12 @@ def _ap_column(axis, names: list[str], aps, chance) -> None:
     axis.set_axisbelow(True)
 
 
-def precision_recall(scores: np.ndarray, data: LabelledImages, ap: dict[str, float | None]):
+def precision_recall(scores: np.ndarray, data: LabelledImages, ap: dict[str, float | None]) -> "Figure":
     """Precision over recall: all known labels together, every category faintly, and the worst and the best by name."""
+    figure: Figure
     figure, axis = pyplot().subplots(figsize=(6.6, 4.4), layout="constrained")
-    ranked = sorted((name for name in ap if ap[name] is not None), key=lambda name: ap[name])
+    known = {name: value for name, value in ap.items() if value is not None}
+    ranked = sorted(known, key=lambda name: known[name])
     named = ranked if len(ranked) <= 2 * NAMED else ranked[:NAMED] + ranked[-NAMED:]
     for name in ranked[:: max(1, len(ranked) // FAINT[0])]:
         c = data.categories.index(name)
@@ -67,7 +78,7 @@ def precision_recall(scores: np.ndarray, data: LabelledImages, ap: dict[str, flo
         c = data.categories.index(name)
         look = {"linestyle": "--" if i < len(named) / 2 else "-", "linewidth": 1.2, "color": f"C{i}"}
         curve = _curve(scores[:, c], data.labels[:, c])
-        axis.plot(*curve, drawstyle="steps-pre", label=f"{name} ({ap[name]:.0f})", **look)
+        axis.plot(*curve, drawstyle="steps-pre", label=f"{name} ({known[name]:.0f})", **look)
     overall = _curve(scores.ravel(), data.labels.ravel())
     axis.plot(*overall, drawstyle="steps-pre", linewidth=2.6, label="all labels", color=_text_colour())
     axis.set_xlim(0, 1)
@@ -89,8 +100,9 @@ def _curve(scores: np.ndarray, labels: np.ndarray, points: int = POINTS) -> tupl
     return recall[chosen], precision[::-1][first][chosen]
 
 
-def calibration_curve(calibration: Calibration):
+def calibration_curve(calibration: Calibration) -> "Figure":
     """How often labels of a score are present, over that score, and how many there are."""
+    figure: Figure
     figure, (curve, counts) = pyplot().subplots(
         2, 1, figsize=(4.6, 4.4), sharex=True, height_ratios=(3, 1), layout="constrained"
     )
@@ -121,4 +133,4 @@ def calibration_curve(calibration: Calibration):
 
 
 def _text_colour() -> str:
-    return pyplot().rcParams["text.color"]
+    return str(pyplot().rcParams["text.color"])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
@@ -20,6 +21,9 @@ from sdpl.evaluate.report.cases import error_cards, sample_cards, worst_errors
 from sdpl.evaluate.report.figures import ap_bars, calibration_curve, precision_recall
 from sdpl.files import replace_file
 from sdpl.plots import pyplot
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 THEMES = {
     "light": {
@@ -127,7 +131,7 @@ def category_rows(
     ]
 
 
-def figure(draw: Callable, alt: str) -> Figure:
+def figure(draw: "Callable[[], matplotlib.figure.Figure]", alt: str) -> Figure:
     """What `draw` draws, in both themes."""
     plot, uris = pyplot(), {}
     for name, theme in THEMES.items():
@@ -143,7 +147,7 @@ def figure(draw: Callable, alt: str) -> Figure:
     return Figure(**uris, alt=alt)
 
 
-def _settings(theme: dict[str, str]) -> dict:
+def _settings(theme: dict[str, str]) -> dict[str, Any]:
     text, muted = theme["text"], theme["muted"]
     return {
         "axes.prop_cycle": pyplot().cycler(color=theme["cycle"].split()),

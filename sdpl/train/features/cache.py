@@ -67,7 +67,7 @@ def open_cache(
 
     digests: of the images, in any order. shape: L and D. `fill` is asked for the rows that are missing, in the order
     of the sorted digests; `report` is told when there are only caches of something else. Another process that fills the
-    same cache is waited for. Raises UserError when the disk is full (what is written stays and is gone on with), the
+    same cache is waited for. Raises UserError when the disk is full (the next run continues from what is written), the
     folder cannot be written, or the file is damaged.
     """
     order = sorted(set(digests))

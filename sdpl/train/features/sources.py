@@ -1,7 +1,7 @@
 """Where the frozen tower's feature maps f [B,L,D] come from: the tower, image by image, or the feature cache."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +24,7 @@ from sdpl.train.model.clip import FrozenClip
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FILL_BATCH = 16  # images; the tower gains nothing from more on a CPU, and little on a GPU
-Groups = Iterable[Sequence[int]]
+Groups = Iterable[Collection[int]]
 
 
 class FeatureMaps(Protocol):
@@ -152,6 +152,8 @@ class FeatureSource:
         """The cache of these images as they are (number None), or of one augmented view of them."""
         path_of = {digest: path for path, digest in digests.items()}
         paths = [path_of[digest] for digest in sorted(path_of)]
+        assert self.cache is not None
+        assert self.key is not None
         view = "plain" if number is None else f"{augmentation(self.config)}, view {number}"
         return open_cache(
             self.cache,

@@ -5,7 +5,7 @@ import logging
 import tempfile
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Protocol
 
 import open_clip
 import torch
@@ -17,8 +17,23 @@ from sdpl.errors import UserError, nearest
 from sdpl.train.config import ModelConfig
 
 
+class TextTower(Protocol):
+    """What is used of open_clip's text tower."""
+
+    token_embedding: nn.Embedding
+    positional_embedding: torch.Tensor
+    transformer: nn.Module
+    attn_mask: torch.Tensor
+    ln_final: nn.Module
+    text_projection: torch.Tensor | nn.Linear
+
+
 class FrozenClip(nn.Module):
     """A CLIP model that stays in eval mode and takes no gradient: BatchNorm statistics must not drift."""
+
+    clip: Any  # of open_clip, which ships no types
+    mean: torch.Tensor
+    std: torch.Tensor
 
     def __init__(self, clip_config: dict[str, Any], map_pool: int):
         """clip_config: what `clip_config` returns. map_pool: side of the average pooling over the map."""
@@ -31,9 +46,10 @@ class FrozenClip(nn.Module):
         self.requires_grad_(False).eval()
 
     @property
-    def text(self) -> nn.Module:
+    def text(self) -> TextTower:
         """The text tower; CustomTextCLIP keeps it apart, CLIP is its own."""
-        return getattr(self.clip, "text", self.clip)
+        tower: TextTower = getattr(self.clip, "text", self.clip)
+        return tower
 
     def train(self, mode: bool = True) -> "FrozenClip":
         return super().train(False)
@@ -49,7 +65,8 @@ class FrozenClip(nn.Module):
         maps = self.clip.visual.forward_intermediates(
             x, indices=1, normalize_intermediates=True, intermediates_only=True
         )
-        return maps["image_intermediates"][-1]  # [B,D,H,W]
+        last: torch.Tensor = maps["image_intermediates"][-1]  # [B,D,H,W]
+        return last
 
     def locations(self, images: torch.Tensor) -> torch.Tensor:
         """f [B,L,D] from images uint8 [B,S,S,3]."""
@@ -75,7 +92,8 @@ class FrozenClip(nn.Module):
         x = text.ln_final(text.transformer(x, attn_mask=text.attn_mask[:length, :length]))  # [C,T,d]
         x = x[torch.arange(len(x), device=x.device), end]  # [C,d]
         projection = text.text_projection
-        return projection(x) if isinstance(projection, nn.Linear) else x @ projection  # [C,E]
+        features: torch.Tensor = projection(x) if isinstance(projection, nn.Linear) else x @ projection  # [C,E]
+        return features
 
     def encode_sentences(self, sentences: list[str], chunk: int = 256) -> torch.Tensor:
         """Unit-norm text features [N,E] of plain sentences."""
@@ -142,7 +160,7 @@ def _pretrained_tag(config: ModelConfig) -> dict[str, Any]:
     """open_clip's record of a weights tag; empty for a file or random weights."""
     if config.weights is None or Path(config.weights).is_file():
         return {}
-    tag = open_clip.get_pretrained_cfg(config.backbone, config.weights)
+    tag: dict[str, Any] = open_clip.get_pretrained_cfg(config.backbone, config.weights)
     if not tag:
         known = open_clip.list_pretrained_tags_by_model(config.backbone)
         raise UserError(
@@ -168,7 +186,7 @@ def _build(clip_config: dict[str, Any]) -> tuple[nn.Module, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(path.read_text())
         dict(content["vision_cfg"]), dict(content["text_cfg"]), int(content["embed_dim"])
         return content
     except (OSError, ValueError, KeyError, TypeError) as error:

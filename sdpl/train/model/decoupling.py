@@ -40,7 +40,9 @@ class Decoupling(nn.Module):
             self.scale = nn.Parameter(torch.full((categories,), CONVOLUTIONAL_SCALE))
         self.to_embedding = nn.Linear(joint_dim if pooling == "projected" else channels, embed_dim)
 
-    def attention_operands(self, words: torch.Tensor):
+    def attention_operands(
+        self, words: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
         """The linear layer that gives u (weight [K,D], bias [K] or None), and v [C,K], q [K], from words [C,W].
 
         K is the joint dimension, the number of categories ("convolutional"), or 1 ("none").
@@ -55,7 +57,9 @@ class Decoupling(nn.Module):
         channels = (self.to_embedding if self.pooling == "trunk" else self.image_projection).in_features
         return zeros(1, channels), None, zeros(len(words), 1), zeros(1)
 
-    def operands(self, f: torch.Tensor, words: torch.Tensor):
+    def operands(
+        self, f: torch.Tensor, words: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """u [B,L,K], v [C,K], q [K], g [B,L,E] from f [B,L,D] and word vectors [C,W]."""
         weight, bias, v, q = self.attention_operands(words)
         u = F.linear(f, weight, bias)  # [B,L,K]
@@ -64,7 +68,7 @@ class Decoupling(nn.Module):
         y = u if self.kind == "semantic" else self.image_projection(f)  # [B,L,joint]
         return u, v, q, self.to_embedding(y)
 
-    def forward(self, f: torch.Tensor, words: torch.Tensor, t: torch.Tensor):
+    def forward(self, f: torch.Tensor, words: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """logits [B,C] and attention [B,C,L] from f [B,L,D], word vectors [C,W], scaled text features t [C,E]."""
         u, v, q, g = self.operands(f, words)
         return attention_pool(attention_logits(u, v, q), g, t)

@@ -1,5 +1,6 @@
 """The whole model: frozen CLIP, semantic decoupling, learned prompts, scores."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from sdpl.train.model.word_vectors import word_vectors
 
 class PartialLabelModel(nn.Module):
     """images uint8 [B,S,S,3] -> logits [B,C]; `probabilities` turns these into scores in 0..1."""
+
+    words: torch.Tensor  # [C,W]
 
     def __init__(
         self, config: ModelConfig, categories: tuple[str, ...], clip_config: dict[str, Any], words: torch.Tensor | None
@@ -66,7 +69,8 @@ class PartialLabelModel(nn.Module):
 
     def pool(self, f: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """logits [B,C] and attention [B,C,L] from the encoder's map f [B,L,D] and scaled text features t [C,E]."""
-        return self.decoupling(f, self.words, t)
+        pooled: tuple[torch.Tensor, torch.Tensor] = self.decoupling(f, self.words, t)
+        return pooled
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.sigmoid() if self.config.probability == "sigmoid" else logits.softmax(dim=-1)
@@ -84,7 +88,7 @@ class PartialLabelModel(nn.Module):
             scores = self.probabilities(logits).float().cpu().numpy()
         return scores, attention.float().cpu().numpy().reshape(*scores.shape, *self.map_size)
 
-    def scorer(self):
+    def scorer(self) -> Callable[[np.ndarray], np.ndarray]:
         """`scores` with the text features computed once, for a model that no longer changes."""
         with torch.no_grad():
             t = self.text_features()

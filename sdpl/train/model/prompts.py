@@ -15,9 +15,13 @@ class PromptLearner(nn.Module):
     """Text features of the categories, [C,E] with unit norm.
 
     "category-specific": M free vectors for each category; "shared": M vectors for all (CoOp);
-    "manual": a written sentence, nothing to learn (zero-shot). The name stands after the learned vectors, in their
+    "manual": a written sentence, nothing to learn (zero-shot). The name comes after the learned vectors, in their
     middle, or before them (`class_token_position`, as in CoOp).
     """
+
+    tokens: torch.Tensor  # [C,T]
+    end: torch.Tensor  # [C]
+    slots: torch.Tensor  # [C,M]
 
     def __init__(self, encoder: FrozenClip, categories: tuple[str, ...], config: ModelConfig):
         super().__init__()
@@ -58,7 +62,9 @@ def _sentence(before: int, name: str, after: int) -> str:
     return " ".join([PLACEHOLDER] * before + [name] + [PLACEHOLDER] * after) + "."
 
 
-def _tokenize(encoder: FrozenClip, sentences: list[str], categories: tuple[str, ...]):
+def _tokenize(
+    encoder: FrozenClip, sentences: list[str], categories: tuple[str, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens int [C,T] cut after the longest sentence, and the position of each end-of-text token [C]."""
     tokens = encoder.tokenize(sentences)  # [C,context]
     end = tokens.argmax(dim=1)  # [C]

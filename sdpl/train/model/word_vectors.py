@@ -5,7 +5,7 @@ import zipfile
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -41,7 +41,7 @@ def word_vectors(source: str, categories: Sequence[str]) -> np.ndarray:
     return _from_glove(path, categories)
 
 
-def _read_npz(stream: BinaryIO, source: str) -> tuple[list[str], np.ndarray]:
+def _read_npz(stream: IO[bytes], source: str) -> tuple[list[str], np.ndarray]:
     try:
         with np.load(stream, allow_pickle=False) as archive:
             return archive["names"].tolist(), archive["vectors"]

@@ -42,10 +42,10 @@ def test_images_are_found_where_coco_keeps_them(scenes, tmp_path):
     [
         ({"annotations": ((1, 99),)}, "annotations name categories that the file does not list: 99"),
         ({"annotations": ((7, 10),)}, "annotations name images that the file does not list: 7"),
-        ({"categories": ((1, "cat"), (2, "cat")), "annotations": ()}, "a category name stands twice: cat"),
-        ({"categories": ((1, "cat"), (1, "dog")), "annotations": ()}, "a category id stands twice"),
+        ({"categories": ((1, "cat"), (2, "cat")), "annotations": ()}, "a category name appears twice: cat"),
+        ({"categories": ((1, "cat"), (1, "dog")), "annotations": ()}, "a category id appears twice"),
         ({"categories": (), "annotations": ()}, "categories: List should have at least 1 item"),
-        ({"images": (1, 1), "annotations": ()}, "an image id stands twice"),
+        ({"images": (1, 1), "annotations": ()}, "an image id appears twice"),
         ({"images": (), "annotations": ()}, "images: List should have at least 1 item"),
     ],
 )

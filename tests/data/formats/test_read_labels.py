@@ -24,7 +24,7 @@ def test_categories_of_another_set_are_named(scenes):
     np.testing.assert_array_equal(swapped.labels, own.labels[:, ::-1])
     with pytest.raises(UserError, match=r"\(2 differ: nin, nine\)"):
         read_labels(annotations, categories=(*own.categories[:-1], "nin"))
-    with pytest.raises(UserError, match=r"data.categories: a category name stands twice: nine = Nine"):
+    with pytest.raises(UserError, match=r"data.categories: a category name appears twice: nine = Nine"):
         read_labels(annotations, categories=("nine", "Nine"))
 
 

@@ -3,7 +3,8 @@ import pytest
 from matplotlib import pyplot
 
 from sdpl.data.images import LabelledImages
-from sdpl.evaluate.metrics import calibration, per_category_average_precision
+from sdpl.evaluate.calibration import calibration
+from sdpl.evaluate.metrics import per_category_average_precision
 from sdpl.evaluate.report.figures import FAINT, MOST_BARS, NAMED, POINTS, ap_bars, calibration_curve, precision_recall
 
 

@@ -7,6 +7,7 @@ import pytest
 
 import sdpl.train.features.cache as cache
 from sdpl.errors import UserError
+from sdpl.progress import Steps, silent
 from sdpl.train.features.cache import hash_images, open_cache, within_float16
 
 SHAPE = (4, 3)
@@ -30,7 +31,7 @@ def opened(tmp_path):
             for row in range(start, len(set(digests))):
                 yield rows(row, row + 1)
 
-        result = open_cache(folder, key, digests, SHAPE, fill or whole, run.said.append)
+        result = open_cache(folder, key, digests, SHAPE, fill or whole, lambda said: run.said.append(said.step))
         return result, (asked or [None])[0]
 
     run.said = []
@@ -138,7 +139,7 @@ def test_a_second_process_waits_for_the_first(opened):
 def test_hashes_are_of_the_content(tmp_path):
     for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / name).write_bytes(content)
-    digests = hash_images([tmp_path / n for n in "abc"], 2, lambda n: None)
+    digests = hash_images([tmp_path / n for n in "abc"], 2, Steps(silent, "hashing", 3))
     assert digests[tmp_path / "a"] == digests[tmp_path / "b"] != digests[tmp_path / "c"]
     with pytest.raises(UserError, match="cannot be read"):
-        hash_images([tmp_path / "gone"], 1, lambda n: None)
+        hash_images([tmp_path / "gone"], 1, Steps(silent, "hashing", 1))

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from configs import BACKBONE
 from sdpl.errors import UserError
 from sdpl.train.config import ModelConfig
-from sdpl.train.model import clip_word_vectors, new_model
+from sdpl.train.model import new_model
 from sdpl.train.model.clip import FrozenClip, clip_config, load_weights
+from sdpl.train.model.partial_label_model import clip_word_vectors
 from sdpl.train.model.word_vectors import SHIPPED
 
 CATEGORIES = ("cat", "traffic light", "dog")
@@ -33,7 +34,7 @@ def build(config, categories=CATEGORIES):
 
 
 def coco_names():
-    with np.load(resources.files("sdpl.train") / "glove" / f"{SHIPPED['glove-coco80']}.npz") as archive:
+    with np.load(resources.files("sdpl.train.model") / "glove" / f"{SHIPPED['glove-coco80']}.npz") as archive:
         return archive["names"].tolist()
 
 
@@ -89,7 +90,7 @@ def test_learned_vectors_take_the_place_of_the_first_tokens(settings):
 
 
 @pytest.mark.parametrize(("position", "before"), [("end", 3), ("middle", 1), ("front", 0)])
-def test_learned_vectors_stand_around_the_name_as_configured(settings, position, before):
+def test_learned_vectors_lie_around_the_name_as_configured(settings, position, before):
     model = build(settings(class_token_position=position, prompts="shared"))
     prompts, encoder = model.prompts, model.encoder
     word = encoder.text.token_embedding(encoder.tokenize("bright red big")[0, 1:4])  # [3,d]
@@ -164,6 +165,7 @@ def test_the_biases_before_the_softmax_cancel(settings):
     assert torch.equal(model(images()), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["ViT-S-32-alt", "convnext_tiny"])
 def test_other_towers_give_a_map(backbone):
     model = build(

@@ -86,7 +86,7 @@ def test_npy_with_its_names_beside_it(tmp_path):
     (tmp_path / "w.txt").write_text("a\nb c\n")
     np.testing.assert_array_equal(word_vectors(str(tmp_path / "w.npy"), ["B_C"]), [[0, 1]])
     (tmp_path / "w.txt").write_text("a\nA\n")
-    with pytest.raises(UserError, match=r"w.npy: a category name stands twice: a = A"):
+    with pytest.raises(UserError, match=r"w.npy: a category name appears twice: a = A"):
         word_vectors(str(tmp_path / "w.npy"), ["a"])
     np.save(tmp_path / "w.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(UserError, match=r"w.npy: cannot be read"):
@@ -95,7 +95,7 @@ def test_npy_with_its_names_beside_it(tmp_path):
 
 @pytest.mark.parametrize("source", ["glove-coco80", "glove-voc20"])
 def test_categories_of_the_same_words_are_refused(source):
-    with pytest.raises(UserError, match="a category name stands twice: person = Person; each must be unique"):
+    with pytest.raises(UserError, match="a category name appears twice: person = Person; each must be unique"):
         word_vectors(source, ["person", "car", "Person"])
 
 
