@@ -109,7 +109,8 @@ def test_recognize_takes_a_body_and_a_form(server, recognizer, photo):
 
 def test_chunked_bodies_and_expect_continue(server, photo):
     connection = server.connect()
-    connection.request("POST", "/recognize", iter([photo[:1000], photo[1000:]]), {"Transfer-Encoding": "chunked"})
+    pieces, chunked = iter([photo[:1000], photo[1000:]]), {"Transfer-Encoding": "chunked"}
+    connection.request("POST", "/recognize", pieces, chunked, encode_chunked=True)
     assert connection.getresponse().status == 200
     connection.close()
     with socket.create_connection(("127.0.0.1", server.http_port), timeout=10) as sock:
