@@ -82,6 +82,7 @@ class Engine:
         self._current: dict[int, Line] = {}  # by model
         self._retiring: list[Line] = []
         self._states: dict[int, dict[str, Any]] = {}  # the last announcement of each model
+        self._unloaded: set[int] = set()
         self._announced = 0
         self._failed_in_a_row = 0
         self._to_load: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -139,7 +140,7 @@ class Engine:
             self._tell(front, state)
 
     def _obey(self) -> None:
-        """The supervisor's word: {"load": model} or {"unload": model}; its end is the end."""
+        """The supervisor's word; its end is the end."""
         try:
             for message in self._control.receive():
                 self._command(message.content)
@@ -147,9 +148,14 @@ class Engine:
             self._stopping = True
 
     def _command(self, content: dict[str, Any]) -> None:
+        """{"load": model} or {"unload": model} as asked for, {"replaced": model} when it is another on disk."""
         if "load" in content:
+            self._unloaded.discard(content["load"])
             self._to_load.put(content["load"])
+        if "replaced" in content and content["replaced"] not in self._unloaded:
+            self._to_load.put(content["replaced"])
         if "unload" in content:
+            self._unloaded.add(content["unload"])
             self._retire_current(content["unload"])
             self._announce(content["unload"], None, "unloaded on request")
 

@@ -224,7 +224,7 @@ class Supervisor:
                 for child in self._children:
                     if child.kind == "engine" and child.control is not None:
                         with contextlib.suppress(ClosedError):
-                            child.control.control({"load": model})
+                            child.control.control({"replaced": model})
 
 
 def listen(host: str, port: int, again: bool = False, listening: bool = True) -> socket.socket:

@@ -1,9 +1,9 @@
 """One server for all tests that leave it as it is."""
 
 import pytest
+from serving import serving
 
 from sdpl.runtime import Recognizer
-from serving import serving
 
 
 @pytest.fixture(scope="session")

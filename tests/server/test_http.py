@@ -10,9 +10,9 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from serving import binary_request
 
 from sdpl.preprocess import preprocess
-from serving import binary_request
 
 INFER = "/v2/models/model/infer"
 
@@ -145,7 +145,11 @@ def test_the_caller_s_ids_come_back(server):
         ({"inputs": []}, 400, "expected one input"),
         ({"inputs": [{"name": "imag", "shape": [1]}]}, 400, "did you mean 'image'?"),
         ({"inputs": 5}, 400, "'inputs' must be a list"),
-        ({"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 64, 64, 3]}]}, 400, "expected UINT8 [B,64,64,3]"),
+        (
+            {"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 64, 64, 3]}]},
+            400,
+            "expected UINT8 [B,64,64,3]",
+        ),
         ({"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 64, 64]}]}, 400, "got UINT8 [1, 64, 64]"),
         ({"inputs": [{"name": "image", "datatype": "UINT8", "shape": [0, 64, 64, 3]}]}, 400, "expected UINT8"),
         ({"inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, 64, 64, 3]}]}, 400, "whole numbers"),

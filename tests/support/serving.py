@@ -41,7 +41,7 @@ class Server:
         return status, json.loads(body)
 
     def post(self, path: str, content: object = None):
-        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        body = content if isinstance(content, bytes) else b"" if content is None else json.dumps(content).encode()
         status, _, answer = self.request("POST", path, body)
         return status, json.loads(answer)
 
