@@ -54,7 +54,7 @@ class App:
         return self.pick(name, version)[1]
 
     def pick(self, name: str, version: str = "") -> tuple[Link, ModelInfo]:
-        """The least busy engine that serves a model. Raises RefusalError for an unknown model, or one that is not ready."""
+        """The least busy engine that serves a model. Raises RefusalError when it is unknown or not ready."""
         if version not in ("", "1"):
             raise RefusalError("not_found", f"model {name!r} has only version 1.")
         links = [link for link in self.links if name in link.models]

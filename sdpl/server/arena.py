@@ -56,8 +56,8 @@ def make_memory(count: int, geometry: Geometry) -> int:
 
 
 class Slots:
-    """Which slots of an arena are free. Hands out neighbours, so that one request is one piece of memory, and always the
-    first that are free: memory that was used lately is in the caches, and requests in hand mostly are neighbours too."""
+    """Which slots of an arena are free. Hands out neighbours, so that one request is one piece of memory, and always
+    the first that are free: memory used lately is in the caches, and requests in hand mostly are neighbours too."""
 
     def __init__(self, count: int):
         self._free = bytearray(b"\1" * count)
