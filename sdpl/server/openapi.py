@@ -15,7 +15,7 @@ def document() -> dict[str, Any]:
         _parameter("top_k", "query", {"type": "integer", "minimum": 1}, "At most so many labels."),
         _parameter("attention", "query", {"type": "string"}, "1: also where the model looked, for the best 20."),
     ]
-    image = {"application/octet-stream": {}, "image/*": {}, "multipart/form-data": {}}
+    image: dict[str, Any] = {"application/octet-stream": {}, "image/*": {}, "multipart/form-data": {}}
     tensors = {"application/json": {"schema": _schema("InferenceRequest")}, "application/octet-stream": {}}
     paths = {
         "/recognize": {"post": _operation("Labels of one photo", "Recognition", photo, image)},

@@ -111,7 +111,7 @@ def check(
     )
 
 
-def parse_json(text: bytes | memoryview) -> dict[str, Any]:
+def parse_json(text: bytes | bytearray) -> dict[str, Any]:
     """An object. Raises RefusalError for anything else."""
     try:
         document = json.loads(bytes(text))
@@ -148,7 +148,7 @@ def fill(lease: Lease, data: Any) -> None:
     images[...] = array.reshape(images.shape)
 
 
-def encoded_images(source: TensorSpec, rows: int, raw: bytes | memoryview | None) -> list[bytes]:
+def encoded_images(source: TensorSpec, rows: int, raw: bytes | bytearray | memoryview | None) -> list[bytes]:
     """The files of a BYTES tensor: from raw bytes, from base64 text, or as they are."""
     if raw is not None:
         files = list(_elements(raw))
@@ -190,7 +190,7 @@ def above(info: ModelInfo, scores: np.ndarray, threshold: float | None, top_k: i
     return [(c, score) for c, score in ranked(scores)[:top_k] if score >= limits[c]]
 
 
-def to_json(ask: Ask, lease: Lease) -> tuple[bytes, list[memoryview | bytes]]:
+def to_json(ask: Ask, lease: Lease) -> tuple[bytes, list[bytes]]:
     """The answer over HTTP: its JSON, and the bytes of outputs that are wanted so."""
     outputs, raw = [], []
     for spec, datatype, values in results(ask, lease):
@@ -285,7 +285,7 @@ def _texts(info: ModelInfo, rows: list[list[tuple[int, float]]]) -> np.ndarray:
     return texts
 
 
-def _elements(raw: bytes | memoryview) -> Iterator[bytes]:
+def _elements(raw: bytes | bytearray | memoryview) -> Iterator[bytes]:
     """The elements of a BYTES tensor."""
     at, view = 0, memoryview(raw)
     while at < len(view):

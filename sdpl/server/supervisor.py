@@ -84,9 +84,9 @@ class Supervisor:
             loop.add_signal_handler(number, stop.set)
         keepers = [loop.create_task(self._keep(child)) for child in self._children]
         watcher = loop.create_task(self._watch())
-        waits = [loop.create_task(self._all_ready.wait()), loop.create_task(stop.wait())]
+        waits: list[asyncio.Future[Any]] = [loop.create_task(self._all_ready.wait()), loop.create_task(stop.wait())]
         try:
-            await asyncio.wait([*waits, self._fatal], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({*waits, self._fatal}, return_when=asyncio.FIRST_COMPLETED)
             if self._fatal.done():
                 raise UserError(self._fatal.result())
             if self._all_ready.is_set():

@@ -3,7 +3,6 @@
 import shutil
 
 import pytest
-
 from serving import Server
 
 CHROMIUM = shutil.which("chromium")
