@@ -105,7 +105,9 @@ def _config(manifest: Manifest, name: str, backend: str, sizes: list[int], with_
 
 def _text(value: str) -> str:
     """A string of the protobuf text format; JSON's escapes are among its own, once all is ASCII bytes."""
-    return '"' + "".join(chr(b) if 32 <= b < 127 and chr(b) not in '"\\' else f"\\{b:03o}" for b in value.encode()) + '"'
+    return (
+        '"' + "".join(chr(b) if 32 <= b < 127 and chr(b) not in '"\\' else f"\\{b:03o}" for b in value.encode()) + '"'
+    )
 
 
 def _is_ours(folder: Path) -> bool:

@@ -102,7 +102,7 @@ class Link:
                 self._disconnect(loop)
 
     def admit(self, info: ModelInfo, rows: int) -> float:
-        """The seconds that so many images would wait. Raises RefusalError when that is too long or the engine is gone."""
+        """The seconds that so many images would wait. Raises RefusalError when that is too long."""
         hold = self._holds.get((info.index, info.generation))
         if hold is None:
             raise RefusalError("unavailable", f"{info.name}: its engine is being restarted; try again.", 1)
