@@ -5,9 +5,9 @@
 What a request costs beside the model is measured on a bundle whose model does next to nothing (its scores are some of
 its pixels): CPU time of all the server's processes for one request with one image, and throughput, at 1, 8, 32 and 128
 callers. BUNDLE gives it its size. Triton runs the repository of `sdpl-export --triton` with its Python backend; VENV is
-an environment with nvidia-pytriton, numpy < 2 and what `sdpl[runtime]` needs. --small: a bundle with a real model, whose
-throughput behind the server is compared with direct calls. Clients run in this process; server and client share the
-machine's cores, so throughput is that of both.
+an environment with nvidia-pytriton, numpy < 2 and what `sdpl[runtime]` needs. --small: a bundle with a real model,
+whose throughput behind the server is compared with direct calls. Clients run in this process: server and client share
+the machine's cores, so throughput is that of both.
 """
 
 import asyncio

@@ -28,8 +28,8 @@ PATIENCE_S = 60.0  # for one answer
 @dataclass(frozen=True)
 class Load:
     """One measurement. Latencies in ms, of answers with scores only; in an open loop they begin when the request was
-    due, so that waiting for a connection counts. `refused` are answers 503, `errors` all others and none at all; `unsent`
-    are requests that this client could not send in time."""
+    due, so that waiting for a connection counts. `refused` are answers 503, `errors` all others and none at all;
+    `unsent` are requests that this client could not send in time."""
 
     loop: str  # "closed" or "open"
     callers: int | None

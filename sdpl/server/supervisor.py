@@ -22,6 +22,10 @@ from sdpl.server.serving import manifest_hash
 from sdpl.server.settings import Settings
 
 BACKOFF_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
+ALLOCATOR = {  # of glibc, in front ends: buffers of one image are kept for the next, not given back and zeroed anew
+    "MALLOC_MMAP_THRESHOLD_": "33554432",
+    "MALLOC_TRIM_THRESHOLD_": "67108864",
+}
 STEADY_S = 30.0  # after so long a restart counts as the first again
 FRONT_ENDS_STOP_S = 5.0  # beside their drain time
 
@@ -121,10 +125,7 @@ class Supervisor:
 
     async def _start(self, child: Child) -> None:
         ours, theirs = socket.socketpair()
-        environment = {
-            **os.environ,
-            **_device(self.settings.devices[child.number] if child.kind == "engine" else "cpu"),
-        }
+        environment = {**os.environ, **self._variables(child)}
         child.process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -145,6 +146,12 @@ class Supervisor:
         }
         child.control.control(setup, (os.dup(child.listener.fileno()), os.dup(self._memory)))
         asyncio.get_running_loop().add_reader(ours, self._hear, child)
+
+    def _variables(self, child: Child) -> dict[str, str]:
+        """What a process finds in its environment."""
+        if child.kind == "engine":
+            return _device(self.settings.devices[child.number])
+        return {**ALLOCATOR, **_device("cpu")}
 
     def _hear(self, child: Child) -> None:
         assert child.control is not None
