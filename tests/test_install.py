@@ -26,8 +26,8 @@ def test_every_hint_installs_the_checkout():
     assert len(seen) >= 10
     for path, name in seen:
         extras = re.fullmatch(r"\.(?:\[([a-z,]+|\{extra\})\])?", name)
-        assert extras or name in OTHERS or path.name == "README.md" and name == "sdpl", f"{path}: pip install {name}"
-        for extra in (extras and extras[1] or "").split(","):
+        assert extras or name in OTHERS or (path.name == "README.md" and name == "sdpl"), f"{path}: pip install {name}"
+        for extra in ((extras and extras[1]) or "").split(","):
             assert extra in {"", "{extra}", *PROJECT["optional-dependencies"]}, f"{path}: {name}"
 
 
