@@ -1,6 +1,6 @@
 """How far apart the thumbnails of copies and of different photos are: what `sdpl.data.check.SAME` rests on.
 
-    python benchmarks/duplicates.py PHOTOS --out docs/benchmarks/duplicates.json
+    python experiments/duplicates.py PHOTOS --out docs/benchmarks/duplicates.json
 
 PHOTOS is a folder of different photos. Each is copied as people and tools do, and compared with its original; all
 photos are compared with each other. Distances are root mean squares over the thumbnail, of 255.

@@ -1,6 +1,6 @@
 """The paper's comparisons on the embedded data set: hard digit scenes, few images, 10 to 90 % of the labels known.
 
-    python benchmarks/experiments.py --work FOLDER --part paper [--out docs]
+    python experiments/paper.py --work FOLDER --part paper [--out docs]
 
 Writes configuration and data into FOLDER and runs one part there (`sdpl-sweep`; the same command goes on after a stop),
 then docs/benchmarks/results-PART.json, and the curves into docs/pictures. Parts: "paper" (table 4, figures 4, 7),

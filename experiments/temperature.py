@@ -1,6 +1,6 @@
 """The experiment behind `model.inverse_temperature`: mAP and F1 on the demo's scenes for values of 1/tau.
 
-    python benchmarks/temperature.py [--out docs/benchmarks/temperature.json]
+    python experiments/temperature.py [--out docs/benchmarks/temperature.json]
 
 The frozen trunk's maps are computed once; head and prompts are trained from them as the demo's configuration says,
 with three seeds for weights, order and mask. Measured on a validation split of the training scenes with all labels,
@@ -18,8 +18,8 @@ import torch
 import yaml
 
 from sdpl.data.formats import read_labels
-from sdpl.data.images import batches
 from sdpl.data.masks import mask_labels
+from sdpl.data.reading import batches
 from sdpl.demo import tiny_clip
 from sdpl.demo.run import CONFIG
 from sdpl.demo.scenes import CATEGORIES, write_coco

@@ -4,16 +4,18 @@ While a batch runs, the next ones are decoded (Pillow releases the interpreter l
 and training all read their images through a `Decoder`.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
+from sdpl.cores import available_cores
 from sdpl.errors import UserError
+
+__all__ = ["Decoder", "available_cores", "batched", "stream"]
 
 Source = TypeVar("Source")
 Row = TypeVar("Row")
@@ -100,12 +102,6 @@ def batched(items: Iterable[Source], size: int) -> Iterator[list[Source]]:
             batch = []
     if batch:
         yield batch
-
-
-def available_cores() -> int:
-    """Cores that this process may run on."""
-    affinity: Any = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _collect(group: list[tuple[Source, Future[np.ndarray]]]) -> Decoded[Source]:

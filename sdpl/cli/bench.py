@@ -6,7 +6,7 @@ import click
 
 from sdpl.cli.bars import shown
 from sdpl.cli.command import Command
-from sdpl.cli.options import JSON_FILE, PATH, numbers
+from sdpl.cli.options import JSON_FILE, PATH, numbers, runtime_options
 from sdpl.errors import UserError
 
 
@@ -15,8 +15,7 @@ from sdpl.errors import UserError
 @click.option("--batch", "batches", default="1,2,4,8", show_default=True, help="Batch sizes, comma-separated.")
 @click.option("--callers", default="1", show_default=True, help="Threads calling at once, comma-separated.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=3.0, show_default=True, help="Per row.")
-@click.option("--threads", type=click.IntRange(min=1), help="Cores used by one call.  [default: all]")
-@click.option("--backend", default="auto", show_default=True, help="A backend or a target of the bundle.")
+@runtime_options
 @click.option("--url", help="Measure a server there (http://HOST:PORT) with --callers and --rates, beside BUNDLE.")
 @click.option("--rates", default="", help="Also send so many requests a second to the server, comma-separated.")
 @click.option("--model", help="The server's model.  [default: its first]")
@@ -30,8 +29,10 @@ def command(
     batches: str,
     callers: str,
     seconds: float,
-    threads: int | None,
     backend: str,
+    precision: str | None,
+    threads: int | None,
+    streams: int | None,
     url: str | None,
     rates: str,
     model: str | None,
@@ -57,7 +58,7 @@ def command(
         from sdpl.server.options import token as read_token
 
         token = read_token(token_file)
-        direct = (bundle, backend, threads, sizes)
+        direct = (bundle, backend, precision, threads, streams, sizes)
         _server(url, model, threads_at_once, sent, seconds, kind == "jpeg", token, direct, json_path, plot)
         return
     if bundle is None:
@@ -68,8 +69,11 @@ def command(
 
         sides = pytorch_scorers(against)
     with shown("measuring") as report:
-        result = benchmark_bundle(bundle, backend, threads, sizes, threads_at_once, seconds, sides, report)
+        result = benchmark_bundle(
+            bundle, backend, threads, sizes, threads_at_once, seconds, sides, report, streams, precision
+        )
     Console().print(latency_table(result))
+    click.echo(f"target: {result['target']} ({result['chosen']})")
     for target, obstacle in result["skipped"].items():
         click.echo(f"skipped {target}: {obstacle}")
     if not all(row["stable"] for row in result["latencies"]):
@@ -88,7 +92,7 @@ def _server(
     seconds: float,
     encoded: bool,
     token: str | None,
-    direct: tuple[Path | None, str, int | None, list[int]],
+    direct: tuple[Path | None, str, str | None, int | None, int | None, list[int]],
     json_path: Path | None,
     plot: Path | None,
 ) -> None:
@@ -100,11 +104,13 @@ def _server(
     from sdpl.runtime.tables import latency_table
     from sdpl.server.load import draw_loads, load_table, measure_server
 
-    bundle, backend, threads, sizes = direct
+    bundle, backend, precision, threads, streams, sizes = direct
     with shown("measuring") as report:
         result = measure_server(url, model, callers, rates, seconds, encoded, token, report)
         if bundle is not None:
-            result["direct"] = benchmark_bundle(bundle, backend, threads, sizes, [1], seconds, report=report)
+            result["direct"] = benchmark_bundle(
+                bundle, backend, threads, sizes, [1], seconds, None, report, streams, precision
+            )
     Console().print(load_table(result))
     if bundle is not None:
         Console().print(latency_table(result["direct"]))

@@ -22,8 +22,14 @@ if TYPE_CHECKING:
     "targets",
     multiple=True,
     metavar="NAME",
-    help="What to export for; may be repeated: cpu:fp32, cpu:int8, cuda:fp16, rtx:sm86:fp16, tensorrt:fp16 and more.  "
+    help="What to export for; may be repeated: cpu:fp32, openvino:bf16, cpu:int8, rtx:sm86:fp16 and "
+    "more.  "
     "[default: cpu:fp32, and rtx:sm86:fp16 where TensorRT-RTX is installed]",
+)
+@click.option(
+    "--default-target",
+    metavar="NAME",
+    help="The one that --backend auto takes where it runs, whatever its precision.  [default: the fastest in fp32]",
 )
 @click.option("--batch", default="1:8:64", show_default=True, metavar="MIN:OPT:MAX", help="Batch sizes of engines.")
 @click.option(
@@ -47,6 +53,7 @@ def command(
     checkpoint: Path,
     out: Path | None,
     targets: tuple[str, ...],
+    default_target: str | None,
     batch: str,
     head: str,
     calibrate: tuple[Path, ...],
@@ -71,6 +78,7 @@ def command(
 
         given: dict[str, object] = {"--out": out, "--images": images, "--calibrate": calibrate, "--eval": annotations}
         given |= {"--eval-images": eval_images, "--head": head != "exact", "--max-mAP-drop": max_drop}
+        given |= {"--default-target": default_target}
         for option in (name for name, value in given.items() if value):
             raise UserError(f"{option} needs a checkpoint: a bundle only gets more engines, in its place.")
         if not targets and triton is not None:
@@ -95,6 +103,7 @@ def command(
         calibrate=find_images(list(calibrate)) if calibrate else None,
         evaluation=read_labels(annotations, eval_images) if annotations else None,
         limits=limits,
+        default_target=default_target,
     )
     bundle = out or checkpoint.parent / f"{checkpoint.stem}.sdpl"
     with shown("reading") as report:

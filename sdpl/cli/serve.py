@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from sdpl.cli.command import Command
-from sdpl.cli.options import PATH
+from sdpl.cli.options import PATH, runtime_options
 
 MS = click.FloatRange(min=0)
 ONE = click.IntRange(min=1)
@@ -20,8 +20,7 @@ PORT = click.IntRange(0, 65535)
 @click.option("--no-grpc", is_flag=True, help="Serve HTTP only.")
 @click.option("--devices", default="auto", show_default=True, help="One engine each: GPU numbers such as 0,1, or cpu.")
 @click.option("--workers", default="auto", show_default=True, help="Processes that receive and decode.")
-@click.option("--backend", default="auto", show_default=True, help="A backend or a target of the bundles.")
-@click.option("--threads", type=ONE, help="Cores of one engine call, on a CPU.  [default: all]")
+@runtime_options
 @click.option("--max-batch", type=ONE, help="Largest batch.  [default: the engine's own]")
 @click.option("--max-delay-ms", type=MS, default=0.0, show_default=True, help="Hold requests back for fuller batches.")
 @click.option("--max-wait-ms", type=MS, default=10_000.0, show_default=True, help="Refuse what would wait longer.")
@@ -49,7 +48,9 @@ def command(
     devices: str,
     workers: str,
     backend: str,
+    precision: str | None,
     threads: int | None,
+    streams: int | None,
     max_batch: int | None,
     max_delay_ms: float,
     max_wait_ms: float,
@@ -88,7 +89,9 @@ def command(
         http_port=http_port,
         grpc_port=None if no_grpc else grpc_port,
         backend=backend,
+        precision=precision,
         threads=threads,
+        streams=streams,
         max_batch=max_batch,
         max_delay_ms=max_delay_ms,
         max_wait_ms=max_wait_ms,

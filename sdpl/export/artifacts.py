@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 from sdpl.bundle import HEAD
 from sdpl.export.fold import FoldedHead, fold
 from sdpl.export.graphs import encoder_runner, encoder_scorer, in_batches
-from sdpl.export.onnx import add_head, encoder_to_onnx
+from sdpl.export.head import add_head
+from sdpl.export.onnx import encoder_to_onnx, lowered, save, set_metadata
 from sdpl.export.precision import narrow
 from sdpl.export.quantize import Calibration, Quantized, quantize
 from sdpl.export.separable import separate
@@ -31,18 +32,26 @@ class Artifacts:
         image_size: int,
         probability: str,
         calibration: np.ndarray | None,
+        metadata: dict[str, str],
         report: Report,
     ):
-        """calibration: images uint8 [N,S,S,3] for what is fitted to real features."""
+        """calibration: images uint8 [N,S,S,3] for what is fitted to real features. metadata: of whole models."""
+        self._metadata = metadata
+        self._models: dict[str, tuple[dict[str, str], dict[str, Any]]] = {}
         self.folder, self._model, self._image_size, self._probability = folder, model, image_size, probability
         self._given, self._report = None if calibration is None else Calibration(calibration), report
         self._encoders: dict[tuple[str, bool], tuple[onnx.ModelProto, dict[str, Any]]] = {}
 
-    def whole_model(self, precision: str, head: str, held_out: np.ndarray) -> tuple[str, dict[str, Any]]:
-        """An ONNX model image -> scores, attention; its name, and what is worth knowing about it.
+    def whole_model(self, precision: str, head: str, held_out: np.ndarray) -> tuple[dict[str, str], dict[str, Any]]:
+        """An ONNX model image -> scores, attention: names of its files by role, and what is worth knowing about it.
 
         held_out: images for measuring a separable head.
         """
+        if precision not in self._models:
+            self._models[precision] = self._make_model(precision, head, held_out)
+        return self._models[precision]
+
+    def _make_model(self, precision: str, head: str, held_out: np.ndarray) -> tuple[dict[str, str], dict[str, Any]]:
         encoder, notes = self.encoder(precision)
         constants = self.head.constants
         if head == "separable":
@@ -51,8 +60,8 @@ class Artifacts:
         name = "model.onnx" if precision == "fp32" else f"model.{precision}.onnx"
         copied = onnx.ModelProto()
         copied.CopyFrom(encoder)
-        onnx.save(add_head(copied, constants, self._probability, head), self.folder / name)
-        return name, notes
+        whole = set_metadata(lowered(add_head(copied, constants, self._probability, head)), self._metadata)
+        return save(whole, self.folder / name), notes
 
     def encoder(self, precision: str, for_tensorrt: bool = False) -> tuple[onnx.ModelProto, dict[str, Any]]:
         """The encoder's graph, and what is worth knowing about it."""

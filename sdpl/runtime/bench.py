@@ -162,13 +162,15 @@ def benchmark_bundle(
     seconds: float,
     others: dict[str, Scorer] | None = None,
     report: Report = silent,
+    streams: int | None = None,
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """Measure a bundle, then other scorers by name, in one go: everything as plain values (`to_json`).
 
-    threads: cores of one call, on a CPU; None for all. See `benchmark` for the rest.
+    backend, threads, streams, precision: as for `Recognizer.open`. See `benchmark` for the rest.
     """
     rows: list[Latency] = []
-    with Recognizer.open(bundle, backend, threads) as recognizer:
+    with Recognizer.open(bundle, backend, threads, streams, precision) as recognizer:
         inputs = Inputs(recognizer.bundle)
         sides: dict[str, tuple[Scorer, Backend | None]] = {"sdpl": (recognizer.scores, recognizer.backend)}
         sides |= {name: (scorer, None) for name, scorer in (others or {}).items()}
@@ -187,6 +189,7 @@ def to_json(recognizer: Recognizer, rows: list[Latency]) -> dict[str, Any]:
         "gpu_used_mb": gpu_used_mb(),
         "peak_memory_mb": peak_memory_mb(),
         "target": recognizer.target,
+        "chosen": recognizer.chosen,
         "backend": recognizer.backend.describe(),
         "skipped": recognizer.skipped,
         "image_size": recognizer.image_size,

@@ -10,6 +10,7 @@ from sdpl.bundle import Bundle, Verification
 from sdpl.errors import UserError
 from sdpl.kernels.gpu import find_gpu
 from sdpl.runtime.availability import target_obstacle
+from sdpl.runtime.measuring import measure_target
 from sdpl.runtime.recognizer import Recognizer
 from sdpl.verification import compare, failure
 
@@ -19,7 +20,7 @@ BATCHES = (1, 4)  # alternating, so that two batch sizes are tried
 def verify(
     path: Path, say: Callable[[str, Verification | str], None] = lambda target, result: None
 ) -> dict[str, Verification | str]:
-    """Compare every target of a bundle that runs here, and write the results into its manifest.
+    """Compare every target of a bundle that runs here, and write the results into its manifest; time each for `auto`.
 
     Returns, for each target, the comparison, or why it cannot run here; `say` is told each as it comes. Raises
     UserError with the numbers when one is outside of its limits, and when the manifest cannot be written; it then
@@ -32,7 +33,7 @@ def verify(
         say(name, results[name])
     compared = {name: r for name, r in results.items() if isinstance(r, Verification)}
     for name, result in compared.items():
-        wrong = failure(result, max_mAP_drop=math.inf)  # mAP was judged by the export, with the limit it was given
+        wrong = _wrong(result)
         if wrong:
             raise UserError(f"{path}: {name} does not give PyTorch's answers on this machine: {wrong}.")
     if compared:
@@ -58,7 +59,7 @@ def compared(recognizer: Recognizer) -> Verification:
 def prove(recognizer: Recognizer) -> Verification:
     """`compared`, judged: raises UserError with the numbers when it is outside of its limits."""
     verification = compared(recognizer)
-    wrong = failure(verification, max_mAP_drop=math.inf)
+    wrong = _wrong(verification)
     if wrong:
         path, target = recognizer.bundle.path, recognizer.target
         raise UserError(f"{path}: {target} does not give PyTorch's answers on this machine: {wrong}.")
@@ -89,4 +90,12 @@ def _verify(bundle: Bundle, name: str) -> Verification | str:
     except UserError as error:
         return str(error)
     with recognizer:
-        return compared(recognizer)
+        result = compared(recognizer)
+        if _wrong(result) is None:
+            measure_target(recognizer)
+    return result
+
+
+def _wrong(result: Verification) -> str | None:
+    """What is wrong with a comparison; mAP was judged by the export, with the limit it was given."""
+    return failure(result, max_mAP_drop=math.inf)

@@ -19,6 +19,7 @@ from sdpl.server.log import AccessLog
 from sdpl.server.protocol import Ask
 from sdpl.server.refusal import RefusalError
 from sdpl.server.settings import Settings
+from sdpl.server.tracing import Tracer
 
 LOAD_TIMEOUT_S = 600.0
 
@@ -32,6 +33,7 @@ class App:
         self.links = [Link(path, settings, counters, self._wake) for path in sockets]
         self.decoder = Decoder(max(1, available_cores() // settings.workers))
         self.log = AccessLog(settings.access_log, counters)
+        self.tracer = Tracer(settings.otlp_endpoint)
         self.draining = False
         self.names = list(settings.models)
         self._changes: asyncio.Event = asyncio.Event()

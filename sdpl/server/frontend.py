@@ -56,6 +56,7 @@ async def _serve(setup: Setup) -> None:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     app.decoder.close()
+    app.tracer.close()
 
 
 def tls(settings: Settings) -> ssl.SSLContext | None:

@@ -153,6 +153,9 @@ class Service:
         finally:
             if info is not None:
                 self._app.count(info, "grpc", len(data), started, refused)
+                if self._app.tracer.on:
+                    headers = dict(context.invocation_metadata() or ())
+                    self._app.tracer.record("grpc", headers, started, refused, about)
             if self._app.log.on:
                 self._log(context, len(data), started, refused, about)
 

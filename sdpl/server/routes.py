@@ -79,6 +79,7 @@ class Routes:
         app, refused = self.app, request.refused
         if request.info is not None:
             app.count(request.info, "http", request.length, request.started_ns, refused)
+            app.tracer.record("http", request.headers, request.started_ns, refused, request.log)
         if app.log.on:
             app.log.write(
                 transport="http",

@@ -54,7 +54,7 @@ def make_ready(path: str, settings: Settings) -> Serving:
     Raises UserError for a bundle that is damaged, does not run here, or fails its proof.
     """
     generation = manifest_hash(path)
-    recognizer = Recognizer.open(path, settings.backend, settings.threads)
+    recognizer = Recognizer.open(path, settings.backend, settings.threads, settings.streams, settings.precision)
     try:
         proof = "skipped" if settings.skip_proof else describe(prove(recognizer))
         sizes = tuple(s for s in recognizer.backend.batch_sizes if s <= (settings.max_batch or s))

@@ -18,7 +18,9 @@ class Settings:
     http_port: int = 8000
     grpc_port: int | None = 8001  # None: no gRPC
     backend: str = "auto"
-    threads: int | None = None  # of one engine call, on a CPU
+    precision: str | None = None
+    threads: int | None = None  # of an engine, on a CPU
+    streams: int | None = None
     max_batch: int | None = None
     max_delay_ms: float = 0.0
     max_wait_ms: float = 10_000.0  # beyond this estimated wait, requests are refused

@@ -44,9 +44,9 @@ class Events:
         """step: the next one; of a run that is resumed, later events are taken back."""
         self.writer: SummaryWriter | None = None
         if on:
-            from torch.utils import tensorboard
+            from torch.utils.tensorboard import SummaryWriter as Writer
 
-            self.writer = tensorboard.SummaryWriter(str(out / "tensorboard"), purge_step=step)
+            self.writer = Writer(str(out / "tensorboard"), purge_step=step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if self.writer is None:

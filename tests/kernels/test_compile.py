@@ -11,6 +11,8 @@ from sdpl.errors import UserError
 from sdpl.install import install_line
 from sdpl.kernels.compile import CAPABILITIES, constants, cubin
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("cuda.core", reason="needs the extra cuda")
 
 
@@ -31,7 +33,6 @@ def spills(opcodes):
     return sum(code.startswith(("LDL", "STL")) for code in opcodes)
 
 
-@pytest.mark.slow
 def test_every_entry_point_uses_the_tanh_unit_and_does_not_spill(kernels, request):
     tiles = ("c1_aligned", "c2_aligned", "c4_aligned", "c1_any")
     expected = {f"{kernel}_f16_{tile}" for kernel in ("forward", "scores") for tile in tiles}
@@ -57,7 +58,6 @@ def test_exact_tanh_is_another_program(cache, tmp_path):
     assert sass.TANH not in opcodes
 
 
-@pytest.mark.slow
 def test_a_damaged_cache_file_is_made_again(tmp_path):
     code = cubin("86", "bfloat16", cache=tmp_path)
     (path,) = tmp_path.iterdir()

@@ -13,6 +13,8 @@ from sdpl.kernels.compile import SOURCE
 from sdpl.kernels.reference import attention_logits, attention_pool, bilinear_attention_pool
 from sdpl.kernels.tolerance import KERNEL
 
+pytestmark = pytest.mark.slow
+
 DTYPES = ("float32", "float16", "bfloat16")
 SHAPES = [  # B, L, C, K, E
     (1, 49, 80, 64, 32),

@@ -14,6 +14,8 @@ from sdpl.runtime.device import OutOfMemoryError
 from sdpl.runtime.recognizer import Recognizer
 from sdpl.runtime.two_stage import TwoStage, batch_sizes
 
+pytestmark = pytest.mark.slow
+
 TARGET = "rtx:sm86:fp16"
 
 
@@ -194,7 +196,6 @@ def test_an_error_of_the_engine_leaves_it_usable(make, proof):
     np.testing.assert_allclose(recognizer.scores(proof[0]), proof[1], atol=5e-3)
 
 
-@pytest.mark.slow
 def test_many_batches_allocate_nothing_new_and_closing_frees_everything(make, proof):
     recognizer, device, encoder = make()
     recognizer.scores(proof[0])
