@@ -10,6 +10,7 @@ import numpy as np
 
 from sdpl.bundle import Bundle, Target
 from sdpl.errors import UserError, listed, nearest
+from sdpl.kernels.compile import covering
 from sdpl.kernels.gpu import require_gpu
 from sdpl.runtime.availability import in_order, target_obstacle
 from sdpl.targets import BACKENDS, PRECISIONS
@@ -116,9 +117,9 @@ class Choice:
     skipped: dict[str, str]
 
 
-def open_backend(bundle: Bundle, name: str = "auto", threads: int | None = None) -> Choice:
+def open_backend(bundle: Bundle, name: str = "auto", threads: int | None = None, device: int = 0) -> Choice:
     """Open a bundle's target: of that name ("cpu:int8"), of that backend ("tensorrt-rtx"), or with "auto" the fastest
-    that this machine can run.
+    that this machine can run. device: the number of the GPU, for targets that run on one.
 
     Raises UserError that says, for each target that was asked for, why it cannot run here.
     """
@@ -128,10 +129,10 @@ def open_backend(bundle: Bundle, name: str = "auto", threads: int | None = None)
     asked = [n for n in in_order(targets) if name in ("auto", n, targets[n].backend)]
     skipped: dict[str, str] = {}
     for candidate in asked:
-        obstacle = target_obstacle(bundle, candidate)
+        obstacle = target_obstacle(bundle, candidate, device)
         if obstacle is None:
             try:
-                return Choice(candidate, _open(bundle, candidate, threads), skipped)
+                return Choice(candidate, _open(bundle, candidate, threads, device), skipped)
             except UserError as error:  # what only opening it can tell
                 if len(asked) == 1:
                     raise
@@ -143,7 +144,7 @@ def open_backend(bundle: Bundle, name: str = "auto", threads: int | None = None)
     raise UserError(f"{bundle.path}: nothing of it runs here. {why}")
 
 
-def _open(bundle: Bundle, name: str, threads: int | None) -> Backend:
+def _open(bundle: Bundle, name: str, threads: int | None, device_id: int) -> Backend:
     target = bundle.manifest.targets[name]
     if target.backend == "onnxruntime-cpu":
         return OnnxRuntimeCpu(bundle, target, threads)
@@ -152,18 +153,23 @@ def _open(bundle: Bundle, name: str, threads: int | None) -> Backend:
     from sdpl.runtime.engines import ENCODERS
     from sdpl.runtime.two_stage import TwoStage
 
-    device, gpu = Cuda(), require_gpu()
-    cubin = target.files.get(f"cubin.sm{gpu.capability}")
-    kernels = Kernels(PRECISIONS[target.precision].kernel_dtype, bundle.file(cubin).read_bytes() if cubin else None)
-    if not cubin:
+    device, capability = Cuda(device_id), require_gpu(device_id).capability
+    built_for = covering(capability, (role[8:] for role in target.files if role.startswith("cubin.sm")))
+    cubin = bundle.file(target.files[f"cubin.sm{built_for}"]).read_bytes() if built_for else None
+    kernels = Kernels(PRECISIONS[target.precision].kernel_dtype, cubin, device_id)
+    if cubin is None:
         warnings.warn(
-            f"{bundle.path} has no kernel for compute capability {gpu.capability}: it was compiled now, and is kept in "
+            f"{bundle.path} has no kernel for compute capability {capability}: it was compiled now, and is kept in "
             "the user's cache.",
             stacklevel=2,
         )
-    encoder = ENCODERS[target.backend](bundle, name, target, device)
     try:
-        return TwoStage(target.backend, bundle, target, encoder, kernels, device)
+        encoder = ENCODERS[target.backend](bundle, name, target, device)
+        try:
+            return TwoStage(target.backend, bundle, target, encoder, kernels, device)
+        except BaseException:
+            encoder.close()
+            raise
     except BaseException:
-        encoder.close()
+        kernels.close()
         raise

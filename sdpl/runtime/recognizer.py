@@ -43,14 +43,15 @@ class Recognizer:
         self.target, self.backend, self.skipped = choice.target, choice.backend, choice.skipped
 
     @classmethod
-    def open(cls, path: str | Path, backend: str = "auto", threads: int | None = None) -> "Recognizer":
+    def open(cls, path: str | Path, backend: str = "auto", threads: int | None = None, device: int = 0) -> "Recognizer":
         """Open a bundle. backend: a backend's name, a target's name, or "auto" for the fastest that runs here;
-        `skipped` then says why faster ones do not. threads: cores of one call, on a CPU.
+        `skipped` then says why faster ones do not. threads: cores of one call, on a CPU. device: the number of the GPU,
+        as `sdpl-info` lists them.
 
         Raises UserError when the bundle is damaged or nothing of it runs here.
         """
         bundle = Bundle.open(path)
-        return cls(bundle, open_backend(bundle, backend, threads))
+        return cls(bundle, open_backend(bundle, backend, threads, device))
 
     @functools.cached_property
     def decoder(self) -> Decoder:
