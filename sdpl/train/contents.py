@@ -89,6 +89,8 @@ def check_clip_config(clip_config: Any, state: dict[str, torch.Tensor], name: st
             raise ValueError("mean and std are not three numbers each")
         for place, value in _leaves(model):
             key = place.rpartition("/")[2]
+            if isinstance(value, torch.Tensor):
+                raise TypeError(f"{key} is a tensor")
             if value and (key.startswith("hf_") or "pretrained" in key) and key != "hf_proj_type":
                 raise ValueError(f"{key} = {value!r} would load something else")
             if isinstance(value, str) and not re.fullmatch(r"[\w.\-]{0,200}", value):
