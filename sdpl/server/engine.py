@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from sdpl.errors import UserError
+from sdpl.runtime.environment import gpu_used_mb
 from sdpl.server.arena import Arena, Geometry
 from sdpl.server.batcher import Batcher
 from sdpl.server.channel import (
@@ -242,6 +243,7 @@ class Engine:
             "reason": reason,
         }
         self._states[model] = state
+        self._counters.set_server("gpu_used_bytes", 1e6 * (gpu_used_mb() or 0))
         for front in self._fronts.values():
             self._tell(front, state)
         self._control.control({"model": model, "ready": serving is not None, "reason": reason})

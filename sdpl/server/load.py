@@ -168,7 +168,9 @@ async def _closed(target: Target, callers: int, seconds: float, kind: str) -> Lo
 
 async def _open(target: Target, rate: float, seconds: float, kind: str) -> Load:
     """Requests at random times (Poisson), `rate` a second on average."""
-    tally, free, asking = _Tally(), [], set()
+    tally = _Tally()
+    free: list[_Client] = []
+    asking: set[asyncio.Task[None]] = set()
     gaps = np.random.default_rng(SEED).exponential(1 / rate, max(1, int(rate * seconds)))
     start = time.perf_counter()
 
