@@ -11,7 +11,7 @@ from sdpl.server.counters import Counters
 
 
 class AccessLog:
-    """Appends to a file, or to standard output for "-", or nowhere for None. A full disk loses lines, never requests."""
+    """Appends to a file, to standard output for "-", or nowhere for None. A full disk loses lines, never requests."""
 
     def __init__(self, path: str | None, counters: Counters):
         self._counters = counters
