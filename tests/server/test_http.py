@@ -224,7 +224,7 @@ def test_a_body_beyond_the_limit_is_refused_before_it_is_sent(server):
 
 def test_an_image_with_too_many_pixels_is_refused(server):
     stream = io.BytesIO()
-    Image.new("1", (30_000, 30_000)).save(stream, "PNG")
+    Image.new("1", (10_000, 9_000)).save(stream, "PNG")
     status, answer = server.post("/recognize", stream.getvalue())
     assert status == 400
     assert "pixels" in answer["error"]
