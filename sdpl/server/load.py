@@ -187,8 +187,8 @@ async def _open(target: Target, rate: float, seconds: float, kind: str) -> Load:
         task = asyncio.create_task(call(free.pop() if free else _Client(target), due))
         asking.add(task)
         task.add_done_callback(asking.discard)
-    taken = time.perf_counter() - start
     await asyncio.gather(*asking)
+    taken = time.perf_counter() - start  # with the last answers, so that a backlog does not count as throughput
     for connection in free:
         connection.close()
     return tally.load(loop="open", callers=None, offered_per_s=rate, input=kind, seconds=taken)
