@@ -41,6 +41,7 @@ from sdpl.server.serving import Serving, make_ready
 from sdpl.server.settings import Settings
 
 SMOOTHING = 0.2  # weight of the newest batch in the time of one image
+RETRY_S = 10.0  # before a bundle that is not served at all is tried again
 FAILURES_IN_A_ROW = 3  # calls of the engine that fail before the process gives up and is started anew
 
 
@@ -274,6 +275,10 @@ class Engine:
                 if current is not None:
                     self._counters.add(model, "reload_failures")
                 self._announce(model, current.serving if current else None, result)
+                if current is None and model not in self._unloaded:
+                    again = threading.Timer(RETRY_S, self._to_load.put, (model,))
+                    again.daemon = True
+                    again.start()
                 continue
             if current is not None and current.serving.generation == result.generation:
                 result.recognizer.close()

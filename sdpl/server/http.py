@@ -170,6 +170,7 @@ class Connection(asyncio.BufferedProtocol):
         self._remaining = 0  # bytes of the whole body that are still to come
         self._refusal: Response | None = None  # waits until the rest of its body has been dropped
         self._dropping = False
+        self._unread = False  # of a chunked body that was refused
         self._closing = False
         self._since = time.monotonic()  # when this state began
         self._paused = False
@@ -297,8 +298,10 @@ class Connection(asyncio.BufferedProtocol):
         """After bytes of the body have come in."""
         if self._fill() and self._remaining == 0:
             self._body = None
-            assert self._exchange is not None
+            exchange = self._exchange
+            assert exchange is not None
             self._task = asyncio.get_running_loop().create_task(self._answer())
+            self._task.add_done_callback(lambda _: exchange.abandon())  # also when it is cancelled before it began
 
     def _fill(self) -> bool:
         """Ask for the next memory once this is full. False when the request was refused meanwhile."""
@@ -387,14 +390,14 @@ class Connection(asyncio.BufferedProtocol):
                 request, RefusalError("internal", f"internal error: {type(error).__name__}")
             )
             request.keep_alive = False
-        finally:
-            exchange.abandon()
+        exchange.abandon()
         self._task = self._exchange = None
         self._write(request, response)
 
     def _refuse(self, refused: RefusalError, rest: bytes = b"", close: bool = False) -> None:
         """Answer without the body having been read. A short rest of it is dropped, so that the client reads on."""
         request = self._request
+        self._unread = self._chunks is not None
         self._exchange = self._body = self._chunks = None
         self._pending = b""
         response = self._server.routes.refusal(request, refused)
@@ -447,7 +450,7 @@ class Connection(asyncio.BufferedProtocol):
         before it reads the answer: what it sends is dropped for a little while first."""
         self._closing = True
         self._body = None
-        if self._remaining or self._chunks is not None:
+        if self._remaining or self._unread:
             asyncio.get_running_loop().call_later(LINGER_S, self._transport.close)
         else:
             self._transport.close()
@@ -463,17 +466,24 @@ class Connection(asyncio.BufferedProtocol):
         elif self._task is not None:
             return
         elif self._request is not None:
-            received = self._request.length - self._remaining
-            if waited > limits.header_timeout_s and received < waited * limits.min_bytes_per_s:
-                if self._exchange is not None:
-                    self._exchange.abandon()
-                self._dropping = False
-                self._refuse(RefusalError("slow", "the body comes too slowly."), close=True)
+            self._check_body(waited)
         elif self._pending:
             if waited > limits.header_timeout_s:
                 self._refuse(RefusalError("slow", "the head did not come in time."), close=True)
+        elif self._transport.is_closing():
+            self._transport.abort()  # it does not read what it asked for
         elif waited > limits.idle_timeout_s:
             self._transport.close()
+
+    def _check_body(self, waited: float) -> None:
+        """Cut off a body that comes too slowly."""
+        assert self._request is not None
+        limits, received = self._server.limits, self._request.length - self._remaining
+        if waited > limits.header_timeout_s and received < waited * limits.min_bytes_per_s:
+            if self._exchange is not None:
+                self._exchange.abandon()
+            self._dropping = False
+            self._refuse(RefusalError("slow", "the body comes too slowly."), close=True)
 
     def close_if_idle(self) -> None:
         if self._request is None and not self._pending:
