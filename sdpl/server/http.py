@@ -276,8 +276,8 @@ class Connection(asyncio.BufferedProtocol):
         assert self._request is not None
         try:
             self._exchange = self._server.routes.begin(self._request)
-        except RefusalError as refused:
-            self._refuse(refused, rest=rest)
+        except Exception as error:
+            self._refuse(_refusal(error), rest=rest)
             return
         if not rest:
             self._expected(self._request)
@@ -309,9 +309,9 @@ class Connection(asyncio.BufferedProtocol):
         if self._body is not None and self._filled == len(self._body) and (self._remaining or self._filled):
             try:
                 self._exchange.filled()
-            except RefusalError as refused:
+            except Exception as error:
                 self._exchange.abandon()
-                self._refuse(refused)
+                self._refuse(_refusal(error))
                 return False
             self._body, self._filled = self._exchange.memory, 0
         return True
@@ -378,18 +378,12 @@ class Connection(asyncio.BufferedProtocol):
         assert request is not None
         try:
             response = await exchange.answer()
-        except RefusalError as refused:
-            response = self._server.routes.refusal(request, refused)
         except asyncio.CancelledError:
             request.refused = RefusalError("cancelled", "the caller went away")
             self._server.routes.finished(request, Response(499), 0)
             return
-        except Exception as error:  # a defect: it is told, and the connection ends
-            asyncio.get_running_loop().call_exception_handler({"message": "a request failed", "exception": error})
-            response = self._server.routes.refusal(
-                request, RefusalError("internal", f"internal error: {type(error).__name__}")
-            )
-            request.keep_alive = False
+        except Exception as error:
+            response = self._server.routes.refusal(request, _refusal(error))
         exchange.abandon()
         self._task = self._exchange = None
         self._write(request, response)
@@ -488,3 +482,11 @@ class Connection(asyncio.BufferedProtocol):
     def close_if_idle(self) -> None:
         if self._request is None and not self._pending:
             self._transport.close()
+
+
+def _refusal(error: Exception) -> RefusalError:
+    """The refusal itself, or, for a defect of the server, one that tells the caller and the log."""
+    if isinstance(error, RefusalError):
+        return error
+    asyncio.get_running_loop().call_exception_handler({"message": "a request failed", "exception": error})
+    return RefusalError("internal", f"internal error: {type(error).__name__}")

@@ -181,7 +181,7 @@ def test_sizes_that_lie(server, images):
         status, _, answer = server.request("POST", INFER, wrong, headers)
         assert status == 400
         assert line in json.loads(answer)["error"]
-    for length in ("9999999", "-1", "x", "0"):
+    for length in ("9999999", "-1", "x", "0", "1\u00b2"):
         status, _, answer = server.request("POST", INFER, body, {"Inference-Header-Content-Length": length})
         assert status == 400, length
 
