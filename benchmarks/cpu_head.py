@@ -138,9 +138,7 @@ def main(out: Path | None, threads: int, row: tuple[str, str, str] | None) -> No
                 command = [sys.executable, __file__, "--threads", str(threads), "--row", side, str(categories), path]
                 result = subprocess.run(command, capture_output=True, text=True, check=True)
                 rows.append({**json.loads(result.stdout.splitlines()[-1]), "attention_moved": moved})
-                shown = (
-                    "C={categories:<5d} {side:18s} {p50_ms:9.2f} ms {cpu_ms:9.2f} ms of CPU, peak {peak_mb:8.1f} MB"
-                )
+                shown = "C={categories:<5d} {side:18s} {p50_ms:9.2f} ms {cpu_ms:9.2f} ms of CPU, peak {peak_mb:8.1f} MB"
                 print(shown.format(**rows[-1]), flush=True)
         *ours, theirs = (row["cpu_ms"] for row in rows[-len(SIDES) :])
         print(f"C={categories:<5d} times less CPU:", ", ".join(f"{theirs / mine:.1f}" for mine in ours))
