@@ -90,6 +90,7 @@ class Stage:
 ODD, EVEN = (0.1, 0.3, 0.5, 0.7, 0.9), (0.2, 0.4, 0.6, 0.8)
 CORE = dict(list(METHODS.items())[:6])  # of table 4, figures 4 and 7
 STAGES = [
+    Stage({"full": {}}, (0.1, 0.3), (0, 1, 2)),
     Stage(CORE, (0.1, 0.3), (0, 1, 2)),
     Stage(CORE, (0.5, 0.9), (0, 1, 2)),
     Stage(METHODS, (0.1, 0.3), (0, 1, 2)),
@@ -235,7 +236,7 @@ def main(work: Path, out: Path | None, only_report: bool) -> None:
     todo = stages(chosen)
     for number, stage in enumerate(() if only_report else todo):
         run_sweep(sweep_of(work, stage, "test"), work / "runs", report)
-        if number == 0:
+        if number == 1:
             run_sweep(starts(work), work / "starts", report)
     if out is not None:
         write_report(work, out, rates, todo)
