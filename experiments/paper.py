@@ -204,8 +204,8 @@ def print_epochs(results: Sequence[Result]) -> None:
     for proportion in sorted({r.proportion for r in results}):
         gaps = [r.mAP_best - r.mAP_last for r in results if r.proportion == proportion]
         print(
-            f"{proportion:.0%} known: best epoch - last epoch {np.mean(gaps):+.2f} mAP on average, from {min(gaps):+.1f} "
-            f"to {max(gaps):+.1f}, {len(gaps)} runs"
+            f"{proportion:.0%} known: best epoch - last epoch {np.mean(gaps):+.2f} mAP on average, "
+            f"{min(gaps):+.1f} to {max(gaps):+.1f}, {len(gaps)} runs"
         )
 
 
