@@ -2,7 +2,7 @@
 
 No function, no loop, no plugin: what an engine needs is Mul, Tanh, MatMul, Softmax and the like. Categories go through
 in blocks, each with constants of its own, so that B*C*L*K values never exist at once: a block's tanh takes
-`BLOCK_VALUES` floats an image (1.6 MB, about a core's second cache), and its embeddings `POOL` rows.
+`BLOCK_VALUES` floats an image (3.2 MB), and its embeddings `POOL` rows.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sdpl.kernels import EPS
 
-BLOCK_VALUES = 8 * 49 * 1024  # of tanh(u v) at once, for an image
+BLOCK_VALUES = 16 * 49 * 1024  # of tanh(u v) at once, for an image: 16 categories of CLIP RN101 at 448 pixels
 POOL = 256  # categories pooled at once
 KINDS = {"exact": ("v", "q"), "separable": ("x", "weight")}  # the constants of each kind of head, beside t
 
