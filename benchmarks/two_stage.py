@@ -3,8 +3,9 @@
     python benchmarks/two_stage.py [--out FILE] [--seconds 480] [--quick]
 
 Needs PyTorch and a GPU, and no engine, checkpoint or bundle: the encoder has random weights
-(`torch_encoder.PatchEncoder`); 448 pixels, C=80, K=1024, float16. The other side of the comparison is the same module with the folded head in
-PyTorch, in a CUDA graph with pinned copies. Ends with status 3 when the time was not enough: call again.
+(`torch_encoder.PatchEncoder`); 448 pixels, C=80, K=1024, float16. The other side of the comparison is the same module
+with the folded head in PyTorch, in a CUDA graph with pinned copies. Ends with status 3 when the time was not enough:
+call it again.
 """
 
 import itertools
