@@ -35,12 +35,12 @@ RESEARCH = "research"
 TARGETS = ("cpu:fp32", "cpu:int8")
 EXPORTS = {"export": ("cpu:fp32", "rtx:sm86:fp16"), "export_int8": TARGETS}  # the last one is then measured
 ROUNDS = 3
-WORDS = Path(__file__).parent.parent / "sdpl" / "train" / "glove" / "coco80.npz"
+WORDS = Path(__file__).parent.parent / "sdpl" / "train" / "model" / "glove" / "coco80.npz"
 
 
-def coco_model() -> tuple:
+def coco_model(backbone: str = "RN101", image_size: int = 448) -> tuple:
     categories = tuple(np.load(WORDS)["names"].tolist())
-    settings = {"backbone": "RN101", "weights": None, "word_vectors": "glove-coco80"}
+    settings = {"backbone": backbone, "image_size": image_size, "weights": None, "word_vectors": "glove-coco80"}
     config = check_config({"data": {"train": {"annotations": "none"}}, "model": settings})
     torch.manual_seed(0)
     return config, new_model(config.model, categories).eval()

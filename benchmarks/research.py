@@ -14,7 +14,7 @@ D, W, K, E, L = 2048, 300, 1024, 512, 49  # CLIP RN101 at 448 pixels, the paper'
 class ResearchHead(nn.Module):
     """f [B,L,D] -> logits [B,C]."""
 
-    def __init__(self, categories: int):
+    def __init__(self, categories: int, D: int = D, K: int = K, E: int = E):
         super().__init__()
         self.image_projection = nn.Linear(D, K, bias=False)
         self.word_projection = nn.Linear(W, K, bias=False)

@@ -18,8 +18,8 @@ import torch
 import yaml
 
 from sdpl.data.formats import read_labels
-from sdpl.data.reading import batches
 from sdpl.data.masks import mask_labels
+from sdpl.data.reading import batches
 from sdpl.demo import tiny_clip
 from sdpl.demo.run import CONFIG
 from sdpl.demo.scenes import CATEGORIES, write_coco
@@ -74,6 +74,7 @@ def one_run(folder: Path, value: float, seed: int, f: torch.Tensor, labels: np.n
     config = configuration(folder, value)
     torch.manual_seed(seed)
     model = new_model(config.model, CATEGORIES)
+    model.decoupling.scale_attention(model.attention_factor(f[:32]))
     train_head(model, config, f[:TRAIN], labels[:TRAIN], seed)
     with torch.no_grad():
         scores = model.decoupling(f[TRAIN:], model.words, model.text_features())[0].sigmoid().numpy()

@@ -104,8 +104,9 @@ def _one_of(table: Collection[str]) -> Callable[[str], str]:
 class Target(_Record):
     """One way to run the model, what it was built with, and the proof that it gives PyTorch's answers.
 
-    files: by role. "model" is a whole ONNX graph; "encoder" an ONNX graph image -> u, g; "engine" a built encoder;
-    "head" the operator's constants; "cubin sm86" and so on the kernel for a compute capability.
+    files: by role. "model" is a whole ONNX graph, "weights" the part of it that is too large for one file; "encoder" an
+    ONNX graph image -> u, g; "engine" a built encoder; "head" the operator's constants; "cubin sm86" and so on the
+    kernel for a compute capability.
     """
 
     backend: Annotated[str, AfterValidator(_one_of(BACKENDS))]
@@ -154,6 +155,7 @@ class Manifest(_Record):
     config: dict[str, Any]
     map_size: tuple[PositiveInt, PositiveInt] = Field(description="height and width of the attention map, in cells")
     targets: dict[str, Target]
+    default_target: str | None = Field(default=None, description="what `auto` takes where it runs; named by the export")
     files: dict[str, FileRecord]
 
     @field_validator("files")
@@ -169,6 +171,8 @@ class Manifest(_Record):
     def _fits_together(self) -> "Manifest":
         if len(self.thresholds) != len(self.categories) or len(set(self.categories)) < len(self.categories):
             raise ValueError("needs one threshold for each category, and every category once")
+        if self.default_target is not None and self.default_target not in self.targets:
+            raise ValueError(f"the default target {self.default_target!r} is none of its targets")
         return self
 
 

@@ -8,30 +8,50 @@ from pathlib import Path
 
 import numpy as np
 
+from sdpl.errors import UserError
 from sdpl.evaluate.evaluation import Evaluated
 
 
-def open_model(path: str | Path, threshold: float | None = None, backend: str = "auto") -> Evaluated:
-    """The model of a checkpoint (model.ckpt, in PyTorch) or a bundle (model.sdpl, on `backend`).
+def open_model(
+    path: str | Path,
+    threshold: float | None = None,
+    backend: str = "auto",
+    threads: int | None = None,
+    streams: int | None = None,
+    precision: str | None = None,
+) -> Evaluated:
+    """The model of a checkpoint (model.ckpt, in PyTorch) or a bundle (model.sdpl).
 
-    threshold: for all categories, in place of the model's own. Raises UserError for anything else, or damaged files.
+    threshold: for all categories, in place of the model's own. backend, threads, streams, precision: of a bundle, as
+    for `Recognizer.open`. Raises UserError for anything else, or damaged files.
     """
     path = Path(path)
-    return (
-        _bundle(path, threshold, backend) if path.is_dir() or path.suffix == ".sdpl" else _checkpoint(path, threshold)
-    )
+    if path.is_dir() or path.suffix == ".sdpl":
+        return _bundle(path, threshold, backend, threads, streams, precision)
+    given = {"--backend": backend != "auto", "--threads": threads, "--streams": streams, "--precision": precision}
+    for option in (name for name, value in given.items() if value):
+        raise UserError(f"{option} needs a bundle: {path} is a checkpoint, which PyTorch runs in float32.")
+    return _checkpoint(path, threshold)
 
 
-def _bundle(path: Path, threshold: float | None, backend: str) -> Evaluated:
+def _bundle(
+    path: Path,
+    threshold: float | None,
+    backend: str,
+    threads: int | None,
+    streams: int | None,
+    precision: str | None,
+) -> Evaluated:
     from sdpl.runtime import Recognizer
 
-    recognizer = Recognizer.open(path, backend)
+    recognizer = Recognizer.open(path, backend, threads, streams, precision)
     return Evaluated(
         recognizer.scores,
         recognizer.attention,
         recognizer.categories,
         recognizer.image_size,
         _thresholds(recognizer.bundle.manifest.thresholds, threshold),
+        str(recognizer),
     )
 
 
@@ -41,7 +61,7 @@ def _checkpoint(path: Path, threshold: float | None) -> Evaluated:
     content = load_checkpoint(path)
     config, model = restore_model(content, str(path))
     thresholds = _thresholds(content["thresholds"], threshold)
-    return Evaluated(model.scorer(), model.attention, model.categories, config.model.image_size, thresholds)
+    return Evaluated(model.scorer(), model.attention, model.categories, config.model.image_size, thresholds, "PyTorch")
 
 
 def _thresholds(own: tuple[float, ...] | list[float], threshold: float | None) -> np.ndarray:

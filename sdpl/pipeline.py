@@ -4,19 +4,22 @@ While a batch runs, the next ones are decoded (Pillow releases the interpreter l
 and training all read their images through a `Decoder`.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
+from sdpl.cores import available_cores
 from sdpl.errors import UserError
+
+__all__ = ["Decoder", "available_cores", "batched", "stream"]
 
 Source = TypeVar("Source")
 Row = TypeVar("Row")
+Result = TypeVar("Result")
 Decoded = list[tuple[Source, np.ndarray | UserError]]  # of one group: each source with its image, or what is wrong
 
 
@@ -52,6 +55,10 @@ class Decoder:
             for begun in waiting:
                 for _, future in begun:
                     future.cancel()
+
+    def submit(self, load: Callable[[Source], Result], source: Source) -> Future[Result]:
+        """One source alone."""
+        return self._pool.submit(load, source)
 
     def close(self) -> None:
         """Stop the threads; what has not begun is cancelled."""
@@ -95,12 +102,6 @@ def batched(items: Iterable[Source], size: int) -> Iterator[list[Source]]:
             batch = []
     if batch:
         yield batch
-
-
-def available_cores() -> int:
-    """Cores that this process may run on."""
-    affinity: Any = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _collect(group: list[tuple[Source, Future[np.ndarray]]]) -> Decoded[Source]:

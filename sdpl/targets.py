@@ -5,6 +5,7 @@ A target's name is a kind, where the engine is bound to it early a compute capab
 """
 
 import importlib.util
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sdpl.errors import UserError, nearest
@@ -24,6 +25,7 @@ class Backend:
     needs_gpu: bool = False
     builds_engines: bool = False  # files that belong to one version of the package and one compute capability
     capabilities: tuple[str, ...] = ()  # for which engines are built ahead of time, on any machine
+    narrows: tuple[str, ...] = ()  # precisions that the library makes itself, of the float32 graph
 
     @property
     def install(self) -> str:
@@ -32,7 +34,7 @@ class Backend:
         return install_line(self.extra) + instead
 
 
-BACKENDS = {  # the fastest first
+BACKENDS = {  # the fastest first, as a guess: `sdpl.runtime.timings` knows what was measured
     backend.name: backend
     for backend in (
         Backend(
@@ -66,6 +68,15 @@ BACKENDS = {  # the fastest first
             needs_gpu=True,
         ),
         Backend(
+            name="openvino",
+            kind="openvino",
+            package="openvino",
+            floor="2025.0",
+            extra="openvino",
+            precisions=("fp32", "bf16", "int8"),
+            narrows=("bf16",),
+        ),
+        Backend(
             name="onnxruntime-cpu",
             kind="cpu",
             package="onnxruntime",
@@ -89,7 +100,7 @@ class Precision:
     reason: str
 
 
-PRECISIONS = {  # the fastest first, within a backend
+PRECISIONS = {  # the fastest first, within a backend; the same guess
     "int8": Precision(
         kernel_dtype="float32",
         score=0.15,
@@ -120,6 +131,18 @@ PRECISIONS = {  # the fastest first, within a backend
 }
 
 
+def allowed_precisions(lowest: str) -> tuple[str, ...]:
+    """The precisions that are at least as exact as this one. Raises UserError for a name that is not known."""
+    if lowest not in PRECISIONS:
+        raise UserError(f"precision {lowest!r}: {nearest(lowest, PRECISIONS)}")
+    return tuple(name for name, precision in PRECISIONS.items() if precision.score <= PRECISIONS[lowest].score)
+
+
+def most_exact(names: Iterable[str]) -> str:
+    """The most exact of some precisions."""
+    return min(names, key=lambda name: PRECISIONS[name].score)
+
+
 @dataclass(frozen=True)
 class TargetSpec:
     """One way to run the model. capability: the GPU's compute capability, where the engine is bound to it early."""
@@ -131,6 +154,11 @@ class TargetSpec:
     @property
     def backend(self) -> Backend:
         return KINDS[self.kind]
+
+    @property
+    def graph(self) -> str:
+        """The precision of the ONNX graph that it is made from."""
+        return "fp32" if self.precision in self.backend.narrows else self.precision
 
     def __str__(self) -> str:
         return ":".join([self.kind, *([f"sm{self.capability}"] if self.capability else []), self.precision])

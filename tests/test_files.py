@@ -88,3 +88,18 @@ def test_a_parent_that_is_a_file_is_named(tmp_path):
     (tmp_path / "a").write_text("")
     with pytest.raises(UserError, match="cannot write"), replace_file(tmp_path / "a" / "b"):
         pass
+
+
+def test_content_is_on_the_disk_before_it_takes_its_place_and_the_place_after(tmp_path, monkeypatch):
+    """So that a power cut leaves the old or the new, never an empty file under the right name."""
+    calls = []
+    monkeypatch.setattr("sdpl.files.sync", lambda path: calls.append("sync"))
+    original = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: calls.append("replace") or original(a, b))
+    with replace_file(tmp_path / "a") as temporary:
+        temporary.write_text("x")
+    assert calls == ["sync", "replace", "sync"]
+    calls.clear()
+    with replace_folder(tmp_path / "b", lambda path: True) as folder:
+        (folder / "inside").write_text("x")
+    assert calls == ["sync", "sync", "replace", "sync"]  # the folder and its file; its place

@@ -9,7 +9,8 @@ import pytest
 import sdpl
 
 ROOT = Path(sdpl.__file__).parent.parent
-SCRIPTS = [path for folder in ("benchmarks", "experiments", "examples") for path in sorted((ROOT / folder).glob("*.py"))]
+FOLDERS = ("benchmarks", "experiments", "examples")
+SCRIPTS = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

@@ -18,6 +18,7 @@ EXTRAS = {  # which extra brings a module
     "onnxruntime": "runtime",
     "onnxscript": "export",
     "open_clip": "train",
+    "openvino": "openvino",
     "platformdirs": "cuda",
     "pyarrow": "parquet",
     "scipy": "eval",

@@ -7,7 +7,7 @@ import click
 
 from sdpl.cli.bars import shown
 from sdpl.cli.command import Command
-from sdpl.cli.options import FORMAT, IMAGES, PATH
+from sdpl.cli.options import FORMAT, IMAGES, PATH, runtime_options
 
 
 @click.command("eval", cls=Command)
@@ -20,6 +20,7 @@ from sdpl.cli.options import FORMAT, IMAGES, PATH
 @click.option("--skip-unreadable", is_flag=True, help="Name unreadable images and leave them out, instead of stopping.")
 @click.option("--json", "json_path", type=PATH, help="Also write the metrics to this file.")
 @click.option("--report", "page", type=PATH, help="Also write an HTML page: curves, the worst errors and more.")
+@runtime_options
 @click.option("--worst", type=click.IntRange(0, 200), default=12, show_default=True, help="Pictures per part of it.")
 def command(
     model: Path,
@@ -31,6 +32,10 @@ def command(
     skip_unreadable: bool,
     json_path: Path | None,
     page: Path | None,
+    backend: str,
+    precision: str | None,
+    threads: int | None,
+    streams: int | None,
     worst: int,
 ) -> None:
     """Metrics of MODEL (model.ckpt or model.sdpl) on the labels of ANNOTATIONS: COCO, VOC or a table."""
@@ -45,7 +50,8 @@ def command(
 
     if page is not None:
         from sdpl.evaluate.report.html import write_report  # before hours of scoring, should it not be installed
-    opened = open_model(model, threshold)
+    opened = open_model(model, threshold, backend, threads, streams, precision)
+    click.echo(f"target: {opened.target}", err=True)
     data = read_labels(annotations, images, format, opened.categories)
     with shown() as report:
         unreadable = Unreadable("skip" if skip_unreadable else "stop", report, "--skip-unreadable leaves it out.")
@@ -55,7 +61,7 @@ def command(
     for table in evaluation_tables(result):
         Console().print(table)
     if json_path is not None:
-        write_json(json_path, asdict(result))
+        write_json(json_path, {**asdict(result), "target": opened.target})
     if page is not None:
         with shown("drawing the report"):
             write_report(page, str(model), str(annotations), opened, data, scores, result, worst)

@@ -1,10 +1,15 @@
 """Options that several commands share, and the parsing of their values."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sdpl.errors import UserError
+
+if TYPE_CHECKING:
+    from sdpl.runtime import Recognizer
 
 PATH = click.Path(path_type=Path)
 IMAGES = click.option("--images", type=PATH, help="Folder of the images.  [default: where the format keeps them]")
@@ -18,12 +23,45 @@ FORMAT = click.option(
 JSON_FILE = click.option("--json", "json_path", type=PATH, help="Also write the numbers to this file.")
 
 
-def numbers(option: str, text: str) -> list[int]:
-    """Numbers from 1 to 1024, comma-separated. Raises UserError naming the option."""
+BACKEND = click.option(
+    "--backend",
+    default="auto",
+    show_default=True,
+    help="A backend, a target of the bundle, or auto: the fastest here, as sdpl-verify measured.",
+)
+PRECISION = click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+    help="The least exact that may be taken.  [default: the bundle's default target's, else fp32]",
+)
+THREADS = click.option(
+    "--threads", type=click.IntRange(min=1), help="Cores used on a CPU.  [default: all physical ones that it may use]"
+)
+STREAMS = click.option(
+    "--streams",
+    type=click.IntRange(min=1),
+    help="Calls or parts of a batch that run at once on a CPU and share its threads, for throughput.  [default: 1]",
+)
+
+
+def runtime_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What every command that runs a bundle may be told: backend, precision, threads, streams."""
+    for option in (STREAMS, THREADS, PRECISION, BACKEND):
+        command = option(command)
+    return command
+
+
+def say_target(recognizer: "Recognizer") -> None:
+    """Print what runs, on standard error: a command's results stay alone on standard output."""
+    click.echo(f"target: {recognizer}", err=True)
+
+
+def numbers(option: str, text: str, most: int = 1024) -> list[int]:
+    """Numbers from 1 to `most`, comma-separated. Raises UserError naming the option."""
     try:
         found = [int(number) for number in text.split(",")]
     except ValueError:
         found = []
-    if not found or min(found) < 1 or max(found) > 1024:
-        raise UserError(f"{option} {text!r}: expected numbers up to 1024, such as 1,8,32.")
+    if not found or min(found) < 1 or max(found) > most:
+        raise UserError(f"{option} {text!r}: expected numbers up to {most}, such as 1,8,32.")
     return found

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from sdpl.cli.command import Command
-from sdpl.cli.options import PATH
+from sdpl.cli.options import PATH, runtime_options, say_target
 from sdpl.errors import UserError
 
 
@@ -16,7 +16,7 @@ from sdpl.errors import UserError
 @click.option("--top", type=click.IntRange(min=1), help="Print the K best categories instead of those above threshold.")
 @click.option("--threshold", type=click.FloatRange(0, 1), help="For all categories.  [default: the bundle's own]")
 @click.option("--attention", type=PATH, help="Draw where the model looked, one PNG per image, into this folder.")
-@click.option("--backend", default="auto", show_default=True)
+@runtime_options
 def command(
     bundle: Path,
     images: tuple[Path, ...],
@@ -25,6 +25,9 @@ def command(
     threshold: float | None,
     attention: Path | None,
     backend: str,
+    precision: str | None,
+    threads: int | None,
+    streams: int | None,
 ) -> None:
     """Labels and scores of IMAGES (files or folders). Unreadable images are named; the others are still done."""
     from sdpl.preprocess import find_images
@@ -33,7 +36,8 @@ def command(
 
     paths = find_images(list(images))
     failed = 0
-    with Recognizer.open(bundle, backend) as recognizer:
+    with Recognizer.open(bundle, backend, threads, streams, precision) as recognizer:
+        say_target(recognizer)
         predictions = predict(recognizer, paths, threshold, with_attention=attention is not None)
         for prediction, name in zip(predictions, attention_names(paths), strict=True):
             if isinstance(prediction, UserError):

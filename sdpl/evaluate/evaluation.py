@@ -27,6 +27,7 @@ class Evaluated:
     categories: tuple[str, ...]
     image_size: int
     thresholds: np.ndarray  # [C]
+    target: str  # what scores: "PyTorch", or a bundle's target with its library
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """model.ckpt to model.sdpl: fold, write and prove every target, and only then put the bundle in place."""
 
+import importlib
+import json
+import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -13,13 +16,13 @@ import torch
 from safetensors.numpy import save_file
 
 from sdpl import __version__
-from sdpl.bundle import PROOF, Bundle, Preprocessing, Profile, Target, is_bundle, sha256, write_manifest
+from sdpl.bundle import CACHE, PROOF, Bundle, Preprocessing, Profile, Target, is_bundle, sha256, write_manifest
 from sdpl.data.formats import in_order
 from sdpl.data.images import LabelledImages
-from sdpl.errors import UserError
+from sdpl.errors import UserError, nearest
 from sdpl.export.artifacts import Artifacts
 from sdpl.export.engines import require_possible, write_gpu_files
-from sdpl.export.onnx import OPSET
+from sdpl.export.fused_head import require_exportable
 from sdpl.export.proof import Limits, Prover, prove_targets
 from sdpl.files import naming, replace_folder
 from sdpl.preprocess import preprocess
@@ -31,6 +34,7 @@ from sdpl.train.model import PartialLabelModel
 
 MAX_PROOF_IMAGES = 32
 MAX_CALIBRATION_IMAGES = 32
+MAX_COMPARED_IMAGES = 256  # that a separable head is compared with the exact one on
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class Options:
     """What to export and how to prove it.
 
     images: of the proof, instead of those the checkpoint carries. calibrate: images for int8 and for the separable
-    head. evaluation: labelled data, on which every target's mAP is compared with PyTorch's.
+    head. evaluation: labelled data, on which every target's mAP is compared with PyTorch's. default_target: what `auto`
+    takes where it runs, in its precision; None for float32.
     """
 
     targets: tuple[TargetSpec, ...] = field(default_factory=default_targets)
@@ -48,9 +53,15 @@ class Options:
     calibrate: list[Path] | None = None
     evaluation: LabelledImages | None = None
     limits: Limits = field(default_factory=Limits)
+    default_target: str | None = None
 
     def check(self) -> None:
         """Raise UserError for what cannot work, before anything that takes long."""
+        if self.default_target is not None and self.default_target not in map(str, self.targets):
+            raise UserError(
+                f"--default-target {self.default_target!r}: {nearest(self.default_target, map(str, self.targets))}; "
+                "it is one of those that are exported (--target)."
+            )
         for spec in self.targets:
             if spec.precision == "int8" and not self.calibrate:
                 raise UserError(f"--target {spec}: int8 needs real images to calibrate on: add --calibrate FOLDER.")
@@ -71,16 +82,21 @@ def export(checkpoint: Path, out: Path, options: Options | None = None, report: 
     content = load_checkpoint(checkpoint)
     config, model = restore_model(content, str(checkpoint))
     size, probability = config.model.image_size, config.model.probability
+    require_exportable(config.model, options.targets, options.head)
     images = _proof_images(content["proof_images"], options.images, size)
     data = options.evaluation and in_order(options.evaluation, model.categories, "--eval")
     with replace_folder(out, is_bundle) as folder, naming(folder, out):
         report(Progress(f"PyTorch's scores of {len(images)} images" + (f" and of {len(data)}" if data else "")))
         prover = Prover.of(model.scorer(), images, options.limits, data)
         save_file({"images": images, "scores": prover.expected}, folder / PROOF)
-        artifacts = Artifacts(folder, model, size, probability, _calibration(options.calibrate, size), report)
-        targets = {str(spec): _make(spec, artifacts, images, options, report) for spec in options.targets}
-        _write_manifest(folder, checkpoint, config, model, content["thresholds"], targets)
+        fields = _manifest_fields(checkpoint, config, model, content["thresholds"], options.default_target)
+        calibration, metadata = _calibration(options.calibrate, size), graph_metadata(fields)
+        artifacts = Artifacts(folder, model, size, probability, calibration, metadata, report)
+        unseen = _unseen(images, options, size)
+        targets = {str(spec): _make(spec, artifacts, unseen, options, report) for spec in options.targets}
+        write_manifest(folder, **fields, targets=targets)
         targets = prove_targets(Bundle.open(folder), list(targets), prover, report)
+        shutil.rmtree(folder / CACHE, ignore_errors=True)  # what this machine's engines compiled, of no use on others
     report(Progress(f"wrote {out}"))
     return targets
 
@@ -95,11 +111,12 @@ def _make(
     """Write one target's files."""
     report(Progress(f"{spec}: building"))
     start = time.perf_counter()
-    built_with = {"torch": torch.__version__, "onnx": onnx.__version__, "opset": str(OPSET)}
-    if spec.kind == "cpu":
-        name, notes = artifacts.whole_model(spec.precision, options.head, held_out)
-        files, fields = {"model": name}, {}
-        built_with |= {"onnxruntime": onnxruntime.__version__}
+    built_with = {"torch": torch.__version__, "onnx": onnx.__version__}
+    fields: dict[str, Any] = {}
+    if not spec.backend.needs_gpu:
+        files, notes = artifacts.whole_model(spec.graph, options.head, held_out)
+        library = importlib.import_module(spec.backend.package)
+        built_with |= {"onnxruntime": onnxruntime.__version__, spec.backend.package: library.__version__}
     else:
         name, notes = artifacts.gpu_encoder(spec.precision)
         gpu = write_gpu_files(artifacts.folder, name, spec, options.profile, report)
@@ -115,28 +132,43 @@ def _make(
     )
 
 
-def _write_manifest(
-    folder: Path,
-    checkpoint: Path,
-    config: Config,
-    model: PartialLabelModel,
-    thresholds: list[float],
-    targets: dict[str, Target],
-) -> None:
-    write_manifest(
-        folder,
-        sdpl_version=__version__,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        categories=model.categories,
-        thresholds=tuple(thresholds),
-        preprocessing=Preprocessing(image_size=config.model.image_size),
-        probability=config.model.probability,
-        inverse_temperature=float(model.inverse_temperature),
-        checkpoint_sha256=sha256(checkpoint),
-        config=_shareable(config),
-        map_size=tuple(model.map_size),
-        targets=targets,
-    )
+def _manifest_fields(
+    checkpoint: Path, config: Config, model: PartialLabelModel, thresholds: list[float], default_target: str | None
+) -> dict[str, Any]:
+    """The manifest, but for its targets and files."""
+    return {
+        "sdpl_version": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "categories": model.categories,
+        "thresholds": tuple(thresholds),
+        "preprocessing": Preprocessing(image_size=config.model.image_size),
+        "probability": config.model.probability,
+        "inverse_temperature": float(model.inverse_temperature),
+        "checkpoint_sha256": sha256(checkpoint),
+        "config": _shareable(config),
+        "map_size": tuple(model.map_size),
+        "default_target": default_target,
+    }
+
+
+def graph_metadata(fields: dict[str, Any]) -> dict[str, str]:
+    """What a graph says of itself in metadata_props, for tools that have no manifest: JSON values, with the keys that
+    the field reads (`names`, `imgsz`, `task`), and the checkpoint's hash, which the manifest has too."""
+    preprocessing = fields["preprocessing"]
+    return {
+        "names": json.dumps(dict(enumerate(fields["categories"]))),
+        "thresholds": json.dumps(fields["thresholds"]),
+        "imgsz": json.dumps([preprocessing.image_size] * 2),
+        "resize": preprocessing.resize,
+        "layout": preprocessing.layout,
+        "normalisation": preprocessing.normalisation,
+        "task": "multi-label classification",
+        "probability": fields["probability"],
+        "map_size": json.dumps(fields["map_size"]),
+        "version": f"sdpl {fields['sdpl_version']}",
+        "created": fields["created"],
+        "checkpoint_sha256": fields["checkpoint_sha256"],
+    }
 
 
 def _shareable(config: Config) -> dict[str, Any]:
@@ -156,9 +188,23 @@ def _proof_images(held_out: torch.Tensor, paths: list[Path] | None, image_size: 
     return held_out.numpy()
 
 
+def _unseen(proof: np.ndarray, options: Options, image_size: int) -> np.ndarray:
+    """uint8 [N,S,S,3] that a separable head is not fitted to: the proof's, and the images given for calibration that
+    were too many for it."""
+    if options.head != "separable" or not options.calibrate:
+        return proof
+    rest = sorted(set(options.calibrate) - set(_spread(options.calibrate)))[: MAX_COMPARED_IMAGES - len(proof)]
+    return np.stack([*proof, *(preprocess(path, image_size) for path in rest)])
+
+
+def _spread(paths: list[Path]) -> list[Path]:
+    """At most `MAX_CALIBRATION_IMAGES` of the given images, evenly taken."""
+    chosen = np.linspace(0, len(paths) - 1, min(len(paths), MAX_CALIBRATION_IMAGES)).astype(int)
+    return [paths[i] for i in chosen]
+
+
 def _calibration(paths: list[Path] | None, image_size: int) -> np.ndarray | None:
     """uint8 [N,S,S,3] of at most `MAX_CALIBRATION_IMAGES`, evenly spread over the given ones."""
     if not paths:
         return None
-    chosen = np.linspace(0, len(paths) - 1, min(len(paths), MAX_CALIBRATION_IMAGES)).astype(int)
-    return np.stack([preprocess(paths[i], image_size) for i in chosen])
+    return np.stack([preprocess(path, image_size) for path in _spread(paths)])

@@ -15,6 +15,7 @@ from sdpl.export.tensorrt import build_engine, require_buildable
 from sdpl.files import naming, replace_folder
 from sdpl.kernels.compile import CAPABILITIES, cubin, require_nvrtc
 from sdpl.progress import Progress, Report, silent
+from sdpl.runtime.availability import package_obstacle, precision_obstacle
 from sdpl.targets import PRECISIONS, TargetSpec
 
 
@@ -29,8 +30,10 @@ class GpuFiles:
 
 def require_possible(spec: TargetSpec) -> None:
     """Raise UserError with the fix when this machine cannot make a target's files."""
-    if spec.kind != "cpu":
+    if spec.backend.needs_gpu:
         require_nvrtc()
+    elif (obstacle := package_obstacle(spec.backend) or precision_obstacle(spec.backend, spec.precision)) is not None:
+        raise UserError(f"--target {spec}: {obstacle}")
     require_buildable(spec)
 
 

@@ -1,71 +1,21 @@
-"""The ONNX graph: image uint8 [B,S,S,3] -> scores [B,C] and attention [B,C,L].
+"""ONNX graphs of the encoder, image uint8 [B,S,S,3] -> u, g, and how a graph is made portable and saved.
 
-PyTorch's exporter writes the encoder, image -> u, g. The head is one node, `sdpl::BilinearAttentionPool`,
-whose meaning travels with it as a model-local function of standard operators.
+PyTorch's exporter writes the encoder; `sdpl.export.head` puts the head behind it.
 """
 
+import math
+from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from sdpl.export.fold import FoldedHead
-from sdpl.kernels import EPS
 
-OPSET = 18  # the oldest whose Scan, Split and reductions this graph uses; every current engine reads it
-DOMAIN = "sdpl"
-OPERATOR = "BilinearAttentionPool"
-
-# The operator in ONNX's text format, in two parts: scores, then pooling. Scan takes one category at a time, so that
-# B*C*L*K values never exist at once; each step is Mul -> Tanh -> MatMul, which every engine knows.
-EXACT_SCORES = """
-    q_column = Unsqueeze (q, one)
-    scores_cbl1 = Scan <num_scan_inputs = 1, body = one_category (float[K] v_c) => (float[B, L, I] s_c) {
-        joint = Mul (u, v_c)
-        joint_tanh = Tanh (joint)
-        s_c = MatMul (joint_tanh, q_column)
-    }> (v)
-    scores_cbl = Squeeze (scores_cbl1, last)
-    scores = Transpose <perm = [1, 0, 2]> (scores_cbl)"""
-# The separable form (export/separable.py): nodes x [K,R], weight [K*R,C]. No loop, one matrix product.
-SEPARABLE_SCORES = """
-    u_column = Unsqueeze (u, last)
-    scaled = Mul (u_column, x)
-    terms = Tanh (scaled)
-    rows_shape = Constant <value = int64[3] {0, 0, -1}> ()
-    rows = Reshape (terms, rows_shape)
-    scores_blc = MatMul (rows, weight)
-    scores = Transpose <perm = [0, 2, 1]> (scores_blc)"""
-POOL = f"""
-    eps = Constant <value = float {{{EPS}}}> ()
-    attention = Softmax <axis = -1> (scores)
-    e = MatMul (attention, g)
-    weighted = Mul (e, t)
-    dot = ReduceSum <keepdims = 0> (weighted, last)
-    norm = ReduceL2 <keepdims = 0> (e, last)
-    floored = Max (norm, eps)
-    logits = Div (dot, floored)
-"""
-HEADS = {"exact": (("v", "q"), EXACT_SCORES), "separable": (("x", "weight"), SEPARABLE_SCORES)}
-
-
-def function(kind: str = "exact") -> str:
-    """The operator's body as a model-local function, for the exact head or the separable one."""
-    constants, scores = HEADS[kind]
-    first, second = constants
-    return f"""
-<domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>
-{OPERATOR} (u, {first}, {second}, g, t) => (logits, attention)
-{{
-    one = Constant <value = int64[1] {{1}}> ()
-    last = Constant <value = int64[1] {{-1}}> ()
-{scores}
-{POOL}
-}}
-"""
+OPSET = 18  # of the exporter, which writes no older one; `lowered` then says the oldest that the file needs
+MAX_BYTES = (2 << 30) - (64 << 20)  # of weights in one ONNX file: protobuf holds 2 GB, and there are nodes too
 
 
 class Encoder(Protocol):
@@ -107,7 +57,46 @@ def encoder_to_onnx(encoder: Encoder, head: FoldedHead, image: torch.Tensor) -> 
     )
     if program is None:
         raise RuntimeError("torch.onnx.export made no program")
-    return _without_traces(program.model_proto)
+    return _with_plain_gelu(_without_traces(program.model_proto))
+
+
+def lowered(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with the oldest opset and IR version that mean the same: each operator says since when it is what
+    it is at the graph's own opset. Older tools then read the file."""
+    own = {entry.domain: entry.version for entry in model.opset_import}[""]
+    since = (onnx.defs.get_schema(node.op_type, own, "").since_version for node in model.graph.node)
+    del model.opset_import[:]
+    model.opset_import.append(helper.make_opsetid("", max(since)))
+    model.ir_version = helper.find_min_ir_version_for(model.opset_import)
+    return model
+
+
+def set_metadata(model: onnx.ModelProto, metadata: dict[str, str]) -> onnx.ModelProto:
+    """The same graph with these metadata_props and no others."""
+    del model.metadata_props[:]
+    helper.set_model_props(model, metadata)
+    return model
+
+
+def save(model: onnx.ModelProto, path: Path) -> dict[str, str]:
+    """Check and write a model; names of its files by role: "model", and "weights" if it is too large for one file."""
+    if _weights_bytes(model) <= MAX_BYTES:
+        onnx.save(model, path)
+        files = {"model": path.name}
+    else:
+        weights = f"{path.name}.data"
+        onnx.save(model, path, save_as_external_data=True, location=weights, size_threshold=1024)
+        files = {"model": path.name, "weights": weights}
+    onnx.checker.check_model(str(path))
+    return files
+
+
+def _weights_bytes(model: onnx.ModelProto) -> int:
+    """Size of a model's constants; protobuf itself cannot say it of what is too large for it."""
+    return sum(
+        math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        for tensor in model.graph.initializer
+    )
 
 
 def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -119,32 +108,29 @@ def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def add_head(
-    model: onnx.ModelProto, constants: dict[str, np.ndarray], probability: str, kind: str = "exact"
-) -> onnx.ModelProto:
-    """The same graph with the operator node after `u` and `g`, and outputs `scores` and `attention`.
-
-    constants: of that kind of head (`HEADS`), and t [C,E].
-    """
+def _with_plain_gelu(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Each GELU as (x * 0.5) * (1 + erf), not x * (0.5 * (1 + erf)), which crashes OpenCV 5.0. Scaling by a power of 2
+    is exact: the values stay the same."""
     graph = model.graph
-    graph.initializer.extend(numpy_helper.from_array(array, f"head.{n}") for n, array in constants.items())
-    first, second = HEADS[kind][0]
-    inputs = ["u", f"head.{first}", f"head.{second}", "g", "head.t"]
-    graph.node.append(helper.make_node(OPERATOR, inputs, ["logits", "attention"], name="head", domain=DOMAIN))
-    last = helper.make_node("Sigmoid", ["logits"], ["scores"], name="scores")
-    if probability == "softmax":
-        last = helper.make_node("Softmax", ["logits"], ["scores"], name="scores", axis=-1)
-    graph.node.append(last)
-    batch, locations = (dim.dim_param or dim.dim_value for dim in graph.output[0].type.tensor_type.shape.dim[:2])
-    categories = len(constants["t"])
-    del graph.output[:]
-    graph.output.extend(
-        [
-            helper.make_tensor_value_info("scores", TensorProto.FLOAT, [batch, categories]),
-            helper.make_tensor_value_info("attention", TensorProto.FLOAT, [batch, categories, locations]),
-        ]
-    )
-    model.functions.append(onnx.parser.parse_function(function(kind)))
-    model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
-    onnx.checker.check_model(model)
+    producer = {output: node for node in graph.node for output in node.output}
+    halves = {i.name for i in graph.initializer if i.data_type == TensorProto.FLOAT and _is_half(i)}
+    readers = [name for node in graph.node for name in node.input]
+    for node in graph.node:
+        for x, scaled in (node.input, node.input[::-1]) if node.op_type == "Mul" else ():
+            inner = producer.get(scaled)
+            if inner is None or inner.op_type != "Mul" or readers.count(scaled) != 1:
+                continue
+            half, gate = sorted(inner.input, key=lambda name: name not in halves)
+            if half in halves and gate in producer and _is_gate(producer[gate], producer):
+                inner.input[:], node.input[:] = [x, half], [scaled, gate]
+                break
     return model
+
+
+def _is_half(tensor: TensorProto) -> bool:
+    return list(tensor.dims) in ([], [1]) and numpy_helper.to_array(tensor).item() == 0.5
+
+
+def _is_gate(node: onnx.NodeProto, producer: dict[str, onnx.NodeProto]) -> bool:
+    """Whether a node is 1 + erf(...)."""
+    return node.op_type == "Add" and any(name in producer and producer[name].op_type == "Erf" for name in node.input)

@@ -5,6 +5,7 @@ from typing import Any
 
 from sdpl.bundle import Bundle, Profile, Target
 from sdpl.kernels.gpu import find_gpu, gpu_obstacle, require_gpu
+from sdpl.runtime.machine import cpu_name
 from sdpl.targets import BACKENDS, PRECISIONS, Backend, rebuild_command
 
 REBUILD = "build it again"
@@ -52,11 +53,24 @@ def package_obstacle(backend: Backend) -> str | None:
     return None
 
 
+def precision_obstacle(backend: Backend, precision: str) -> str | None:
+    """Why a precision that the library makes itself is of no use on this processor, or None."""
+    if precision not in backend.narrows:
+        return None
+    core = importlib.import_module(backend.package).Core()
+    if precision.upper() in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return None
+    return (
+        f"{cpu_name()} has no {precision} instructions (AVX512-BF16, AMX or Arm's BF16): it would only be slower than "
+        f"{backend.kind}:fp32"
+    )
+
+
 def target_obstacle(bundle: Bundle, name: str, device: int = 0) -> str | None:
     """Why a bundle's target cannot run here, or None. An engine of another version or GPU comes with its fix."""
     target = bundle.manifest.targets[name]
     backend = BACKENDS[target.backend]
-    obstacle = backend_obstacle(target.backend, device)
+    obstacle = backend_obstacle(target.backend, device) or precision_obstacle(backend, target.precision)
     if obstacle is not None or not backend.builds_engines:
         return obstacle
     module = importlib.import_module(backend.package)
@@ -91,7 +105,7 @@ def invalid_engine(runtime: Any, code: bytes) -> str | None:
 
 
 def in_order(targets: dict[str, Target]) -> list[str]:
-    """Names of a bundle's targets, the fastest first."""
+    """Names of a bundle's targets, the fastest first as far as a table can say."""
     backends, precisions = list(BACKENDS), list(PRECISIONS)
     return sorted(targets, key=lambda n: (backends.index(targets[n].backend), precisions.index(targets[n].precision)))
 

@@ -1,6 +1,5 @@
-"""Engines that run a bundle's target: arrays in, arrays out."""
+"""Which of a bundle's targets runs: what is asked for, what this machine can, what was measured as the fastest."""
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from sdpl.errors import UserError, listed, nearest
 from sdpl.kernels.compile import covering
 from sdpl.kernels.gpu import require_gpu
 from sdpl.runtime.availability import in_order, target_obstacle
-from sdpl.targets import BACKENDS, PRECISIONS
-
-BATCH_SIZES = (1, 2, 4, 8, 16)  # of a CPU: more gain nothing, and take memory
+from sdpl.runtime.cpu import Cores, CpuModel, OnnxRuntimeCpu
+from sdpl.runtime.timings import MEASURE, timings
+from sdpl.targets import BACKENDS, PRECISIONS, allowed_precisions, most_exact
 
 
 class Backend(Protocol):
@@ -45,109 +44,121 @@ class Backend(Protocol):
         """Free everything. The backend cannot be used afterwards."""
 
 
-class OnnxRuntimeCpu:
-    """A whole model on ONNX Runtime's CPU provider."""
-
-    def __init__(self, bundle: Bundle, target: Target, threads: int | None = None):
-        """threads: cores used inside one call; None for all physical cores."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        path = bundle.file(target.files["model"])
-        state = vars(onnxruntime.capi.onnxruntime_pybind11_state).values()  # its errors share no base class
-        failures = tuple(e for e in state if isinstance(e, type) and issubclass(e, Exception))
-        try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except failures as error:
-            raise UserError(f"{path}: ONNX Runtime cannot load it ({str(error).splitlines()[0]}).") from None
-        manifest = bundle.manifest
-        expected = [manifest.preprocessing.image_size, len(manifest.categories), math.prod(manifest.map_size)]
-        (image,), (scores, attention) = self._session.get_inputs(), self._session.get_outputs()
-        if [image.shape[1], scores.shape[1], attention.shape[2]] != expected:
-            raise UserError(
-                f"{path}: does not fit its manifest (size, categories or map). Export the checkpoint again."
-            )
-        self._description = {
-            "backend": "onnxruntime-cpu",
-            "library": f"onnxruntime {onnxruntime.__version__}",
-            "provider": "CPUExecutionProvider",
-            "threads": f"{threads} threads" if threads else "all cores",
-        }
-
-    @property
-    def batch_sizes(self) -> Sequence[int]:
-        return BATCH_SIZES
-
-    @property
-    def largest_on_device(self) -> int:
-        return 0
-
-    def on_device(self, images: np.ndarray) -> Callable[[], object]:
-        raise ValueError("a CPU has no memory of its own to measure from")
-
-    def scores(self, images: np.ndarray) -> np.ndarray:
-        return self._run(["scores"], images)[0]
-
-    def attention(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        scores, attention = self._run(["scores", "attention"], images)
-        return scores, attention
-
-    def describe(self) -> dict[str, str]:
-        return self._description
-
-    def close(self) -> None:
-        self._session = None
-
-    def _run(self, outputs: list[str], images: np.ndarray) -> list[np.ndarray]:
-        if self._session is None:
-            raise RuntimeError("this recognizer is closed")
-        results: list[np.ndarray] = self._session.run(outputs, {"image": images})
-        return results
-
-
 @dataclass(frozen=True)
 class Choice:
-    """A target that was opened, and why others that would have come first were not."""
+    """A target that was opened; why others that would have come first, or were not allowed, were not; and how it was
+    chosen, in a few words."""
 
     target: str
     backend: Backend
     skipped: dict[str, str]
+    reason: str = "named"
 
 
-def open_backend(bundle: Bundle, name: str = "auto", threads: int | None = None, device: int = 0) -> Choice:
-    """Open a bundle's target: of that name ("cpu:int8"), of that backend ("tensorrt-rtx"), or with "auto" the fastest
-    that this machine can run. device: the number of the GPU, for targets that run on one.
+@dataclass(frozen=True)
+class Wanted:
+    """What a user asked for: a target's name, a backend's, or "auto"; the lowest precision that may be taken (None: the
+    bundle's default, else float32); cores of a CPU, and calls that share them; the number of the GPU."""
+
+    name: str = "auto"
+    precision: str | None = None
+    threads: int | None = None
+    streams: int | None = None
+    device: int = 0
+
+    @classmethod
+    def of(
+        cls, name: str, precision: str | None, threads: int | None, streams: int | None, device: int = 0
+    ) -> "Wanted":
+        """ "auto:int8" is "auto" with int8 allowed."""
+        base, _, lowest = name.partition(":")
+        if base == "auto" and lowest:
+            name, precision = base, precision or lowest
+        return cls(name, precision, threads, streams, device)
+
+
+def open_backend(bundle: Bundle, wanted: Wanted | None = None) -> Choice:
+    """Open what is wanted of a bundle; of several targets the one that was measured as the fastest on this machine.
 
     Raises UserError that says, for each target that was asked for, why it cannot run here.
     """
-    targets = bundle.manifest.targets
-    if name not in ("auto", *targets, *BACKENDS):
-        raise UserError(f"backend {name!r}: {nearest(name, ['auto', *BACKENDS, *targets])}")
-    asked = [n for n in in_order(targets) if name in ("auto", n, targets[n].backend)]
-    skipped: dict[str, str] = {}
+    wanted = wanted or Wanted()
+    cores = Cores.of(wanted.threads, wanted.streams)
+    asked, skipped, reason = candidates(bundle, wanted)
     for candidate in asked:
-        obstacle = target_obstacle(bundle, candidate, device)
+        obstacle = target_obstacle(bundle, candidate, wanted.device)
         if obstacle is None:
             try:
-                return Choice(candidate, _open(bundle, candidate, threads, device), skipped)
+                return Choice(candidate, _open(bundle, candidate, cores, wanted.device), skipped, reason)
             except UserError as error:  # what only opening it can tell
                 if len(asked) == 1:
                     raise
                 obstacle = str(error)
-        skipped[candidate] = obstacle
-    if not asked:
-        raise UserError(f"{bundle.path} has no target for {name}: sdpl-export makes one (it has {listed(targets)}).")
+        skipped = {candidate: obstacle} | skipped
     why = "; ".join(f"{target}: {obstacle}" for target, obstacle in skipped.items())
     raise UserError(f"{bundle.path}: nothing of it runs here. {why}")
 
 
-def _open(bundle: Bundle, name: str, threads: int | None, device_id: int) -> Backend:
+def candidates(bundle: Bundle, wanted: Wanted) -> tuple[list[str], dict[str, str], str]:
+    """Names of the targets to try, in order; those that are not allowed, with the reason; and what the order is by."""
+    targets = bundle.manifest.targets
+    if wanted.name not in ("auto", *targets, *BACKENDS):
+        raise UserError(f"backend {wanted.name!r}: {nearest(wanted.name, ['auto', *BACKENDS, *targets])}")
+    if wanted.name in targets:
+        _require_precision(wanted, targets[wanted.name])
+        return [wanted.name], {}, "named"
+    asked = [name for name in in_order(targets) if wanted.name in ("auto", targets[name].backend)]
+    if not asked:
+        raise UserError(
+            f"{bundle.path} has no target for {wanted.name}: sdpl-export makes one (it has {listed(targets)})."
+        )
+    lowest = wanted.precision or _default_precision(bundle, asked)
+    allowed = [name for name in asked if targets[name].precision in allowed_precisions(lowest)]
+    skipped = {
+        name: f"{targets[name].precision} is less exact than {lowest}: --precision {targets[name].precision} allows it"
+        for name in asked
+        if name not in allowed
+    }
+    if not allowed:
+        have = most_exact(targets[name].precision for name in asked)
+        raise UserError(f"{bundle.path} has nothing as exact as {lowest}: --precision {have} takes what it has.")
+    ordered, reason = _by_time(bundle, allowed, (wanted.streams or 1) > 1)
+    default = bundle.manifest.default_target
+    if wanted.name == "auto" and wanted.precision is None and default is not None:
+        return [default, *(name for name in ordered if name != default)], skipped, "the bundle's default"
+    return ordered, skipped, reason
+
+
+def _default_precision(bundle: Bundle, names: list[str]) -> str:
+    """The lowest precision that is taken unasked: of the default that the export recorded, else the checkpoint's own,
+    or the next best that these targets have."""
+    targets, default = bundle.manifest.targets, bundle.manifest.default_target
+    have = most_exact(targets[name].precision for name in names)
+    return have if default is None else max((have, targets[default].precision), key=lambda p: PRECISIONS[p].score)
+
+
+def _by_time(bundle: Bundle, names: list[str], throughput: bool) -> tuple[list[str], str]:
+    """These targets, the fastest first, and how that is known: GPU targets that were never timed here, then the timed
+    ones, then the rest in the table's order."""
+    timed = {name: timing for name, timing in timings(bundle).items() if name in names}
+    if not timed:
+        return names, f"a guess: not measured on this machine, {MEASURE}" if len(names) > 1 else "the only one"
+    rest = [name for name in names if name not in timed]
+    first = [name for name in rest if BACKENDS[bundle.manifest.targets[name].backend].needs_gpu]
+    fastest = sorted(timed, key=lambda name: timed[name].image_ms(throughput))
+    return [*first, *fastest, *(name for name in rest if name not in first)], "measured on this machine"
+
+
+def _require_precision(wanted: Wanted, target: Target) -> None:
+    """Raise UserError when a target that was named is less exact than the precision that was named."""
+    if wanted.precision is not None and target.precision not in allowed_precisions(wanted.precision):
+        raise UserError(f"--precision {wanted.precision}: {wanted.name} is less exact; name one of the two.")
+
+
+def _open(bundle: Bundle, name: str, cores: Cores, device_id: int) -> Backend:
     target = bundle.manifest.targets[name]
-    if target.backend == "onnxruntime-cpu":
-        return OnnxRuntimeCpu(bundle, target, threads)
+    if not BACKENDS[target.backend].needs_gpu:
+        return _open_cpu(bundle, target, cores)
     from sdpl.kernels.launch import Kernels
     from sdpl.runtime.device import Cuda
     from sdpl.runtime.engines import ENCODERS
@@ -173,3 +184,11 @@ def _open(bundle: Bundle, name: str, threads: int | None, device_id: int) -> Bac
     except BaseException:
         kernels.close()
         raise
+
+
+def _open_cpu(bundle: Bundle, target: Target, cores: Cores) -> CpuModel:
+    if target.backend == "openvino":
+        from sdpl.runtime.openvino import OpenVinoCpu
+
+        return OpenVinoCpu(bundle, target, cores)
+    return OnnxRuntimeCpu(bundle, target, cores)

@@ -113,7 +113,7 @@ class Inputs:
 
     def __init__(self, bundle: Bundle):
         self._images, _ = bundle.proof()
-        self._files = [_jpeg(image) for image in self._images]
+        self._files = [jpeg(image) for image in self._images]
         self.image_size = bundle.manifest.preprocessing.image_size
 
     def array(self, batch: int) -> np.ndarray:
@@ -162,13 +162,15 @@ def benchmark_bundle(
     seconds: float,
     others: dict[str, Scorer] | None = None,
     report: Report = silent,
+    streams: int | None = None,
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """Measure a bundle, then other scorers by name, in one go: everything as plain values (`to_json`).
 
-    threads: cores of one call, on a CPU; None for all. See `benchmark` for the rest.
+    backend, threads, streams, precision: as for `Recognizer.open`. See `benchmark` for the rest.
     """
     rows: list[Latency] = []
-    with Recognizer.open(bundle, backend, threads) as recognizer:
+    with Recognizer.open(bundle, backend, threads, streams, precision) as recognizer:
         inputs = Inputs(recognizer.bundle)
         sides: dict[str, tuple[Scorer, Backend | None]] = {"sdpl": (recognizer.scores, recognizer.backend)}
         sides |= {name: (scorer, None) for name, scorer in (others or {}).items()}
@@ -187,6 +189,7 @@ def to_json(recognizer: Recognizer, rows: list[Latency]) -> dict[str, Any]:
         "gpu_used_mb": gpu_used_mb(),
         "peak_memory_mb": peak_memory_mb(),
         "target": recognizer.target,
+        "chosen": recognizer.chosen,
         "backend": recognizer.backend.describe(),
         "skipped": recognizer.skipped,
         "image_size": recognizer.image_size,
@@ -195,7 +198,8 @@ def to_json(recognizer: Recognizer, rows: list[Latency]) -> dict[str, Any]:
     }
 
 
-def _jpeg(image: np.ndarray) -> bytes:
+def jpeg(image: np.ndarray) -> bytes:
+    """An image [H,W,3] as a JPEG of quality 90."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()

@@ -1,22 +1,20 @@
 """The machine and the versions that a number belongs to, and which backends run on it."""
 
-import os
 import platform
 import sys
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 
 from sdpl import __version__
+from sdpl.cores import available_cores
 from sdpl.kernels.gpu import find_gpu, find_gpus, gpu_obstacle
 from sdpl.runtime.availability import backend_obstacle
+from sdpl.runtime.machine import cpu_info, cpu_name, packages
 from sdpl.targets import BACKENDS
-
-PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "cuda-bindings", "torch")
 
 
 def environment() -> dict[str, str | int | None]:
@@ -27,21 +25,12 @@ def environment() -> dict[str, str | int | None]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "system": platform.platform(),
-        "cpu": _cpu_info("model name") or platform.processor(),
-        "cpu_mhz": _cpu_info("cpu MHz"),
-        "cores": os.cpu_count(),
+        "cpu": cpu_name(),
+        "cpu_mhz": cpu_info("cpu MHz"),
+        "cores": available_cores(),
         **({"gpu": gpu.name, "driver": gpu.driver} if gpu else {}),
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def packages() -> dict[str, str]:
-    """Versions of the packages that matter here and are installed."""
-    found = {}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def backends() -> dict[str, str | None]:
@@ -58,7 +47,7 @@ def clock_mhz() -> str | None:
             nvml.init_v2()
             handle = nvml.device_get_handle_by_index_v2(0)
             return f"{nvml.device_get_clock_info(handle, nvml.ClockType.SM)} (GPU)"
-    return _cpu_info("cpu MHz")
+    return cpu_info("cpu MHz")
 
 
 def peak_memory_mb() -> float | None:
@@ -92,12 +81,3 @@ def describe() -> dict[str, Any]:
         "gpus": [asdict(each) for each in find_gpus()],
         "backends": {name: obstacle or "usable" for name, obstacle in backends().items()},
     }
-
-
-def _cpu_info(key: str) -> str | None:
-    """The first core's entry in /proc/cpuinfo; None where there is no such file."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), None)
-    except OSError:
-        return None

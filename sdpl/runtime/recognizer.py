@@ -13,7 +13,7 @@ from sdpl.bundle import Bundle
 from sdpl.errors import UserError
 from sdpl.pipeline import Decoder, stream
 from sdpl.preprocess import ImageSource, preprocess
-from sdpl.runtime.backends import Choice, open_backend
+from sdpl.runtime.backends import Choice, Wanted, open_backend
 
 Source = TypeVar("Source", bound=ImageSource)
 
@@ -21,17 +21,20 @@ Source = TypeVar("Source", bound=ImageSource)
 @dataclass(frozen=True)
 class Recognition:
     """What one image shows. `scores`: every category's score in 0..1, best first. `labels`: the categories whose
-    score reaches the category's threshold, best first."""
+    score reaches the category's threshold, best first. `target`: what it was computed on."""
 
     labels: tuple[str, ...]
     scores: dict[str, float]
+    target: str
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One image's scores float32 [C] and, if asked for, the attention of each category, float32 [C,h,w]."""
+    """One image's scores float32 [C] and, if asked for, the attention of each category, float32 [C,h,w]; `target` is
+    what they were computed on."""
 
     scores: np.ndarray
+    target: str
     attention: np.ndarray | None = None
 
 
@@ -41,17 +44,43 @@ class Recognizer:
     def __init__(self, bundle: Bundle, choice: Choice):
         self.bundle = bundle
         self.target, self.backend, self.skipped = choice.target, choice.backend, choice.skipped
+        self.chosen = choice.reason
 
     @classmethod
-    def open(cls, path: str | Path, backend: str = "auto", threads: int | None = None, device: int = 0) -> "Recognizer":
-        """Open a bundle. backend: a backend's name, a target's name, or "auto" for the fastest that runs here;
-        `skipped` then says why faster ones do not. threads: cores of one call, on a CPU. device: the number of the GPU,
-        as `sdpl-info` lists them.
+    def open(
+        cls,
+        path: str | Path,
+        backend: str = "auto",
+        threads: int | None = None,
+        streams: int | None = None,
+        precision: str | None = None,
+        measure: bool = False,
+        device: int = 0,
+    ) -> "Recognizer":
+        """Open a bundle. backend: a target's name, a backend's, or "auto" for the fastest that runs here.
 
-        Raises UserError when the bundle is damaged or nothing of it runs here.
+        precision: the least exact that "auto" or a backend may take, such as "int8" (also "auto:int8"); by default the
+        bundle's own default, else float32: a lower one is never taken unasked. threads: cores used on a CPU; None for
+        all physical ones that this process has. streams: calls that share them, for throughput. measure: first time the
+        targets that were not yet timed on this machine, and keep that in the bundle. device: the number of the GPU, as
+        `sdpl-info` lists them.
+
+        `target` is what was taken, `chosen` how, `skipped` why others were not. Raises UserError when the bundle is
+        damaged or nothing of it runs here.
         """
         bundle = Bundle.open(path)
-        return cls(bundle, open_backend(bundle, backend, threads, device))
+        wanted = Wanted.of(backend, precision, threads, streams, device)
+        if measure:
+            from sdpl.runtime.measuring import measure_missing
+
+            measure_missing(bundle, wanted)
+        return cls(bundle, open_backend(bundle, wanted))
+
+    def __str__(self) -> str:
+        """The target in one line: `openvino:fp32 (openvino 2026.4.1, 2 threads; measured on this machine)`."""
+        about = self.backend.describe()
+        parts = [about["library"], *([about["threads"]] if "threads" in about else [])]
+        return f"{self.target} ({', '.join(parts)}; {self.chosen})"
 
     @functools.cached_property
     def decoder(self) -> Decoder:
@@ -125,7 +154,7 @@ class Recognizer:
         thresholds = self.bundle.manifest.thresholds if threshold is None else [threshold] * len(self.categories)
         order = np.argsort(-scores, kind="stable")
         labels = tuple(self.categories[c] for c in order if scores[c] >= thresholds[c])
-        return Recognition(labels, {self.categories[c]: float(scores[c]) for c in order})
+        return Recognition(labels, {self.categories[c]: float(scores[c]) for c in order}, self.target)
 
     def preprocess(self, image: ImageSource) -> np.ndarray:
         """uint8 [S,S,3]: this model's input for one image."""
@@ -145,10 +174,10 @@ class Recognizer:
         self.close()
 
     def _scored(self, images: np.ndarray) -> Iterator[Scored]:
-        return map(Scored, self.scores(images))
+        return (Scored(scores, self.target) for scores in self.scores(images))
 
     def _attended(self, images: np.ndarray) -> Iterator[Scored]:
-        return map(Scored, *self.attention(images))
+        return (Scored(scores, self.target, maps) for scores, maps in zip(*self.attention(images), strict=True))
 
     def _recognized(
         self, images: Iterable[ImageSource], threshold: float | None, batch_size: int | None

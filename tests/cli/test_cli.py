@@ -20,6 +20,13 @@ def test_every_command_has_help_in_both_spellings(sdpl, command):
     assert "Usage: sdpl-" + command in script.stdout
 
 
+def test_a_folder_called_sdpl_does_not_hide_the_package(tmp_path):
+    """A checkout is often in one, and commands are run beside it."""
+    (tmp_path / "sdpl").mkdir()
+    run = [sys.executable, "-m", "sdpl", "--version"]
+    assert subprocess.run(run, cwd=tmp_path, capture_output=True, text=True).stdout.startswith("sdpl, version ")
+
+
 @pytest.mark.parametrize("kind", ["ckpt", "bundle"])
 def test_eval_prints_and_writes_the_metrics(sdpl, checkpoint, bundle, scenes, tmp_path, kind):
     model = {"ckpt": checkpoint, "bundle": bundle}[kind]

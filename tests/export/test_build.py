@@ -15,6 +15,8 @@ import sdpl.export.proof as proof
 from sdpl.bundle import Bundle
 from sdpl.files import LOCK
 from sdpl.runtime import Recognizer
+from sdpl.runtime.backends import OnnxRuntimeCpu
+from sdpl.targets import parse_targets
 from sdpl.train.checkpoint import load_checkpoint, restore_model
 
 
@@ -155,6 +157,19 @@ def test_a_separable_head_is_exact_enough_and_says_by_how_much(sdpl, portable, s
     assert result.exit_code == 0, result.output
     notes = Bundle.open(tmp_path / "m.sdpl").manifest.targets["cpu:fp32"].notes["separable_head"]
     assert 0 < notes["attention_moved"] <= 0.01
+
+
+def test_the_proof_runs_through_the_code_that_serves(fails, checkpoint, tmp_path, monkeypatch):
+    """A runtime that scores wrongly fails the export, though every graph is right; Python proves alike."""
+    options = build.Options(targets=parse_targets(("cpu:fp32",)))
+    record = build.export(checkpoint, tmp_path / "m.sdpl", options)["cpu:fp32"]
+    assert record.verification.scored_by == "target"
+    assert record.verification.environment["provider"] == "CPUExecutionProvider"
+    right = OnnxRuntimeCpu.scores
+    monkeypatch.setattr(OnnxRuntimeCpu, "scores", lambda self, images: right(self, images) * 0.99)
+    words = ("export", checkpoint, "--out", tmp_path / "wrong.sdpl", "--target", "cpu:fp32")
+    assert "cpu:fp32 does not give PyTorch's answers: scores differ by up to" in fails(*words)
+    assert not (tmp_path / "wrong.sdpl").exists()
 
 
 @pytest.mark.slow

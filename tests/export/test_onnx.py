@@ -1,82 +1,45 @@
-"""The ONNX graph: its head is one node, its function is the specification, and no step holds B*C*L*K values."""
+"""Whole graphs: standard operators only, the oldest opset that means the same, metadata, any batch, any size."""
+
+import json
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
-from sdpl.export.onnx import DOMAIN, OPERATOR, OPSET, function
-from sdpl.export.separable import SeparableScores
-from sdpl.kernels.reference import attention_pool, bilinear_attention_pool
-
-
-def operator(kind, shapes):
-    """The model-local function alone, in ONNX Runtime. shapes: dimensions by name of input, a letter each."""
-    inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, list(s)) for n, s in shapes.items()]
-    results = {"logits": "BC", "attention": "BCL"}
-    outputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, list(s)) for n, s in results.items()]
-    node = helper.make_node(OPERATOR, list(shapes), ["logits", "attention"], domain=DOMAIN)
-    model = helper.make_model(
-        helper.make_graph([node], "operator", inputs, outputs),
-        functions=[onnx.parser.parse_function(function(kind))],
-        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)],
-        ir_version=10,
-    )
-    onnx.checker.check_model(model)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return lambda *arrays: session.run(None, dict(zip(shapes, arrays, strict=True)))
-
-
-@pytest.fixture(scope="module")
-def exact():
-    return operator("exact", {"u": "BLK", "v": "CK", "q": "K", "g": "BLE", "t": "CE"})
-
-
-@pytest.mark.parametrize(
-    ("batch", "locations", "categories", "joint", "embed"),
-    [(2, 5, 3, 7, 4), (1, 1, 1, 1, 1), (3, 49, 20, 64, 16), (1, 196, 81, 8, 8), (4, 50, 7, 300, 32)],
-)
-def test_function_is_the_specification(exact, batch, locations, categories, joint, embed):
-    rng = np.random.default_rng(0)
-    shapes = ((batch, locations, joint), (categories, joint), (joint,), (batch, locations, embed), (categories, embed))
-    arrays = [rng.standard_normal(shape) for shape in shapes]
-    logits, attention = exact(*(a.astype(np.float32) for a in arrays))
-    expected_logits, expected_attention = bilinear_attention_pool(*arrays)
-    np.testing.assert_allclose(attention, expected_attention, rtol=2e-5, atol=1e-6)
-    np.testing.assert_allclose(logits, expected_logits, rtol=2e-5, atol=2e-5)
-
-
-def test_function_keeps_the_eps_rule(exact):
-    zeros = np.zeros((1, 3, 4), np.float32)
-    logits, _ = exact(zeros, np.ones((2, 4), np.float32), np.ones(4, np.float32), zeros, np.ones((2, 4), np.float32))
-    assert (logits == 0).all()
-
-
-def test_the_separable_function_computes_its_own_scores():
-    rng = np.random.default_rng(0)
-    shapes = {"u": (2, 5, 6), "x": (6, 3), "weight": (18, 4), "g": (2, 5, 7), "t": (4, 7)}
-    u, x, weight, g, t = (rng.standard_normal(shape).astype(np.float32) for shape in shapes.values())
-    run = operator("separable", {"u": "BLK", "x": "KR", "weight": "NC", "g": "BLE", "t": "CE"})
-    logits, attention = run(u, x, weight, g, t)
-    expected = attention_pool(SeparableScores(x, weight, 0).scores(u), g, t)
-    np.testing.assert_allclose(logits, expected[0], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(attention, expected[1], rtol=1e-5, atol=1e-6)
+import sdpl.export.onnx as graphs
+from sdpl.bundle import Bundle
+from sdpl.export.onnx import lowered, save, set_metadata
 
 
 def test_graph_as_other_tools_see_it(bundle):
     model = onnx.load(bundle / "model.onnx")
-    onnx.checker.check_model(model, full_check=False)
+    onnx.checker.check_model(model, full_check=True)
     (image,) = model.graph.input
     assert image.type.tensor_type.elem_type == TensorProto.UINT8
     batch, *rest = image.type.tensor_type.shape.dim
     assert batch.dim_param
     assert [d.dim_value for d in rest] == [64, 64, 3]
     assert [o.name for o in model.graph.output] == ["scores", "attention"]
-    heads = [n for n in model.graph.node if n.domain == DOMAIN]
-    assert [n.op_type for n in heads] == [OPERATOR]
-    assert [(f.domain, f.name) for f in model.functions] == [(DOMAIN, OPERATOR)]
-    assert "BatchNormalization" not in {n.op_type for n in model.graph.node}
+    assert {node.domain for node in model.graph.node} == {""}
+    assert not model.functions
+    assert not {"BatchNormalization", "Scan", "Loop", "If"} & {n.op_type for n in model.graph.node}
+    assert ([o.version for o in model.opset_import], model.ir_version) == ([14], 7)
+
+
+def test_the_graph_says_what_it_is(bundle):
+    """As a tool reads it that has the file alone."""
+    session = onnxruntime.InferenceSession(bundle / "model.onnx", providers=["CPUExecutionProvider"])
+    found, manifest = session.get_modelmeta().custom_metadata_map, Bundle.open(bundle).manifest
+    names = {int(number): name for number, name in json.loads(found["names"]).items()}
+    assert tuple(names[i] for i in range(len(names))) == manifest.categories
+    assert tuple(json.loads(found["thresholds"])) == manifest.thresholds
+    assert json.loads(found["imgsz"]) == [64, 64]
+    assert found["resize"] == "squash, bicubic, antialiased"
+    assert found["checkpoint_sha256"] == manifest.checkpoint_sha256
+    assert found["version"] == f"sdpl {manifest.sdpl_version}"
+    assert str(bundle) not in " ".join(found.values())
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
@@ -86,3 +49,37 @@ def test_any_batch_gives_each_image_its_own_scores(bundle, batch):
     (together,) = session.run(["scores"], {"image": images})
     alone = [session.run(["scores"], {"image": images[i : i + 1]})[0][0] for i in range(batch)]
     np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
+def small_model() -> onnx.ModelProto:
+    weight = numpy_helper.from_array(np.arange(600, dtype=np.float32).reshape(2, 300), "weight")
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", n]) for name, n in (("x", 2), ("y", 300)))
+    nodes = [helper.make_node("MatMul", ["x", "weight"], ["z"]), helper.make_node("Relu", ["z"], ["y"])]
+    made = helper.make_graph(nodes, "small", [x], [y], [weight])
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def test_the_oldest_opset_is_that_of_the_newest_operator():
+    model = lowered(small_model())
+    assert [entry.version for entry in model.opset_import] == [14]  # Relu's
+    assert model.ir_version == 7
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_metadata_replaces_what_was_there():
+    model = set_metadata(small_model(), {"a": "1"})
+    set_metadata(model, {"names": "{}"})
+    assert [(entry.key, entry.value) for entry in model.metadata_props] == [("names", "{}")]
+
+
+def test_a_model_too_large_for_one_file_gets_a_second(tmp_path, monkeypatch):
+    x = np.ones((1, 2), np.float32)
+    assert save(small_model(), tmp_path / "a.onnx") == {"model": "a.onnx"}
+    monkeypatch.setattr(graphs, "MAX_BYTES", 1000)
+    assert save(small_model(), tmp_path / "b.onnx") == {"model": "b.onnx", "weights": "b.onnx.data"}
+    assert (tmp_path / "b.onnx.data").stat().st_size >= 2400
+    whole, cut = (
+        onnxruntime.InferenceSession(tmp_path / name, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+        for name in ("a.onnx", "b.onnx")
+    )
+    np.testing.assert_array_equal(whole, cut)

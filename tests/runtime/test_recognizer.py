@@ -1,4 +1,5 @@
 import io
+import itertools
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -27,6 +28,25 @@ def test_recognizes_paths_bytes_and_pil_alike(recognizer, photos):
     first, second, third = recognizer.recognize([path, path.read_bytes(), Image.open(io.BytesIO(path.read_bytes()))])
     assert isinstance(first, Recognition)
     assert first == second == third
+
+
+def test_an_iterator_of_any_length_gives_results_as_they_come(recognizer, photos):
+    taken = []
+    results = recognizer.recognize(taken.append(path) or path for path in itertools.cycle(photos))
+    first = [next(results) for _ in range(20)]
+    assert first == (recognizer.recognize(photos) * 3)[:20]
+    assert len(taken) < 200
+    results.close()
+
+
+def test_a_stream_goes_on_behind_a_bad_image(recognizer, photos, tmp_path):
+    sources = [photos[0], tmp_path / "gone.jpg", photos[1].read_bytes()]
+    seen = list(recognizer.stream(sources, with_attention=True))
+    assert [source for source, _ in seen] == sources
+    assert "gone.jpg: no such image" in str(seen[1][1])
+    scores, attention = recognizer.attention(recognizer.preprocess(photos[1])[None])
+    np.testing.assert_array_equal(seen[2][1].scores, scores[0])
+    np.testing.assert_array_equal(seen[2][1].attention, attention[0])
 
 
 def test_scores_are_those_of_each_image_best_first(recognizer, photos):

@@ -1,5 +1,6 @@
 import dataclasses
 import pathlib
+import re
 
 import pytest
 import yaml
@@ -127,3 +128,32 @@ def test_the_ready_configurations_have_the_paper_s_values(name, annotations):
     assert config.train == paper.train
     assert pathlib.Path(config.data.train.annotations).resolve() == root / annotations
     assert recognise(pathlib.Path(annotations)) == name
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.lr=-1", "train.lr"),
+        ("train.epoch=1", "unknown key 'train.epoch'; did you mean 'epochs'"),
+        ("lr=1", "expected SECTION.KEY=VALUE, such as train.lr=0.01"),
+        ("train.lr", "expected SECTION.KEY=VALUE"),
+        ("train.lr=[1", "its value is not YAML"),
+        ("data.workers.many=1", "workers has no keys of its own"),
+    ],
+)
+def test_a_setting_is_checked_like_the_file(tmp_path, setting, message):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({"data": {"train": {"annotations": "a.json"}, "workers": 3}}))
+    with pytest.raises(UserError, match=re.escape(message)):
+        read_config(path, (setting,))
+
+
+def test_settings_replace_what_the_file_has(tmp_path, monkeypatch):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({"data": {"train": {"annotations": "a.json"}}}))
+    monkeypatch.chdir(tmp_path.parent)
+    settings = ("train.lr=0.01", "data.val.annotations=b.json", "model.weights=null", "data.categories=[cat, dog]")
+    config = read_config(path, settings)
+    assert (config.train.lr, config.model.weights, config.data.categories) == (0.01, None, ("cat", "dog"))
+    assert config.data.train.annotations == str(tmp_path / "a.json")  # relative to the file
+    assert config.data.val.annotations == str(tmp_path.parent / "b.json")  # relative to where the command runs

@@ -23,7 +23,7 @@ def model_looking_at(cell, categories) -> Evaluated:
         maps[..., cell] = 1
         return np.zeros(maps.shape[:2], np.float32), maps.reshape(*maps.shape[:2], 2, 2)
 
-    return Evaluated(None, attention, categories, 32, np.full(len(categories), 0.5))
+    return Evaluated(None, attention, categories, 32, np.full(len(categories), 0.5), "PyTorch")
 
 
 def picture(uri):

@@ -71,7 +71,7 @@ def write(folder, data, scores, thresholds):
     def attention(images):
         return None, np.full((len(images), len(data.categories), 2, 2), 0.25)
 
-    model = Evaluated(None, attention, data.categories, 32, thresholds)
+    model = Evaluated(None, attention, data.categories, 32, thresholds, "PyTorch")
     result = evaluate(scores, data, thresholds)
     write_report(folder / "r.html", "<b>model</b>", "labels & more", model, data, scores, result, 3)
     return (folder / "r.html").read_text()

@@ -1,0 +1,150 @@
+"""Whole models on a CPU: cores, streams, and ONNX Runtime's CPU provider. OpenVINO: `sdpl.runtime.openvino`."""
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdpl.bundle import Bundle, Target
+from sdpl.cores import available_cores, physical_cores
+from sdpl.errors import UserError
+
+BATCH_SIZES = (1, 2, 4, 8, 16)  # more gain nothing, and take memory
+
+
+@dataclass(frozen=True)
+class Cores:
+    """How a model uses the cores: `threads` of them in all, shared by `streams` calls that run at once.
+
+    One stream gives the lowest latency of a call; several give more images a second to several callers, or to one whose
+    batches are divided.
+    """
+
+    threads: int
+    streams: int = 1
+
+    @classmethod
+    def of(cls, threads: int | None = None, streams: int | None = None) -> "Cores":
+        """threads: None for every physical core that this process has. Raises UserError for more than there are."""
+        here = available_cores()
+        threads, streams = threads or physical_cores(), streams or 1
+        for option, asked in (("--threads", threads), ("--streams", streams)):
+            if asked > here:
+                raise UserError(f"{option} {asked}: this process has {here} cores (affinity and cgroup limits count).")
+        if streams > threads:
+            raise UserError(f"--streams {streams}: each needs a thread of its own, and --threads is {threads}.")
+        return cls(threads, streams)
+
+    def __str__(self) -> str:
+        streams = f" in {self.streams} streams" if self.streams > 1 else ""
+        return f"{self.threads} thread{'s' if self.threads > 1 else ''}{streams}"
+
+
+class CpuModel:
+    """A whole model, image -> scores, attention, on a CPU. Thread-safe. An engine fills in `infer` and `release`."""
+
+    def __init__(self, cores: Cores, description: dict[str, str]):
+        self._cores, self._open = cores, True
+        self._description = {**description, "threads": str(cores)}
+        self._pool = ThreadPoolExecutor(cores.streams, "sdpl-stream") if cores.streams > 1 else None
+
+    def infer(self, outputs: list[str], images: np.ndarray) -> list[np.ndarray]:
+        """These outputs for uint8 [B,S,S,3]."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Let the engine go."""
+        raise NotImplementedError
+
+    @property
+    def batch_sizes(self) -> Sequence[int]:
+        return BATCH_SIZES
+
+    @property
+    def largest_on_device(self) -> int:
+        return 0
+
+    def on_device(self, images: np.ndarray) -> Callable[[], object]:
+        raise ValueError("a CPU has no memory of its own to measure from")
+
+    def scores(self, images: np.ndarray) -> np.ndarray:
+        return self._run(["scores"], images)[0]
+
+    def attention(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scores, attention = self._run(["scores", "attention"], images)
+        return scores, attention
+
+    def describe(self) -> dict[str, str]:
+        return self._description
+
+    def close(self) -> None:
+        self._open = False
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+        self.release()
+
+    def _run(self, outputs: list[str], images: np.ndarray) -> list[np.ndarray]:
+        """One batch, divided among the streams."""
+        if not self._open:
+            raise RuntimeError("this recognizer is closed")
+        images = np.ascontiguousarray(images)
+        parts = np.array_split(images, min(self._cores.streams, len(images)))
+        if self._pool is None or len(parts) == 1:
+            return self.infer(outputs, images)
+        results = list(self._pool.map(lambda part: self.infer(outputs, part), parts))
+        return [np.concatenate(arrays) for arrays in zip(*results, strict=True)]
+
+
+def model_path(bundle: Bundle, target: Target) -> Path:
+    """The graph of a target that is a whole model, after the hashes of all its files have been checked."""
+    if "weights" in target.files:
+        bundle.file(target.files["weights"])
+    return bundle.file(target.files["model"])
+
+
+def require_shapes(
+    bundle: Bundle, path: Path, image: Sequence[Any], scores: Sequence[Any], attention: Sequence[Any]
+) -> None:
+    """Raise UserError when a graph's shapes are not those of the manifest."""
+    manifest = bundle.manifest
+    expected = (manifest.preprocessing.image_size, len(manifest.categories), math.prod(manifest.map_size))
+    if (image[1], scores[1], attention[2]) != expected:
+        raise UserError(f"{path}: does not fit its manifest (size, categories or map). Export the checkpoint again.")
+
+
+class OnnxRuntimeCpu(CpuModel):
+    """A whole model on ONNX Runtime's CPU provider."""
+
+    def __init__(self, bundle: Bundle, target: Target, cores: Cores):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = max(1, cores.threads // cores.streams)  # the callers' own threads work too
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # docs/decisions/0060
+        path = model_path(bundle, target)
+        state = vars(onnxruntime.capi.onnxruntime_pybind11_state).values()  # its errors share no base class
+        failures = tuple(e for e in state if isinstance(e, type) and issubclass(e, Exception))
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except failures as error:
+            raise UserError(f"{path}: ONNX Runtime cannot load it ({str(error).splitlines()[0]}).") from None
+        (image,), (scores, attention) = self._session.get_inputs(), self._session.get_outputs()
+        require_shapes(bundle, path, image.shape, scores.shape, attention.shape)
+        about = {
+            "backend": "onnxruntime-cpu",
+            "library": f"onnxruntime {onnxruntime.__version__}",
+            "provider": "CPUExecutionProvider",
+        }
+        super().__init__(cores, about)
+
+    def infer(self, outputs: list[str], images: np.ndarray) -> list[np.ndarray]:
+        results: list[np.ndarray] = self._session.run(outputs, {"image": images})
+        return results
+
+    def release(self) -> None:
+        self._session = None

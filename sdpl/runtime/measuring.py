@@ -1,0 +1,44 @@
+"""Timing a bundle's targets on this machine, for `auto` (`sdpl.runtime.timings`)."""
+
+import numpy as np
+
+from sdpl.bundle import Bundle, Profile
+from sdpl.errors import UserError
+from sdpl.runtime.backends import Wanted, candidates
+from sdpl.runtime.bench import measure
+from sdpl.runtime.recognizer import Recognizer
+from sdpl.runtime.timings import Timing, files_of, keep, timings
+
+SECONDS = 0.2  # of each batch; at least RUNS calls
+RUNS = 5
+
+
+def measure_target(recognizer: Recognizer) -> Timing:
+    """Time an opened target on the images of the bundle's proof, and keep that in the bundle's cache.
+
+    Batches: 1, and the one that its profile is tuned for. Raises UserError when the cache cannot be written.
+    """
+    bundle, name = recognizer.bundle, recognizer.target
+    images, _ = bundle.proof()
+    batch = (bundle.manifest.targets[name].profile or Profile()).opt
+    medians = []
+    for size in (1, batch):
+        some = np.ascontiguousarray(images[np.arange(size) % len(images)])
+        times_ms, _ = measure(lambda some=some: recognizer.scores(some), SECONDS, RUNS)  # type: ignore[misc]
+        medians.append(float(np.median(times_ms)))
+    timing = Timing(files=files_of(bundle, name), one_ms=medians[0], batch=batch, batch_ms=medians[1])
+    keep(bundle, name, timing)
+    return timing
+
+
+def measure_missing(bundle: Bundle, wanted: Wanted) -> None:
+    """Time every target that may be taken and has no time on this machine; those that do not run here are skipped."""
+    asked, _, _ = candidates(bundle, wanted)
+    for name in asked:
+        if len(asked) > 1 and name not in timings(bundle):
+            try:
+                recognizer = Recognizer.open(bundle.path, name, wanted.threads)
+            except UserError:
+                continue
+            with recognizer:
+                measure_target(recognizer)
