@@ -8,7 +8,7 @@ import click
 
 from sdpl.cli.bars import shown
 from sdpl.cli.command import Command
-from sdpl.cli.options import FORMAT, IMAGES, PATH, runtime_options
+from sdpl.cli.options import FORMAT, IMAGES, MAX_PIXELS, PATH, runtime_options
 from sdpl.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.argument("annotations", type=PATH)
 @IMAGES
 @FORMAT
+@MAX_PIXELS
 @click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True)
 @click.option("--threshold", type=click.FloatRange(0, 1), help="For F1.  [default: the model's own, or 0.5]")
 @click.option("--skip-unreadable", is_flag=True, help="Name unreadable images and leave them out, instead of stopping.")

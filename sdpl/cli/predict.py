@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from sdpl.cli.command import Command
-from sdpl.cli.options import PATH, runtime_options, say_target
+from sdpl.cli.options import MAX_PIXELS, PATH, runtime_options, say_target
 from sdpl.errors import UserError
 
 
@@ -16,6 +16,7 @@ from sdpl.errors import UserError
 @click.option("--top", type=click.IntRange(min=1), help="Print the K best categories instead of those above threshold.")
 @click.option("--threshold", type=click.FloatRange(0, 1), help="For all categories.  [default: the bundle's own]")
 @click.option("--attention", type=PATH, help="Draw where the model looked, one PNG per image, into this folder.")
+@MAX_PIXELS
 @runtime_options
 def command(
     bundle: Path,

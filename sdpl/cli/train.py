@@ -6,11 +6,12 @@ import click
 
 from sdpl.cli.bars import shown
 from sdpl.cli.command import Command
-from sdpl.cli.options import PATH
+from sdpl.cli.options import MAX_PIXELS, PATH
 from sdpl.errors import UserError
 
 
 @click.command("train", cls=Command)
+@MAX_PIXELS
 @click.argument("config", type=PATH)
 @click.option("--out", type=PATH, required=True, help="Folder for checkpoints and log; made if missing.")
 @click.option("--resume", is_flag=True, help="Go on from OUT/last.ckpt.")

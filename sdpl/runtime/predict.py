@@ -11,6 +11,7 @@ import numpy as np
 from sdpl.errors import UserError
 from sdpl.preprocess import load_image
 from sdpl.runtime.recognizer import Recognition, Recognizer
+from sdpl.text import printable
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Prediction:
 
     def to_line(self, top: int | None) -> str:
         listed = ", ".join(f"{name} {score:.3f}" for name, score in self.best(top))
-        return f"{self.path}: {listed or 'nothing above threshold'}"
+        return printable(f"{self.path}: {listed or 'nothing above threshold'}")
 
     def to_json(self) -> str:
         return json.dumps({"image": str(self.path), **asdict(self.recognition)})

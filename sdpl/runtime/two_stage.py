@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from sdpl.bundle import Bundle, Profile, Target, to_scores
 from sdpl.errors import UserError
@@ -72,7 +71,7 @@ class TwoStage:
         self._probability = bundle.manifest.probability
         self._encoder, self._kernels, self._device = encoder, kernels, device
         self._profile = target.profile or Profile()
-        constants = load_file(bundle.file(target.files["head"]))
+        constants = bundle.head(target)
         v, t = constants["v"], constants["t"]
         manifest = bundle.manifest
         size = manifest.preprocessing.image_size
