@@ -22,9 +22,10 @@ class RayEngine:
     def __init__(self, options: Options, address: str, workers: int | None = None):
         """Raises UserError when the cluster cannot be reached, or its workers do not hold the same bundle, package
         version and target."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
         import ray
 
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         self._ray = ray
         self._started = not ray.is_initialized()
         if self._started:

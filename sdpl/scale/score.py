@@ -160,9 +160,10 @@ def score(
             job = open_job(store, plan, opened.model, options.settings)
             store.clear_unfinished()
             status = _run(opened, job, tries, watch)
+            summary = _summary(opened, job, status, repeated, price_per_hour)
         finally:
             opened.close()
-    return _summary(opened, job, status, repeated, price_per_hour)
+    return summary
 
 
 def _run(engine: Engine, job: Job, tries: int, watch: Watch) -> Status:

@@ -19,12 +19,12 @@ def command(*words):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory, photos, write_tar):
-    """24 shards of 24 pictures: long enough to be killed in the middle."""
+    """12 shards of 24 pictures: long enough to be killed in the middle."""
     folder = tmp_path_factory.mktemp("many")
     data = [photo.read_bytes() for photo in photos]
     return [
         write_tar(folder / f"{i:03d}.tar", [(f"{i:03d}-{k:02d}.jpg", content) for k, content in enumerate(data)])
-        for i in range(24)
+        for i in range(12)
     ]
 
 
@@ -44,7 +44,7 @@ def test_killed_at_random_points_it_goes_on_exactly(bundle, many, unbroken, rows
         before = len(list(out.glob("shard-*.parquet")))
         while process.poll() is None and len(list(out.glob("shard-*.parquet"))) == before:
             time.sleep(0.002)
-        time.sleep(draw.uniform(0, 0.1))
+        time.sleep(draw.uniform(0, 0.05))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         finished = {path.name: path.read_bytes() for path in out.glob("shard-*.parquet")}
