@@ -23,7 +23,6 @@ class RayEngine:
         """Raises UserError when the cluster cannot be reached, or its workers do not hold the same bundle, package
         version and target."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
         import ray
 
         self._ray = ray

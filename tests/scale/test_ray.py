@@ -89,22 +89,18 @@ def test_killed_workers_and_a_killed_driver_lose_nothing(bundle, long, rows, tmp
         assert first.poll() is None, first.communicate()
         time.sleep(0.01)
     os.kill(workers_of(first.pid)[0], signal.SIGKILL)
-    before = len(list(out.glob("shard-*.parquet")))
-    while len(list(out.glob("shard-*.parquet"))) < before + 3 and first.poll() is None:
-        time.sleep(0.01)
     family = descendants(first.pid)
     first.kill()  # the driver; Ray's own processes end with it
     first.communicate()
     finished = {path.name: path.read_bytes() for path in out.glob("shard-*.parquet")}
-    assert 4 <= len(finished) < 12
+    assert 1 <= len(finished) < 10
     for _ in range(200):
         if not any(Path(f"/proc/{pid}").exists() for pid in family):
             break
         time.sleep(0.1)
     second = start(bundle, *long, "--out", out, "--batch", 16, "--json")
-    killed = False
-    while second.poll() is None and not killed:
-        killed = len(list(out.glob("shard-*.parquet"))) > len(finished)
+    while len(list(out.glob("shard-*.parquet"))) == len(finished):
+        assert second.poll() is None, second.communicate()
         time.sleep(0.01)
     os.kill(workers_of(second.pid)[0], signal.SIGKILL)
     output, errors = second.communicate(timeout=120)
