@@ -18,8 +18,9 @@ ROOMS = {  # what each may import beside the root modules and `preprocess`
     "scale": {"kernels", "runtime"},
     "train": {"kernels", "data", "evaluate"},
     "export": {"train", "kernels", "data", "evaluate", "runtime"},
+    "server": {"runtime", "kernels"},
     "demo": {"train", "export", "data", "evaluate", "runtime"},
-    "cli": {"train", "export", "kernels", "data", "evaluate", "runtime", "scale", "demo"},
+    "cli": {"train", "export", "kernels", "data", "evaluate", "runtime", "scale", "server", "demo"},
 }
 ROOT_MODULES = {  # those of the root that import rooms, and why
     "__init__": {"runtime"},  # `from sdpl import Recognizer`, when it is asked for

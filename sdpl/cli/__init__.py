@@ -4,7 +4,11 @@ needs it, so that --help is instant."""
 import click
 
 from sdpl import __version__
+<<<<<<< HEAD
 from sdpl.cli import bench, data, demo, evaluate, export, info, predict, score, sweep, train, verify
+=======
+from sdpl.cli import bench, data, demo, evaluate, export, info, predict, serve, sweep, train, verify
+>>>>>>> main
 from sdpl.cli.command import Group
 
 
@@ -14,5 +18,9 @@ def main() -> None:
     """Multi-label image recognition with partial labels, from training to production."""
 
 
+<<<<<<< HEAD
 for module in (train, sweep, export, evaluate, predict, score, bench, verify, info, demo, data):
+=======
+for module in (train, sweep, export, evaluate, predict, bench, serve, verify, info, demo, data):
+>>>>>>> main
     main.add_command(module.command)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sdpl.bundle import Bundle, Target, Verification
+from sdpl.bundle import Bundle, Verification
 from sdpl.errors import UserError
 from sdpl.kernels.gpu import find_gpu
 from sdpl.runtime.availability import target_obstacle
@@ -28,8 +28,8 @@ def verify(
     """
     bundle = Bundle.open(path)
     results: dict[str, Verification | str] = {}
-    for name, target in bundle.manifest.targets.items():
-        results[name] = target_obstacle(bundle, name) or _verify(bundle, name, target)
+    for name in bundle.manifest.targets:
+        results[name] = target_obstacle(bundle, name) or _verify(bundle, name)
         say(name, results[name])
     compared = {name: r for name, r in results.items() if isinstance(r, Verification)}
     for name, result in compared.items():
@@ -40,6 +40,30 @@ def verify(
         records = {n: bundle.manifest.targets[n].model_copy(update={"verification": v}) for n, v in compared.items()}
         bundle.replace_targets(records)
     return results
+
+
+def compared(recognizer: Recognizer) -> Verification:
+    """The proof with an opened recognizer: its scores on this machine against PyTorch's in the bundle."""
+    images, expected = recognizer.bundle.proof()
+    before = recognizer.bundle.manifest.targets[recognizer.target].proof()
+    return compare(
+        expected,
+        score_alternating(recognizer.scores, images),
+        before.tolerance,
+        scored_by="target",
+        accuracy=before.accuracy,  # of the export: it needs the labelled data
+        environment={**recognizer.backend.describe(), **machine()},
+    )
+
+
+def prove(recognizer: Recognizer) -> Verification:
+    """`compared`, judged: raises UserError with the numbers when it is outside of its limits."""
+    verification = compared(recognizer)
+    wrong = _wrong(verification)
+    if wrong:
+        path, target = recognizer.bundle.path, recognizer.target
+        raise UserError(f"{path}: {target} does not give PyTorch's answers on this machine: {wrong}.")
+    return verification
 
 
 def score_alternating(scorer: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
@@ -59,25 +83,14 @@ def machine() -> dict[str, str]:
     return {"gpu": gpu.name, "driver": gpu.driver} if gpu else {}
 
 
-def _verify(bundle: Bundle, name: str, target: Target) -> Verification | str:
+def _verify(bundle: Bundle, name: str) -> Verification | str:
     """The comparison, or why the target could not even be opened."""
-    images, expected = bundle.proof()
     try:
         recognizer = Recognizer.open(bundle.path, name)
     except UserError as error:
         return str(error)
     with recognizer:
-        environment = {**recognizer.backend.describe(), **machine()}
-        scores = score_alternating(recognizer.scores, images)
-        before = target.proof()
-        result = compare(
-            expected,
-            scores,
-            before.tolerance,
-            scored_by="target",
-            accuracy=before.accuracy,  # of the export: it needs the labelled data
-            environment=environment,
-        )
+        result = compared(recognizer)
         if _wrong(result) is None:
             measure_target(recognizer)
     return result
