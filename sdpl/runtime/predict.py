@@ -3,14 +3,15 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from sdpl.errors import UserError
 from sdpl.preprocess import load_image
-from sdpl.runtime.recognizer import Recognition, Recognizer
+from sdpl.runtime.recognition import Recognition
+from sdpl.runtime.recognizer import Recognizer
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Prediction:
         return f"{self.path}: {listed or 'nothing above threshold'}"
 
     def to_json(self) -> str:
-        return json.dumps({"image": str(self.path), **asdict(self.recognition)})
+        return json.dumps({"image": str(self.path), **self.recognition.to_dict()})
 
 
 def predict(
