@@ -4,11 +4,7 @@ needs it, so that --help is instant."""
 import click
 
 from sdpl import __version__
-<<<<<<< HEAD
-from sdpl.cli import bench, data, demo, evaluate, export, info, predict, score, sweep, train, verify
-=======
-from sdpl.cli import bench, data, demo, evaluate, export, info, predict, serve, sweep, train, verify
->>>>>>> main
+from sdpl.cli import bench, data, demo, evaluate, export, info, predict, score, serve, sweep, train, verify
 from sdpl.cli.command import Group
 
 
@@ -18,9 +14,5 @@ def main() -> None:
     """Multi-label image recognition with partial labels, from training to production."""
 
 
-<<<<<<< HEAD
-for module in (train, sweep, export, evaluate, predict, score, bench, verify, info, demo, data):
-=======
-for module in (train, sweep, export, evaluate, predict, bench, serve, verify, info, demo, data):
->>>>>>> main
+for module in (train, sweep, export, evaluate, predict, score, bench, serve, verify, info, demo, data):
     main.add_command(module.command)
