@@ -249,6 +249,12 @@ class Bundle:
             where = ".".join(str(part) for part in first["loc"]) or "the file"
             raise UserError(f"{path}/{MANIFEST}: {where}: {first['msg']}. Export the checkpoint again.") from None
 
+    def __repr__(self) -> str:
+        m = self.manifest
+        size = f"{len(m.categories)} categories, {m.preprocessing.image_size} px"
+        states = (f"{n} ({t.status})" if t.verification else n for n, t in m.targets.items())
+        return f"Bundle({str(self.path)!r}: {size}, {', '.join(states)})"
+
     def file(self, name: str) -> Path:
         """The path of a file of the bundle, after its size and hash have been checked.
 

@@ -18,6 +18,7 @@ from sdpl.install import install_line
 EXTRAS = {  # which extra brings a module
     "array_api_compat": "train",
     "cuda": "cuda",
+    "fsspec": "score",
     "jinja2": "report",
     "ml_dtypes": "export",
     "matplotlib": "pictures",
@@ -28,6 +29,7 @@ EXTRAS = {  # which extra brings a module
     "openvino": "openvino",
     "platformdirs": "cuda",
     "pyarrow": "parquet",
+    "ray": "ray",
     "scipy": "eval",
     "sklearn": "eval",
     "tensorboard": "tensorboard",

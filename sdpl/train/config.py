@@ -146,7 +146,7 @@ class SweepConfig:
     """Many trainings: `base` with the changes of every method, at every proportion of known labels, with every seed."""
 
     base: PathText  # a training configuration
-    test: Split  # the best checkpoint of each run is measured on all labels of this split
+    test: Split  # the checkpoint that each run keeps is measured on all labels of this split
     methods: Annotated[dict[str, dict[str, dict[str, Any]]], Field(min_length=1)]  # name -> section -> key -> value
     proportions: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)]
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)  # of weights, order, mask and held-out images

@@ -209,6 +209,7 @@ class _Run:
                 factor[:] = self.model.attention_factor(f)
         self.group.all_reduce([factor])
         self.model.decoupling.scale_attention(float(factor) / self.group.world_size)
+        self.learner.restart_average()
 
     def _train_epoch(self, lr: float) -> float:
         """The rest of one pass over the training data; returns the mean loss of the whole pass."""

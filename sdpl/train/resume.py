@@ -32,7 +32,7 @@ def resumable(config: Config, out: Path, fingerprint: str) -> dict[str, Any]:
     if state["data"] != fingerprint:
         changed.append("data: other images, labels or categories than then")
     if state["history"] and not (out / "model.ckpt").exists():
-        raise UserError(f"{out}/model.ckpt, the best checkpoint, is missing: put it back or train anew.")
+        raise UserError(f"{out}/model.ckpt, the checkpoint that is kept, is missing: put it back or train anew.")
     if changed:
         raise UserError(f"{out}/last.ckpt was trained with another configuration: {'; '.join(changed)}.")
     return content

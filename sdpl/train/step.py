@@ -88,6 +88,11 @@ class Learner:
         finally:
             self._swap()
 
+    def restart_average(self) -> None:
+        """Begin the average with the parameters as they are now."""
+        for parameter, average in zip(self.parameters, self.average, strict=False):
+            average.copy_(parameter.detach())
+
     def state(self) -> dict[str, Any]:
         """What resuming needs beside the model's own (averaged) state."""
         trained = [p.detach() for p in self.parameters] if self.average else []
