@@ -36,7 +36,8 @@ def test_bad_images_are_named_and_the_others_still_done(sdpl, bundle, scenes, tm
     result = sdpl("predict", bundle, bad, good, tmp_path / "gone.png")
     assert result.exit_code == 2
     assert len(result.stdout.splitlines()) == 1
-    errors = result.stderr.splitlines()
+    first, *errors = result.stderr.splitlines()
+    assert first.startswith("target: ")
     assert [e.split(":")[0] for e in errors] == ["error"] * 3
     assert "bad.jpg: is not an image" in errors[0]
     assert "gone.png: no such image" in errors[1]
