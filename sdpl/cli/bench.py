@@ -36,8 +36,12 @@ def command(
 
     from sdpl.files import write_json
     from sdpl.runtime.bench import benchmark_bundle
-    from sdpl.runtime.tables import draw_latencies, latency_table
+    from sdpl.runtime.tables import latency_table
 
+    if plot is not None:
+        from sdpl.plots import draw_latencies, pyplot
+
+        pyplot()  # says before the measuring that matplotlib is missing
     sizes, threads_at_once = numbers("--batch", batches), numbers("--callers", callers)
     sides = {}
     if against is not None:
