@@ -1,5 +1,6 @@
 """sdpl-train"""
 
+import os
 from pathlib import Path
 
 import click
@@ -23,15 +24,16 @@ from sdpl.errors import UserError
 )
 def command(config: Path, out: Path, resume: bool, settings: tuple[str, ...]) -> None:
     """Train as CONFIG (YAML) says; writes OUT/model.ckpt (best), OUT/last.ckpt and OUT/log.csv."""
-    from sdpl.train.config import read_config
-    from sdpl.train.loop import train
-
-    checked = read_config(config, settings)
     try:
+        from sdpl.train.config import read_config
+        from sdpl.train.loop import train
+
+        checked = read_config(config, settings)
         with shown() as report:
             best = train(checked, out, resume, report)
     except KeyboardInterrupt:
         kept = (out / "last.ckpt").exists()
         fix = f"add --resume to go on from the last checkpoint in {out}" if kept else "no epoch was finished"
         raise UserError(f"interrupted; {fix}.") from None
-    click.echo(f"best checkpoint: {best}")
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one says it
+        click.echo(f"best checkpoint: {best}")

@@ -109,6 +109,7 @@ class TrainConfig:
     fit_thresholds: bool = False  # per category, best F1 on the validation split; otherwise 0.5
     checkpoint_steps: Count | None = None  # also write last.ckpt after every so many steps
     tensorboard: bool = False
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = ()  # each with its own package and settings
     seed: Seed = 0
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1"
 
@@ -231,6 +232,14 @@ def _read_yaml(path: Path, needed: str) -> dict[str, Any]:
 def check_config(values: dict[str, Any], name: str = "config") -> Config:
     """The checked configuration of plain values. Raises UserError naming the first wrong key or value."""
     return _check(Config, values, name)
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values as one level, with dotted keys: {"train.lr": 0.002}."""
+    rows: dict[str, Any] = {}
+    for key, value in values.items():
+        rows |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return rows
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
