@@ -1,17 +1,22 @@
 """Whole models on a CPU, every engine taking turns: sdpl's targets, plain ONNX Runtime and OpenVINO, and PyTorch.
 
-    python benchmarks/cpu_engines.py WORK [--model rn101] [--rounds 2] [--out docs/benchmarks/cpu_engines.json]
+    python benchmarks/cpu_engines.py WORK [--model rn101] [--threads 1] [--out docs/benchmarks/cpu_engines.json]
 
 RN50 and ViT-B-16 at 224 pixels, RN101 at 448, C=80, random weights (speed does not depend on them; what int8 does to
-accuracy `make demo` measures), batches of 1 and 8: uint8 images in memory to scores. Each side of each round runs in a
-process of its own. What was measured is kept in WORK, line by line: called again, the script goes on where it stopped,
-so that long rounds can be cut. "research" is the formulation of published code (`research.py`), all others the folded
-model; "pytorch" sides run the trained modules as they are, with the head's P and F_att kept apart.
+accuracy `make demo` measures): uint8 images in memory to scores. All sides are open in one process and called in turns,
+so that whatever else the machine does meets all of them. Kept are wall time and CPU time (of all threads) of a call: on
+a machine that is not quiet only the latter says something, and that best with `--threads 1`, where no thread waits for
+another. Bundles stay in WORK for the next call. The research formulation is part of every call, and kept is also how
+many times less CPU a side took than it did in the same turns: `--side` measures some of them in a shorter call, whose
+rows replace those of the same sides in the JSON file.
+
+"research" is the formulation of published code (`research.py`), all others are the folded model; "pytorch" sides run
+the trained modules as they are, with the head's P and F_att kept apart; "inductor" is torch.compile with freezing.
 """
 
+import ctypes
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,12 +28,16 @@ from typing import Any
 import click
 import numpy as np
 
+from sdpl.cores import physical_cores
+from sdpl.runtime.environment import environment
+from sdpl.runtime.machine import packages
+
 MODELS = {"rn50": ("RN50", 224), "rn101": ("RN101", 448), "vit": ("ViT-B-16", 224)}
 OURS = ("cpu:fp32", "openvino:fp32", "openvino:bf16", "cpu:int8", "openvino:int8")
 PLAIN = ("onnxruntime", "openvino f32", "openvino bf16")
-PYTORCH = ("research", "eager", "channels_last", "eager bf16", "channels_last bf16", "inductor", "inductor frozen")
+PYTORCH = ("research", "eager", "channels_last", "eager bf16", "channels_last bf16", "inductor")
+RESEARCH = "pytorch research"
 SIDES = (*OURS, *PLAIN, *(f"pytorch {name}" for name in PYTORCH))
-BATCHES = (1, 8)
 Scorer = Callable[[np.ndarray], Any]
 
 
@@ -58,22 +67,24 @@ def prepare(name: str, work: Path) -> None:
         (work / f"{name}.export.json").write_text(json.dumps(took))
 
 
-def scorer_of(name: str, side: str, work: Path) -> Scorer:
+def scorer_of(name: str, side: str, work: Path, threads: int) -> Scorer:
     """One side, ready to score."""
     bundle = work / f"{name}.sdpl"
     if side in OURS:
         from sdpl.runtime import Recognizer
 
-        return Recognizer.open(bundle, side).scores
+        return Recognizer.open(bundle, side, threads).scores
     if side == "onnxruntime":
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(bundle / "model.onnx", providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(bundle / "model.onnx", options, providers=["CPUExecutionProvider"])
         return lambda images: session.run(["scores"], {"image": images})
     if side.startswith("openvino "):
         import openvino
 
-        config = {"INFERENCE_PRECISION_HINT": side.split()[1]}
+        config = {"INFERENCE_PRECISION_HINT": side.split()[1], "INFERENCE_NUM_THREADS": threads}
         compiled = openvino.Core().compile_model(bundle / "model.onnx", "CPU", config)
         return lambda images: compiled(images)["scores"]
     return pytorch_scorer(work / f"{name}.ckpt", side.removeprefix("pytorch "))
@@ -97,8 +108,8 @@ def pytorch_scorer(checkpoint: Path, side: str) -> Scorer:
         def score(images: np.ndarray) -> Any:
             return head(model.encoder.locations(torch.from_numpy(images))).sigmoid().numpy()
     else:
-        if side.startswith("inductor"):
-            torch._inductor.config.freezing = side.endswith("frozen")
+        if side == "inductor":
+            torch._inductor.config.freezing = True
             model.encoder.locations = torch.compile(model.encoder.locations)
         score = model.scorer()
 
@@ -109,98 +120,88 @@ def pytorch_scorer(checkpoint: Path, side: str) -> Scorer:
     return scores
 
 
-def one_side(name: str, side: str, work: Path, seconds: float) -> dict[str, Any]:
-    """Times of one side at every batch; runs in its own process, since waiting threads slow other libraries down."""
+def measure(
+    name: str, sides: tuple[str, ...], batches: tuple[int, ...], rounds: int, threads: int, work: Path
+) -> list[dict[str, Any]]:
+    """Rows of one model: every side is opened, then all of them are called once a round."""
     size = MODELS[name][1]
-    started = time.perf_counter()
-    scores = scorer_of(name, side, work)
-    row: dict[str, Any] = {"model": name, "side": side, "ready_s": time.perf_counter() - started}
-    for batch in BATCHES:
+    opened, rows = {}, {}
+    for side in sides:
+        before, started = resident_mb(), time.perf_counter()
+        opened[side] = scorer_of(name, side, work, threads)
+        opened[side](np.zeros((1, size, size, 3), np.uint8))
+        rows[side] = {"model": name, "side": side, "threads": threads, "ready_s": time.perf_counter() - started}
+        rows[side]["grown_mb"] = resident_mb() - before
+    for batch in batches:
         images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
-        for _ in range(2 if batch == 1 else 1):
-            scores(images)
-        times_ms, cpu, start = [], time.process_time(), time.perf_counter()
-        while len(times_ms) < 3 or time.perf_counter() - start < seconds:
-            before = time.perf_counter()
-            scores(images)
-            times_ms.append(1000 * (time.perf_counter() - before))
-        cpu_ms = 1000 * (time.process_time() - cpu) / len(times_ms)
-        row[f"batch {batch}"] = {"p50_ms": statistics.median(times_ms), "min_ms": min(times_ms), "runs": len(times_ms)}
-        row[f"batch {batch}"] |= {"cpu_ms": cpu_ms}  # of all threads, for one call
-    return row | {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-
-
-def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """For each model and batch: the quietest round's median of each side, and how many times faster than research."""
-    found: dict[str, Any] = {}
-    for name in MODELS:
-        mine = [row for row in rows if row["model"] == name]
-        for batch in (f"batch {size}" for size in BATCHES):
-            best = {
-                side: min((row for row in mine if row["side"] == side), key=lambda row: row[batch]["p50_ms"])
-                for side in dict.fromkeys(row["side"] for row in mine)
+        times: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
+        for number in range(rounds + 1):
+            for side in sides:
+                time.sleep(0.02)  # threads of the side before stop waiting for work
+                cpu, wall = time.process_time(), time.perf_counter()
+                opened[side](images)
+                if number > 0:  # the first round warms up
+                    times[side].append((1000 * (time.process_time() - cpu), 1000 * (time.perf_counter() - wall)))
+        for side in sides:
+            cpu_ms, wall_ms = (sorted(values) for values in zip(*times[side], strict=True))
+            rows[side][f"batch {batch}"] = {
+                "cpu_ms": statistics.median(cpu_ms),
+                "wall_ms": statistics.median(wall_ms),
+                "wall_min_ms": wall_ms[0],
+                "cpu_spread": (np.percentile(cpu_ms, 75) - np.percentile(cpu_ms, 25)) / statistics.median(cpu_ms),
+                "rounds": rounds,
             }
-            slowest = best.get("pytorch research")
-            for side, row in best.items():
-                times = slowest[batch]["p50_ms"] / row[batch]["p50_ms"] if slowest else None
-                cell = {**row[batch], "peak_mb": row["peak_mb"], "times_faster_than_research": times}
-                found.setdefault(name, {}).setdefault(batch, {})[side] = cell
-    return found
+    return list(rows.values())
+
+
+def resident_mb() -> float:
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS"))) / 1024
 
 
 @click.command()
 @click.argument("work", type=click.Path(path_type=Path))
 @click.option("--model", "models", multiple=True, type=click.Choice(list(MODELS)))
 @click.option("--side", "sides", multiple=True, type=click.Choice(SIDES))
-@click.option("--rounds", default=2, show_default=True)
-@click.option("--seconds", default=2.0, show_default=True, help="For each side, batch and round; at least 3 calls.")
-@click.option("--limit", default=280.0, show_default=True, help="Stop after so many seconds; call again to go on.")
-@click.option("--out", type=click.Path(path_type=Path))
-@click.option("--one", nargs=2, hidden=True)
+@click.option("--batch", "batches", multiple=True, type=int, default=(1, 8), show_default=True)
+@click.option("--rounds", default=9, show_default=True)
+@click.option("--threads", default=physical_cores(), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Add the rows of these models to this file.")
 def main(
     work: Path,
     models: tuple[str, ...],
     sides: tuple[str, ...],
+    batches: tuple[int, ...],
     rounds: int,
-    seconds: float,
-    limit: float,
+    threads: int,
     out: Path | None,
-    one: tuple[str, str] | None,
 ) -> None:
-    if one:
-        print(json.dumps(one_side(one[0], one[1], work, seconds)))
-        return
+    import torch
+
+    torch.set_num_threads(threads)
     work.mkdir(parents=True, exist_ok=True)
-    kept, started = work / "rows.jsonl", time.perf_counter()
-    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-    for number in range(rounds):
-        for name in models or MODELS:
-            for side in sides or SIDES:
-                if any((row["round"], row["model"], row["side"]) == (number, name, side) for row in rows):
-                    continue
-                if time.perf_counter() - started > limit:
-                    raise SystemExit(75)  # to be called again
-                prepare(name, work)
-                command = [sys.executable, __file__, str(work), "--seconds", str(seconds), "--one", name, side]
-                result = subprocess.run(command, capture_output=True, text=True)
-                if result.returncode != 0:
-                    raise click.ClickException(f"{name}, {side}: {result.stderr[-2000:]}")
-                rows.append({"round": number, **json.loads(result.stdout.splitlines()[-1])})
-                with open(kept, "a") as stream:
-                    stream.write(json.dumps(rows[-1]) + "\n")
-                shown = ", ".join(f"{rows[-1][f'batch {b}']['p50_ms']:.1f} ms at batch {b}" for b in BATCHES)
-                print(f"round {number}, {name}, {side}: {shown}", flush=True)
-    if out is not None:
-        import torch
-
-        from sdpl.runtime.environment import environment
-        from sdpl.runtime.machine import packages
-
-        files = {name: work / f"{name}.export.json" for name in MODELS}
-        exports = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
-        about = {**environment(), **packages(), "torch": torch.__version__}
-        report = {"environment": about, "exports": exports, "summary": summary(rows), "rows": rows}
-        out.write_text(json.dumps(report, indent=2) + "\n")
+    report: dict[str, Any] = json.loads(out.read_text()) if out is not None and out.exists() else {"rows": []}
+    for name in models or MODELS:
+        prepare(name, work)
+        rows = measure(name, tuple({RESEARCH: 0, **dict.fromkeys(sides or SIDES)}), batches, rounds, threads, work)
+        for row in rows:
+            for batch in (f"batch {size}" for size in batches):
+                row[batch]["times_less_cpu_than_research"] = rows[0][batch]["cpu_ms"] / row[batch]["cpu_ms"]
+            shown = (
+                f"batch {b}: {row[f'batch {b}']['cpu_ms']:.1f} ms CPU, {row[f'batch {b}']['wall_ms']:.1f} ms"
+                for b in batches
+            )
+            print(f"{name}, {row['side']}:", "; ".join(shown), flush=True)
+        measured = {(row["model"], row["threads"], row["side"]) for row in rows}
+        kept = [row for row in report["rows"] if (row["model"], row["threads"], row["side"]) not in measured]
+        report["rows"] = kept + rows
+        report["environment"] = {**environment(), **packages(), "torch": torch.__version__}
+        export = work / f"{name}.export.json"
+        if export.exists():
+            report.setdefault("exports", {})[name] = json.loads(export.read_text())
+        if out is not None:
+            out.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What a serving machine carries: the extra `runtime` in a fresh environment, without torch.
+"""What a serving machine carries: the extra `runtime`, or others, in a fresh environment, without torch.
 
-    python benchmarks/serving.py BUNDLE [--out docs/benchmarks/serving.json]
+    python benchmarks/serving.py BUNDLE [--extras runtime,openvino --target openvino:fp32] [--out FILE.json]
 
 Installed size, time of `import sdpl.runtime`, and the resident memory after opening the bundle and scoring one image,
 each in a new process; medians of several.
@@ -25,7 +25,7 @@ MEMORY = """
 import sys, numpy as np
 from pathlib import Path
 from sdpl.runtime import Recognizer
-recognizer = Recognizer.open(sys.argv[1], "cpu:fp32")
+recognizer = Recognizer.open(sys.argv[1], sys.argv[2])
 recognizer.scores(recognizer.bundle.proof()[0][:1])
 lines = Path("/proc/self/status").read_text().splitlines()
 print(int(next(line.split()[1] for line in lines if line.startswith("VmRSS"))) / 1024)
@@ -42,22 +42,26 @@ def median_of(python: Path, code: str, *arguments: str) -> float:
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path, exists=True))
+@click.option("--extras", default="runtime", show_default=True)
+@click.option("--target", default="cpu:fp32", show_default=True, help="What the memory is measured with.")
 @click.option("--out", type=click.Path(path_type=Path))
-def main(bundle: Path, out: Path | None) -> None:
+def main(bundle: Path, extras: str, target: str, out: Path | None) -> None:
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as source:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         python = Path(folder) / "bin" / "python"
         before = size_mb(Path(folder))
         shutil.copytree(ROOT / "sdpl", Path(source) / "sdpl")  # building leaves files beside what it builds
-        for name in ("pyproject.toml", "README.md"):
+        for name in ("pyproject.toml", "README.md", "LICENSE"):
             shutil.copyfile(ROOT / name, Path(source) / name)
-        install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", f"{source}[runtime]"]
+        install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", f"{source}[{extras}]"]
         subprocess.run(install, check=True)
         result = {
             "environment": environment(),
+            "extras": extras,
+            "target": target,
             "installed_mb": size_mb(Path(folder)) - before,
             "import_ms": median_of(python, IMPORT),
-            "resident_mb": median_of(python, MEMORY, str(bundle.resolve())),
+            "resident_mb": median_of(python, MEMORY, str(bundle.resolve()), target),
             "bundle_mb": size_mb(bundle),
         }
     print(json.dumps(result, indent=2))

@@ -74,6 +74,7 @@ def one_run(folder: Path, value: float, seed: int, f: torch.Tensor, labels: np.n
     config = configuration(folder, value)
     torch.manual_seed(seed)
     model = new_model(config.model, CATEGORIES)
+    model.decoupling.scale_attention(model.attention_factor(f[:32]))
     train_head(model, config, f[:TRAIN], labels[:TRAIN], seed)
     with torch.no_grad():
         scores = model.decoupling(f[TRAIN:], model.words, model.text_features())[0].sigmoid().numpy()

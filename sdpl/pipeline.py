@@ -19,6 +19,7 @@ __all__ = ["Decoder", "available_cores", "batched", "stream"]
 
 Source = TypeVar("Source")
 Row = TypeVar("Row")
+Result = TypeVar("Result")
 Decoded = list[tuple[Source, np.ndarray | UserError]]  # of one group: each source with its image, or what is wrong
 
 
@@ -54,6 +55,10 @@ class Decoder:
             for begun in waiting:
                 for _, future in begun:
                     future.cancel()
+
+    def submit(self, load: Callable[[Source], Result], source: Source) -> Future[Result]:
+        """One source alone."""
+        return self._pool.submit(load, source)
 
     def close(self) -> None:
         """Stop the threads; what has not begun is cancelled."""

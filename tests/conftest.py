@@ -1,5 +1,6 @@
 """Tiny real things, made once: scenes on disk, a trained checkpoint, its bundle."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,12 @@ REAL_LOOK = gpu.look
 
 
 def pytest_collection_modifyitems(items):
-    """Tests marked gpu are skipped, with the reason, where there is none."""
+    """Tests marked gpu are skipped, with the reason, where there is none; those marked host_driver everywhere but in the
+    process that `test_on_host_driver.py` starts for them."""
+    if "HOST_DRIVER" not in os.environ:
+        for item in items:
+            if item.get_closest_marker("host_driver"):
+                item.add_marker(pytest.mark.skip(reason="runs in test_on_host_driver.py"))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     reason = marked and gpu.gpu_obstacle()
     for item in marked if reason else ():
@@ -36,7 +42,7 @@ def _looks_gpu_less():
 
 @pytest.fixture(autouse=True)
 def _gpu_tests_see_it(request, monkeypatch):
-    if request.node.get_closest_marker("gpu"):
+    if request.node.get_closest_marker("gpu") or request.node.get_closest_marker("host_driver"):
         monkeypatch.setattr(gpu, "look", REAL_LOOK)
 
 
@@ -107,8 +113,11 @@ def bundle(checkpoint, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def gpu_bundle(checkpoint, scenes, tmp_path_factory) -> Path:
+def gpu_bundle(request, tmp_path_factory) -> Path:
     """A bundle with targets for a CPU and for an RTX 3090, its engine really built. Read only."""
+    if "HOST_DRIVER_BUNDLE" in os.environ:  # the process before this one has made it
+        return Path(os.environ["HOST_DRIVER_BUNDLE"])
+    checkpoint, scenes = (request.getfixturevalue(name) for name in ("checkpoint", "scenes"))
     out = tmp_path_factory.mktemp("gpu-bundle") / "model.sdpl"
     targets = ["--target", "cpu:fp32", "--target", "cpu:int8", "--target", "rtx:sm86:fp16"]
     words = ["export", str(checkpoint), "--out", str(out), *targets, "--calibrate", str(scenes / "test")]

@@ -17,8 +17,9 @@ ROOMS = {  # what each may import beside the root modules and `preprocess`
     "runtime": {"kernels"},
     "train": {"kernels", "data", "evaluate"},
     "export": {"train", "kernels", "data", "evaluate", "runtime"},
+    "server": {"runtime", "kernels"},
     "demo": {"train", "export", "data", "evaluate", "runtime"},
-    "cli": {"train", "export", "kernels", "data", "evaluate", "runtime", "demo"},
+    "cli": {"train", "export", "kernels", "data", "evaluate", "runtime", "server", "demo"},
 }
 ROOT_MODULES = {  # those of the root that import rooms, and why
     "__init__": {"runtime"},  # `from sdpl import Recognizer`, when it is asked for

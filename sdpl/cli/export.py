@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 @click.option("--eval", "annotations", type=PATH, help="Labelled data on which mAP is compared too.")
 @click.option("--eval-images", type=PATH, help="Folder of that data's images.  [default: where COCO keeps them]")
 @click.option("--max-score-diff", type=click.FloatRange(min=0), help="Largest difference of a score.")
+@click.option("--triton", type=PATH, help="Also write the bundle into this model repository of NVIDIA Triton.")
 @click.option(
     "--max-mAP-drop", "--max-map-drop", "max_drop", type=click.FloatRange(min=0), help="Largest loss of mAP in points "
     "(with --eval)."
@@ -61,10 +62,12 @@ def command(
     eval_images: Path | None,
     max_score_diff: float | None,
     max_drop: float | None,
+    triton: Path | None,
 ) -> None:
     """Export CHECKPOINT as a bundle that runs without PyTorch, and prove that it gives the same scores.
 
-    Given a bundle in place of the checkpoint, builds engines from its own graphs and adds them to it; needs no PyTorch.
+    Given a bundle in place of the checkpoint, builds engines from its own graphs and adds them to it, or only writes it
+    for Triton; needs no PyTorch.
     """
     from sdpl.export.proof import Limits
     from sdpl.targets import parse_targets
@@ -78,11 +81,15 @@ def command(
         given |= {"--default-target": default_target}
         for option in (name for name, value in given.items() if value):
             raise UserError(f"{option} needs a checkpoint: a bundle only gets more engines, in its place.")
+        if not targets and triton is not None:
+            _write_triton(checkpoint, triton)
+            return
         if not targets:
             raise UserError(f"{checkpoint} is a bundle: name the engine to add with --target, such as rtx:sm89:fp16.")
         with shown("reading") as report:
             made = add_engines(checkpoint, specs, profile, limits, report)
         _print(made)
+        _write_triton(checkpoint, triton)
         return
     from sdpl.data.formats import read_labels
     from sdpl.export.build import Options, export
@@ -98,9 +105,11 @@ def command(
         limits=limits,
         default_target=default_target,
     )
+    bundle = out or checkpoint.parent / f"{checkpoint.stem}.sdpl"
     with shown("reading") as report:
-        made = export(checkpoint, out or checkpoint.parent / f"{checkpoint.stem}.sdpl", options, report)
+        made = export(checkpoint, bundle, options, report)
     _print(made)
+    _write_triton(bundle, triton)
 
 
 def _print(made: "dict[str, Target]") -> None:
@@ -108,6 +117,15 @@ def _print(made: "dict[str, Target]") -> None:
 
     for name, target in made.items():
         click.echo(f"{name}: {target.status}; {describe(target.proof())}")
+
+
+def _write_triton(bundle: Path, folder: Path | None) -> None:
+    if folder is None:
+        return
+    from sdpl.export.triton import write_triton
+
+    for model in write_triton(bundle, folder):
+        click.echo(f"wrote {model}")
 
 
 def _profile(text: str) -> "Profile":

@@ -11,9 +11,13 @@ from sdpl.cli.options import PATH
 
 @click.command("info", cls=Command)
 @click.argument("bundle", type=PATH, required=False)
+@click.option("--weights", type=PATH, help="Say what this file of encoder weights is, for model.weights.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def command(bundle: Path | None, as_json: bool) -> None:
+def command(bundle: Path | None, weights: Path | None, as_json: bool) -> None:
     """What runs on this machine, what is missing, and whether the targets of BUNDLE fit it."""
+    if weights is not None:
+        _describe_weights(weights, as_json)
+        return
     from rich.console import Console
 
     from sdpl.bundle import Bundle
@@ -28,3 +32,14 @@ def command(bundle: Path | None, as_json: bool) -> None:
     Console().print(environment_table(describe()))
     if opened:
         Console().print(target_table(opened))
+
+
+def _describe_weights(path: Path, as_json: bool) -> None:
+    from sdpl.train.model.weights_info import describe_weights
+
+    found = describe_weights(path)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for key, value in found.items():
+        click.echo(f"{key:16} {value}")

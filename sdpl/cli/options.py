@@ -56,12 +56,12 @@ def say_target(recognizer: "Recognizer") -> None:
     click.echo(f"target: {recognizer}", err=True)
 
 
-def numbers(option: str, text: str) -> list[int]:
-    """Numbers from 1 to 1024, comma-separated. Raises UserError naming the option."""
+def numbers(option: str, text: str, most: int = 1024) -> list[int]:
+    """Numbers from 1 to `most`, comma-separated. Raises UserError naming the option."""
     try:
         found = [int(number) for number in text.split(",")]
     except ValueError:
         found = []
-    if not found or min(found) < 1 or max(found) > 1024:
-        raise UserError(f"{option} {text!r}: expected numbers up to 1024, such as 1,8,32.")
+    if not found or min(found) < 1 or max(found) > most:
+        raise UserError(f"{option} {text!r}: expected numbers up to {most}, such as 1,8,32.")
     return found

@@ -11,6 +11,11 @@ def words(name: str) -> tuple[str, ...]:
     return tuple(re.findall(r"[^\s_\-/]+", name.lower()))
 
 
+def as_text(name: str) -> str:
+    """The name as a prompt says it: "Fire_Hydrant" is "Fire Hydrant"."""
+    return " ".join(name.replace("_", " ").split())
+
+
 def require_distinct(categories: Sequence[str], source: str) -> None:
     """Raise UserError when a name is empty, or two are the same words and so the same prompt and word vector."""
     by_words: dict[tuple[str, ...], list[str]] = {}

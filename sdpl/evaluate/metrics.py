@@ -1,7 +1,7 @@
 """Metrics of multi-label recognition. Unknown labels (0) count nowhere. NumPy and scikit-learn only."""
 
 import numpy as np
-from sklearn.metrics import average_precision_score, precision_score, recall_score
+from sklearn.metrics import average_precision_score, precision_recall_curve, precision_score, recall_score
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray, interpolation: str = "none") -> float:
@@ -16,10 +16,9 @@ def average_precision(scores: np.ndarray, labels: np.ndarray, interpolation: str
         return float("nan")
     if interpolation == "none":
         return float(average_precision_score(positive, scores))
-    order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(positive[order])
-    precision = np.maximum.accumulate((hits / np.arange(1, len(hits) + 1))[::-1])[::-1]
-    return float(precision[positive[order]].mean())
+    precision, recall, _ = precision_recall_curve(positive, scores)  # a point for each score that occurs: ties are one
+    envelope = np.maximum.accumulate(precision)  # recall falls from 1 to 0
+    return float(-(np.diff(recall) * envelope[:-1]).sum())
 
 
 def per_category_average_precision(scores: np.ndarray, labels: np.ndarray, interpolation: str = "none") -> np.ndarray:
@@ -32,6 +31,17 @@ def mean_average_precision(scores: np.ndarray, labels: np.ndarray, interpolation
     """Mean AP in 0..1 over the categories that have a known positive; NaN when none has."""
     aps = per_category_average_precision(scores, labels, interpolation)
     return float(np.nanmean(aps)) if np.isfinite(aps).any() else float("nan")
+
+
+def mean_average_precision_error(labels: np.ndarray) -> float:
+    """An upper estimate of the standard error, in 0..1, that mAP has from so few known positives in labels [N,C].
+
+    A category's AP is the mean of n precisions, one at each known positive; a number in 0..1 deviates by at most 1/2,
+    so their mean by 1/(2 sqrt(n)), and mAP over C categories by sqrt(sum of 1/(4 n)) / C. NaN without a positive.
+    """
+    positives = (labels > 0).sum(axis=0)
+    positives = positives[positives > 0]
+    return float(np.sqrt((1 / (4 * positives)).sum()) / len(positives)) if len(positives) else float("nan")
 
 
 def f1_metrics(

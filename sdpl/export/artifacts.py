@@ -1,6 +1,7 @@
 """The files of a bundle under construction. What several targets need is made once."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,16 @@ import onnx
 import torch
 from safetensors.numpy import save_file
 
-from sdpl.bundle import HEAD
+from sdpl.bundle import HEAD, to_scores
 from sdpl.export.fold import FoldedHead, fold
-from sdpl.export.graphs import encoder_runner, encoder_scorer, in_batches
+from sdpl.export.fused_head import add_fused_head
+from sdpl.export.graphs import BATCH, encoder_runner, encoder_scorer, in_batches
 from sdpl.export.head import add_head
 from sdpl.export.onnx import encoder_to_onnx, lowered, save, set_metadata
 from sdpl.export.precision import narrow
 from sdpl.export.quantize import Calibration, Quantized, quantize
 from sdpl.export.separable import separate
+from sdpl.kernels.reference import attention_logits, attention_pool
 from sdpl.progress import Progress, Report
 from sdpl.targets import PRECISIONS
 from sdpl.train.model import PartialLabelModel
@@ -60,7 +63,11 @@ class Artifacts:
         name = "model.onnx" if precision == "fp32" else f"model.{precision}.onnx"
         copied = onnx.ModelProto()
         copied.CopyFrom(encoder)
-        whole = set_metadata(lowered(add_head(copied, constants, self._probability, head)), self._metadata)
+        if self.head.to_embedding is not None:
+            with_head = add_fused_head(copied, constants, self._probability)
+        else:
+            with_head = add_head(copied, constants, self._probability, head)
+        whole = set_metadata(lowered(with_head), self._metadata)
         return save(whole, self.folder / name), notes
 
     def encoder(self, precision: str, for_tensorrt: bool = False) -> tuple[onnx.ModelProto, dict[str, Any]]:
@@ -106,13 +113,36 @@ class Artifacts:
         return in_batches(encoder_scorer(encoder, self.head.constants, self._probability), images)
 
     def _separable(self, held_out: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        self._report(Progress(f"fitting a separable head on {len(self._calibration.images)} images"))
-        run = encoder_runner(self.encoder("fp32")[0])
-        u, unseen = (in_batches(lambda x: run(x)[0], images) for images in (self._calibration.images, held_out))
-        exact = self.head.constants
-        fitted = separate(u, unseen, exact["v"], exact["q"])
-        notes = {"terms": fitted.rank, "attention_moved": fitted.attention_moved}
-        return {"x": fitted.x, "weight": fitted.weight, "t": exact["t"]}, notes
+        """Constants of the separable head, fitted to the calibration images; its scores are compared with the exact
+        head's on these and on all of `held_out`."""
+        fit = self._calibration.images
+        self._report(
+            Progress(f"fitting a separable head on {len(fit)} images, comparing on {len(fit) + len(held_out)}")
+        )
+        encode = encoder_runner(self.encoder("fp32")[0])
+        images = np.concatenate([fit, held_out])
+        parts = [encode(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
+        u, g = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))  # [N,L,K], [N,L,E]
+        v, q, t = (self.head.constants[name] for name in ("v", "q", "t"))
+
+        def scores(logits_of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+            """[N,C], a few images at a time."""
+            blocks = (slice(i, i + BATCH) for i in range(0, len(u), BATCH))
+            logits = np.concatenate([attention_pool(logits_of(u[block]), g[block], t)[0] for block in blocks])
+            return to_scores(logits, self._probability)
+
+        exact = scores(lambda some: attention_logits(some, v, q))
+        limit = PRECISIONS["fp32"].score
+        fitted = separate(
+            u[: len(fit)], u[len(fit) :], v, q, lambda found: float(np.abs(scores(found.scores) - exact).max()), limit
+        )
+        notes = {
+            "terms": fitted.rank,
+            "attention_moved": fitted.attention_moved,
+            "max_score_difference": fitted.score_difference,
+            "compared_images": len(images),
+        }
+        return {"x": fitted.x, "weight": fitted.weight, "t": t}, notes
 
 
 def _notes(result: Quantized) -> dict[str, Any]:

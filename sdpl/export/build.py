@@ -22,6 +22,7 @@ from sdpl.data.images import LabelledImages
 from sdpl.errors import UserError, nearest
 from sdpl.export.artifacts import Artifacts
 from sdpl.export.engines import require_possible, write_gpu_files
+from sdpl.export.fused_head import require_exportable
 from sdpl.export.proof import Limits, Prover, prove_targets
 from sdpl.files import naming, replace_folder
 from sdpl.preprocess import preprocess
@@ -33,6 +34,7 @@ from sdpl.train.model import PartialLabelModel
 
 MAX_PROOF_IMAGES = 32
 MAX_CALIBRATION_IMAGES = 32
+MAX_COMPARED_IMAGES = 256  # that a separable head is compared with the exact one on
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ def export(checkpoint: Path, out: Path, options: Options | None = None, report: 
     content = load_checkpoint(checkpoint)
     config, model = restore_model(content, str(checkpoint))
     size, probability = config.model.image_size, config.model.probability
+    require_exportable(config.model, options.targets, options.head)
     images = _proof_images(content["proof_images"], options.images, size)
     data = options.evaluation and in_order(options.evaluation, model.categories, "--eval")
     with replace_folder(out, is_bundle) as folder, naming(folder, out):
@@ -89,7 +92,8 @@ def export(checkpoint: Path, out: Path, options: Options | None = None, report: 
         fields = _manifest_fields(checkpoint, config, model, content["thresholds"], options.default_target)
         calibration, metadata = _calibration(options.calibrate, size), graph_metadata(fields)
         artifacts = Artifacts(folder, model, size, probability, calibration, metadata, report)
-        targets = {str(spec): _make(spec, artifacts, images, options, report) for spec in options.targets}
+        unseen = _unseen(images, options, size)
+        targets = {str(spec): _make(spec, artifacts, unseen, options, report) for spec in options.targets}
         write_manifest(folder, **fields, targets=targets)
         targets = prove_targets(Bundle.open(folder), list(targets), prover, report)
         shutil.rmtree(folder / CACHE, ignore_errors=True)  # what this machine's engines compiled, of no use on others
@@ -184,9 +188,23 @@ def _proof_images(held_out: torch.Tensor, paths: list[Path] | None, image_size: 
     return held_out.numpy()
 
 
+def _unseen(proof: np.ndarray, options: Options, image_size: int) -> np.ndarray:
+    """uint8 [N,S,S,3] that a separable head is not fitted to: the proof's, and the images given for calibration that
+    were too many for it."""
+    if options.head != "separable" or not options.calibrate:
+        return proof
+    rest = sorted(set(options.calibrate) - set(_spread(options.calibrate)))[: MAX_COMPARED_IMAGES - len(proof)]
+    return np.stack([*proof, *(preprocess(path, image_size) for path in rest)])
+
+
+def _spread(paths: list[Path]) -> list[Path]:
+    """At most `MAX_CALIBRATION_IMAGES` of the given images, evenly taken."""
+    chosen = np.linspace(0, len(paths) - 1, min(len(paths), MAX_CALIBRATION_IMAGES)).astype(int)
+    return [paths[i] for i in chosen]
+
+
 def _calibration(paths: list[Path] | None, image_size: int) -> np.ndarray | None:
     """uint8 [N,S,S,3] of at most `MAX_CALIBRATION_IMAGES`, evenly spread over the given ones."""
     if not paths:
         return None
-    chosen = np.linspace(0, len(paths) - 1, min(len(paths), MAX_CALIBRATION_IMAGES)).astype(int)
-    return np.stack([preprocess(paths[i], image_size) for i in chosen])
+    return np.stack([preprocess(path, image_size) for path in _spread(paths)])

@@ -2,7 +2,7 @@
 
 No function, no loop, no plugin: what an engine needs is Mul, Tanh, MatMul, Softmax and the like. Categories go through
 in blocks, each with constants of its own, so that B*C*L*K values never exist at once: a block's tanh takes
-`BLOCK_VALUES` floats an image (1.6 MB, about a core's second cache), and its embeddings `POOL` rows.
+`BLOCK_VALUES` floats an image (3.2 MB), and its embeddings `POOL` rows.
 """
 
 from typing import Any
@@ -13,12 +13,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sdpl.kernels import EPS
 
-BLOCK_VALUES = 8 * 49 * 1024  # of tanh(u v) at once, for an image
+BLOCK_VALUES = 16 * 49 * 1024  # of tanh(u v) at once, for an image: 16 categories of CLIP RN101 at 448 pixels
 POOL = 256  # categories pooled at once
 KINDS = {"exact": ("v", "q"), "separable": ("x", "weight")}  # the constants of each kind of head, beside t
 
 
-class _Nodes:
+class Nodes:
     """Nodes and constants appended to a graph, with names of their own."""
 
     def __init__(self, graph: onnx.GraphProto):
@@ -34,6 +34,12 @@ class _Nodes:
         self.graph.node.append(helper.make_node(op, inputs, [output or name], name=name, **attributes))
         return output or name
 
+    def cosine(self, e: str, t: str, eps: str) -> str:
+        """<e, t> / max(|e|, eps), [B,c], from e [B,c,E] and t [c,E]."""
+        dot = self.add("ReduceSum", [self.add("Mul", [e, t]), self.last], keepdims=0)
+        square = self.add("ReduceSum", [self.add("Mul", [e, e]), self.last], keepdims=0)
+        return self.add("Div", [dot, self.add("Max", [self.add("Sqrt", [square]), eps])])
+
 
 def add_head(
     model: onnx.ModelProto, constants: dict[str, np.ndarray], probability: str, kind: str = "exact"
@@ -42,15 +48,30 @@ def add_head(
 
     constants: of that kind of head (`KINDS`), and t [C,E]; float32.
     """
-    graph, nodes = model.graph, _Nodes(model.graph)
-    batch, locations = (dim.dim_param or dim.dim_value for dim in graph.output[0].type.tensor_type.shape.dim[:2])
+    graph, nodes = model.graph, Nodes(model.graph)
+    locations = graph.output[0].type.tensor_type.shape.dim[1].dim_value
     t, eps = constants["t"], nodes.constant("eps", np.array(EPS, np.float32))
-    score = _exact(nodes, constants, int(locations)) if kind == "exact" else _separable(nodes, constants)
+    score = _exact(nodes, constants, locations) if kind == "exact" else _separable(nodes, constants)
     logits, attentions = [], []
     for start in range(0, len(t), POOL):
         block = slice(start, min(start + POOL, len(t)))
         attentions.append(nodes.add("Softmax", [score(block)], axis=-1))  # [B,POOL,L]
-        logits.append(_pool(nodes, attentions[-1], nodes.constant(f"t.{start}", t[block]), eps))  # [B,POOL]
+        e = nodes.add("MatMul", [attentions[-1], "g"])  # [B,POOL,E]
+        logits.append(nodes.cosine(e, nodes.constant(f"t.{start}", t[block]), eps))  # [B,POOL]
+    return finish(model, nodes, logits, attentions, probability, len(t))
+
+
+def finish(
+    model: onnx.ModelProto,
+    nodes: Nodes,
+    logits: list[str],
+    attentions: list[str],
+    probability: str,
+    categories: int,
+) -> onnx.ModelProto:
+    """The graph with outputs `scores` and `attention` from the logits and attention of blocks of categories."""
+    graph = model.graph
+    batch, locations = (dim.dim_param or dim.dim_value for dim in graph.output[0].type.tensor_type.shape.dim[:2])
     nodes.add("Concat", logits, "logits", axis=1)
     nodes.add("Concat", attentions, "attention", axis=1)
     if probability == "softmax":
@@ -58,12 +79,12 @@ def add_head(
     else:
         nodes.add("Sigmoid", ["logits"], "scores")
     del graph.output[:]
-    shapes = {"scores": [batch, len(t)], "attention": [batch, len(t), locations]}
+    shapes = {"scores": [batch, categories], "attention": [batch, categories, locations]}
     graph.output.extend(helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, shape in shapes.items())
     return model
 
 
-def _exact(nodes: _Nodes, constants: dict[str, np.ndarray], locations: int) -> Any:
+def _exact(nodes: Nodes, constants: dict[str, np.ndarray], locations: int) -> Any:
     """Attention logits by the definition: sum_k q_k tanh(u_lk v_ck)."""
     v, q = constants["v"], constants["q"]
     size = max(1, BLOCK_VALUES // (locations * v.shape[1]))
@@ -82,7 +103,7 @@ def _exact(nodes: _Nodes, constants: dict[str, np.ndarray], locations: int) -> A
     return score
 
 
-def _separable(nodes: _Nodes, constants: dict[str, np.ndarray]) -> Any:
+def _separable(nodes: Nodes, constants: dict[str, np.ndarray]) -> Any:
     """Attention logits by the separable form (`sdpl.export.separable`): one matrix product."""
     shape = nodes.constant("rows", np.array([0, 0, -1], np.int64))
     scaled = nodes.add("Mul", [nodes.add("Unsqueeze", ["u", nodes.last]), nodes.constant("x", constants["x"])])
@@ -94,11 +115,3 @@ def _separable(nodes: _Nodes, constants: dict[str, np.ndarray]) -> Any:
         return nodes.add("Transpose", [nodes.add("MatMul", [terms, weight])], perm=[0, 2, 1])
 
     return score
-
-
-def _pool(nodes: _Nodes, attention: str, t: str, eps: str) -> str:
-    """Logits [B,POOL] from attention [B,POOL,L]: e = attention @ g, then <e, t> / max(|e|, eps)."""
-    e = nodes.add("MatMul", [attention, "g"])  # [B,POOL,E]
-    dot = nodes.add("ReduceSum", [nodes.add("Mul", [e, t]), nodes.last], keepdims=0)
-    square = nodes.add("ReduceSum", [nodes.add("Mul", [e, e]), nodes.last], keepdims=0)
-    return nodes.add("Div", [dot, nodes.add("Max", [nodes.add("Sqrt", [square]), eps])])

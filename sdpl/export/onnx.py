@@ -3,6 +3,7 @@
 PyTorch's exporter writes the encoder; `sdpl.export.head` puts the head behind it.
 """
 
+import math
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from torch import nn
 from sdpl.export.fold import FoldedHead
 
 OPSET = 18  # of the exporter, which writes no older one; `lowered` then says the oldest that the file needs
-MAX_BYTES = (2 << 30) - (1 << 20)  # of one ONNX file; protobuf holds no more
+MAX_BYTES = (2 << 30) - (64 << 20)  # of weights in one ONNX file: protobuf holds 2 GB, and there are nodes too
 
 
 class Encoder(Protocol):
@@ -79,7 +80,7 @@ def set_metadata(model: onnx.ModelProto, metadata: dict[str, str]) -> onnx.Model
 
 def save(model: onnx.ModelProto, path: Path) -> dict[str, str]:
     """Check and write a model; names of its files by role: "model", and "weights" if it is too large for one file."""
-    if model.ByteSize() <= MAX_BYTES:
+    if _weights_bytes(model) <= MAX_BYTES:
         onnx.save(model, path)
         files = {"model": path.name}
     else:
@@ -88,6 +89,14 @@ def save(model: onnx.ModelProto, path: Path) -> dict[str, str]:
         files = {"model": path.name, "weights": weights}
     onnx.checker.check_model(str(path))
     return files
+
+
+def _weights_bytes(model: onnx.ModelProto) -> int:
+    """Size of a model's constants; protobuf itself cannot say it of what is too large for it."""
+    return sum(
+        math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        for tensor in model.graph.initializer
+    )
 
 
 def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:

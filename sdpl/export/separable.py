@@ -7,6 +7,7 @@ the u that a checkpoint really makes, since a fit to an assumed distribution fai
 measured on features that the fit has not seen.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from sdpl.errors import UserError
 from sdpl.kernels.reference import attention_logits, softmax
 
-RANKS = (4, 6, 8, 12)  # the first that is exact enough is taken
+RANKS = (4, 6, 8, 12, 16, 24)  # the first that is exact enough is taken
 LIMIT = 0.01  # the share of one category's attention that may lie at other locations than with the exact operator
 SAMPLES = 768  # values of each u_k that the fit looks at
 BLOCK_K, BLOCK_C = 64, 256  # of one step of the fit
@@ -23,11 +24,13 @@ RIDGE = 1e-9  # relative; nodes may coincide where categories do
 
 @dataclass(frozen=True)
 class SeparableScores:
-    """x [K,R], weight [K*R,C] (float32), and the largest share of attention moved on held-out features."""
+    """x [K,R], weight [K*R,C] (float32), the largest share of attention moved on held-out features, and the largest
+    difference of a score on all images that were looked at."""
 
     x: np.ndarray
     weight: np.ndarray
     attention_moved: float
+    score_difference: float = 0.0
 
     @property
     def rank(self) -> int:
@@ -40,21 +43,34 @@ class SeparableScores:
         return s
 
 
-def separate(u: np.ndarray, held_out: np.ndarray, v: np.ndarray, q: np.ndarray) -> SeparableScores:
-    """The separable form of the scores, of the lowest rank that is within `LIMIT`.
+def separate(
+    u: np.ndarray,
+    held_out: np.ndarray,
+    v: np.ndarray,
+    q: np.ndarray,
+    score_difference: Callable[[SeparableScores], float] = lambda fitted: 0.0,
+    limit: float = np.inf,
+) -> SeparableScores:
+    """The separable form of the attention logits, of the lowest rank that moves at most `LIMIT` of the attention and
+    no score by more than `limit`.
 
-    u, held_out: [N,L,K] of calibration images and of others. v [C,K], q [K]. Raises UserError with the measured
-    error when no rank is exact enough.
+    u, held_out: [N,L,K] of calibration images and of others. v [C,K], q [K]. score_difference: the largest of a
+    head's scores, over all images that there are. Raises UserError with the measured errors when no rank is exact
+    enough.
     """
     exact = softmax(attention_logits(held_out, v, q))  # [N,C,L]
     for rank in RANKS:
         x, weight = _fit(u.reshape(-1, u.shape[-1]), v, q, rank)
-        moved = np.abs(softmax(SeparableScores(x, weight, 0).scores(held_out)) - exact).sum(-1).max() / 2
-        if moved <= LIMIT:
-            return SeparableScores(x, weight, float(moved))
+        fitted = SeparableScores(x, weight, 0)
+        moved = float(np.abs(softmax(fitted.scores(held_out)) - exact).sum(-1).max() / 2)
+        apart = score_difference(fitted)
+        if moved <= LIMIT and apart <= limit:
+            return SeparableScores(x, weight, moved, apart)
+    scores = f" and a score by {apart:.1e} (limit {limit:g})" if apart > limit else ""
     raise UserError(
         f"--head separable is not exact enough for this checkpoint: even with {rank} terms it moves {moved:.1%} of a "
-        f"category's attention on held-out images (limit {LIMIT:.0%}). Calibrate on more images, or keep --head exact."
+        f"category's attention on held-out images (limit {LIMIT:.0%}){scores}. Calibrate on more images, or keep "
+        "--head exact."
     )
 
 

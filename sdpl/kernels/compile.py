@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +14,13 @@ from sdpl.install import install_line
 SOURCE = Path(__file__).with_name("bilinear_attention_pool.cu")
 CAPABILITIES = ("80", "86", "89", "90", "100", "120")  # compute capabilities, major and minor together
 DTYPES = {"float32": 32, "float16": 16, "bfloat16": 17}  # of u, v and g; the source's SDPL_DTYPE
+
+
+def covering(capability: str, available: Iterable[str] = CAPABILITIES) -> str | None:
+    """Of the compute capabilities that code is available for, the one whose cubins a GPU of `capability` runs: its
+    own, or else the latest earlier minor of the same major ("86" for "87"); None when there is none."""
+    fitting = [each for each in available if each[:-1] == capability[:-1] and int(each) <= int(capability)]
+    return max(fitting, key=int, default=None)
 
 
 @functools.cache

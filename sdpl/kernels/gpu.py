@@ -1,9 +1,10 @@
-"""The GPU of this machine, or why there is none that can be used."""
+"""The GPUs of this machine, or why there is none that can be used."""
 
 import functools
 from dataclasses import dataclass
 
 from sdpl.install import install_line
+from sdpl.kernels.driver import DriverError, call, capability, version
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,14 @@ def find_gpu(device_id: int = 0) -> Gpu | None:
     return found if isinstance(found, Gpu) else None
 
 
+def find_gpus() -> list[Gpu]:
+    """All GPUs, in the driver's order."""
+    found: list[Gpu] = []
+    while (gpu := find_gpu(len(found))) is not None:
+        found.append(gpu)
+    return found
+
+
 def gpu_obstacle(device_id: int = 0) -> str | None:
     """One line that says why no GPU can be used, or None when one can."""
     found = look(device_id)
@@ -38,22 +47,26 @@ def require_gpu(device_id: int = 0) -> Gpu:
 
 @functools.cache
 def look(device_id: int) -> Gpu | str:
-    """The GPU, or the line that says why none can be used; asks the driver once."""
+    """The GPU, or the line that says why it cannot be used; asks the driver once."""
     try:
-        from cuda.bindings import runtime
+        from cuda.bindings import driver  # noqa: F401, only whether it is there
     except ImportError:
         return f"cuda-python is not installed: {install_line('cuda')}"
-    status, count = runtime.cudaGetDeviceCount()
-    if int(status) != 0 or count <= device_id:
-        if runtime.cudaDriverGetVersion()[1] == 0:
-            return "no CUDA GPU was found: there is no NVIDIA driver"
-        reason = runtime.cudaGetErrorString(status)[1]
-        return f"no CUDA GPU was found ({reason.decode() if int(status) else f'{count} devices'})"
-    properties = runtime.cudaGetDeviceProperties(device_id)[1]
-    version = runtime.cudaDriverGetVersion()[1]
+    try:
+        call("cuInit", 0)
+        count = call("cuDeviceGetCount")
+    except DriverError as error:
+        return f"no CUDA GPU was found ({error})"
+    except RuntimeError:  # cuda-python's, when it finds no library of the driver
+        return "no CUDA GPU was found: there is no NVIDIA driver"
+    if count == 0:
+        return "no CUDA GPU was found (0 devices)"
+    if not 0 <= device_id < count:
+        return f"device {device_id}: this machine has {count} CUDA GPUs, counted from 0"
+    device = call("cuDeviceGet", device_id)
     return Gpu(
-        name=properties.name.decode().rstrip("\0"),
-        capability=f"{properties.major}{properties.minor}",
-        memory_bytes=properties.totalGlobalMem,
-        driver=f"CUDA {version // 1000}.{version % 1000 // 10}",
+        name=call("cuDeviceGetName", 256, device).split(b"\0")[0].decode(),
+        capability=capability(device),
+        memory_bytes=int(call("cuDeviceTotalMem", device)),
+        driver=version(),
     )

@@ -1,23 +1,27 @@
-"""Launching the kernels: which entry point and grid a shape takes, and the launch itself through cuda-python.
+"""Launching the kernels: which entry point and grid a shape takes, and the launch itself through the driver API.
 `pycuda_launch.py` launches the same cubins from PyCUDA.
 
 Device arrays are anything with `__cuda_array_interface__` (PyTorch, CuPy, PyCUDA, Numba), or a `DeviceArray`.
 """
 
+import ctypes
 import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from sdpl.errors import UserError, listed
 from sdpl.kernels import EPS
-from sdpl.kernels.compile import constants, cubin
+from sdpl.kernels.compile import CAPABILITIES, constants, covering, cubin
+from sdpl.kernels.driver import DriverError, call, context, version
 
 MAX_LOCATIONS = 1024
 MAX_GRID_YZ = 65535  # CUDA's limit for the second and third dimension of a grid
 SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 TYPESTR = {"<f4": "float32", "<f2": "float16"}
+C_TYPES: dict[type, type] = {int: ctypes.c_void_p, np.int32: ctypes.c_int, np.float32: ctypes.c_float}
 
 
 @dataclass(frozen=True)
@@ -144,13 +148,15 @@ OnDevice = CudaArray | DeviceArray
 
 
 class Kernels:
-    """The kernels for one dtype on one GPU, loaded from a cubin. Methods enqueue on a stream and return at once.
+    """The kernels for one dtype on one GPU, loaded from a cubin. Methods enqueue on a stream and return at once; they
+    may be called from any thread. `close` unloads the code, once nothing runs any more.
 
     stream: an address (cudaStream_t), an object with `__cuda_stream__`, or None for the default stream.
     """
 
     def __init__(self, dtype: str, code: bytes | None = None, device_id: int = 0):
-        """code: a cubin for this GPU; None compiles one. Raises UserError when there is none and no NVRTC."""
+        """code: a cubin for this GPU; None compiles one. Raises UserError when there is none and no NVRTC, and when
+        the driver cannot load it."""
         self.dtype = dtype
         self._functions: dict[str, Any] = {}
         self.multiprocessors, self._module = self._load(code, device_id)
@@ -243,32 +249,63 @@ class Kernels:
             self._functions[plan.entry] = self._function(plan.entry)
         self._enqueue(self._functions[plan.entry], plan, stream, arguments)
 
-    # What a binding of the driver must do: these three with cuda-python, in `pycuda_launch.py` with PyCUDA.
+    # What a binding of the driver must do: these with cuda-python, in `pycuda_launch.py` with PyCUDA.
+
+    def close(self) -> None:
+        """Unload the code. The kernels cannot be used afterwards."""
+        if self._module is not None:
+            with self._context.current():
+                call("cuModuleUnload", self._module)
+            self._module = None
+            self._functions.clear()
 
     def _load(self, code: bytes | None, device_id: int) -> tuple[int, Any]:
         """The number of multiprocessors, and the cubin as a loaded module."""
-        from cuda.core import Device, ObjectCode
-
-        device = Device(device_id)
-        device.set_current()
-        major, minor = device.compute_capability
-        code = code or cubin(f"{major}{minor}", self.dtype)
-        return device.properties.multiprocessor_count, ObjectCode.from_cubin(code)
+        self._context = context(device_id)
+        capability = self._context.capability
+        if code is None:
+            built_for = covering(capability)
+            if built_for is None:
+                raise UserError(
+                    f"compute capability {capability}: kernels are built for {listed(CAPABILITIES, most=9)}, and for "
+                    "later minors of the same major."
+                )
+            code = cubin(built_for, self.dtype)
+        with self._context.current():
+            try:
+                module = call("cuModuleLoadData", code)
+            except DriverError as error:
+                raise UserError(
+                    f"the driver ({version()}) cannot load the kernel for compute capability {capability} ({error}): "
+                    "update the driver, or export again."
+                ) from None
+        return self._context.attribute("MULTIPROCESSOR_COUNT"), module
 
     def _function(self, entry: str) -> Any:
-        return self._module.get_kernel(entry)
+        if self._module is None:
+            raise RuntimeError("these kernels are closed")
+        with self._context.current():
+            return call("cuModuleGetFunction", self._module, entry.encode())
 
     def _enqueue(self, function: Any, plan: Launch, stream: Any, arguments: tuple[int | np.generic, ...]) -> None:
-        from cuda.core import LEGACY_DEFAULT_STREAM, LaunchConfig, Stream, launch
+        values = tuple(argument.item() if isinstance(argument, np.generic) else argument for argument in arguments)
+        types = tuple(C_TYPES[type(argument)] for argument in arguments)
+        with self._context.current():  # the calling thread may have none, as PyTorch's backward thread
+            call(
+                "cuLaunchKernel", function, *plan.grid, plan.block, 1, 1, plan.shared_bytes, _address(stream),
+                (values, types), 0,
+            )  # fmt: skip
 
-        if isinstance(stream, int):
-            stream = Stream.from_handle(stream) if stream else LEGACY_DEFAULT_STREAM
-        config = LaunchConfig(grid=plan.grid, block=plan.block, shmem_size=plan.shared_bytes)
-        launch(LEGACY_DEFAULT_STREAM if stream is None else stream, config, function, *arguments)
+
+def _address(stream: Any) -> int:
+    """A stream's address; 0 is the default stream."""
+    if stream is None or isinstance(stream, int):
+        return stream or 0
+    return int(stream.__cuda_stream__()[1])
 
 
 def _ints(*values: int) -> tuple[np.int32, ...]:
-    """As C ints: cuda-python takes a plain Python int for a pointer."""
+    """As C ints: a plain Python int is an address."""
     return tuple(np.int32(value) for value in values)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sdpl.kernels.compile import cubin
+from sdpl.kernels.compile import covering, cubin
 from sdpl.kernels.launch import Kernels, Launch
 
 
@@ -22,9 +22,14 @@ class PyCudaKernels(Kernels):
         from pycuda import driver
 
         device = driver.Context.get_device()
-        major, minor = device.compute_capability()
+        capability = "{}{}".format(*device.compute_capability())
         multiprocessors = device.get_attribute(driver.device_attribute.MULTIPROCESSOR_COUNT)
-        return multiprocessors, driver.module_from_buffer(code or cubin(f"{major}{minor}", self.dtype))
+        return multiprocessors, driver.module_from_buffer(code or cubin(covering(capability) or capability, self.dtype))
+
+    def close(self) -> None:
+        """PyCUDA unloads the code once nothing refers to it."""
+        self._module = None
+        self._functions.clear()
 
     def _function(self, entry: str) -> Any:
         return self._module.get_function(entry)

@@ -20,15 +20,15 @@ INVALID = (  # the bits of TensorRT-RTX's diagnostics in its order, and what to 
 )
 
 
-def backend_obstacle(name: str) -> str | None:
-    """Why a backend cannot run here, or None."""
+def backend_obstacle(name: str, device: int = 0) -> str | None:
+    """Why a backend cannot run here, or None. device: the number of the GPU, for those that need one."""
     backend = BACKENDS[name]
     obstacle = package_obstacle(backend)
     if obstacle is not None or not backend.needs_gpu:
         return obstacle
-    gpu = find_gpu()
+    gpu = find_gpu(device)
     if gpu is None:
-        return gpu_obstacle()
+        return gpu_obstacle(device)
     module = importlib.import_module(backend.package)
     if name == "onnxruntime-cuda" and "CUDAExecutionProvider" not in module.get_available_providers():
         return f"onnxruntime {module.__version__} was built without CUDA: {backend.install}"
@@ -66,16 +66,16 @@ def precision_obstacle(backend: Backend, precision: str) -> str | None:
     )
 
 
-def target_obstacle(bundle: Bundle, name: str) -> str | None:
+def target_obstacle(bundle: Bundle, name: str, device: int = 0) -> str | None:
     """Why a bundle's target cannot run here, or None. An engine of another version or GPU comes with its fix."""
     target = bundle.manifest.targets[name]
     backend = BACKENDS[target.backend]
-    obstacle = backend_obstacle(target.backend) or precision_obstacle(backend, target.precision)
+    obstacle = backend_obstacle(target.backend, device) or precision_obstacle(backend, target.precision)
     if obstacle is not None or not backend.builds_engines:
         return obstacle
     module = importlib.import_module(backend.package)
     built = target.built_with.get(backend.package)
-    gpu, fix = require_gpu(), rebuild(bundle, name)
+    gpu, fix = require_gpu(device), rebuild(bundle, name, device)
     if built != module.__version__:
         return f"built with {module.__name__} {built}, here is {module.__version__}: {fix}"
     if target.compute_capability != gpu.capability:
@@ -86,9 +86,9 @@ def target_obstacle(bundle: Bundle, name: str) -> str | None:
     return None
 
 
-def rebuild(bundle: Bundle, name: str) -> str:
+def rebuild(bundle: Bundle, name: str, device: int = 0) -> str:
     """The command that builds a target for this machine."""
-    profile, gpu = bundle.manifest.targets[name].profile, find_gpu()
+    profile, gpu = bundle.manifest.targets[name].profile, find_gpu(device)
     batch = None if profile in (None, Profile()) else profile
     return rebuild_command(bundle.path, name, batch, gpu.capability if gpu else None)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from sdpl.bundle import Bundle, Target
 from sdpl.errors import UserError, listed, nearest
+from sdpl.kernels.compile import covering
 from sdpl.kernels.gpu import require_gpu
 from sdpl.runtime.availability import in_order, target_obstacle
 from sdpl.runtime.cpu import Cores, CpuModel, OnnxRuntimeCpu
@@ -57,20 +58,23 @@ class Choice:
 @dataclass(frozen=True)
 class Wanted:
     """What a user asked for: a target's name, a backend's, or "auto"; the lowest precision that may be taken (None: the
-    bundle's default, else float32); cores of a CPU; whether images a second count more than one image's time."""
+    bundle's default, else float32); cores of a CPU, and calls that share them; the number of the GPU."""
 
     name: str = "auto"
     precision: str | None = None
     threads: int | None = None
     streams: int | None = None
+    device: int = 0
 
     @classmethod
-    def of(cls, name: str, precision: str | None, threads: int | None, streams: int | None) -> "Wanted":
+    def of(
+        cls, name: str, precision: str | None, threads: int | None, streams: int | None, device: int = 0
+    ) -> "Wanted":
         """ "auto:int8" is "auto" with int8 allowed."""
         base, _, lowest = name.partition(":")
         if base == "auto" and lowest:
             name, precision = base, precision or lowest
-        return cls(name, precision, threads, streams)
+        return cls(name, precision, threads, streams, device)
 
 
 def open_backend(bundle: Bundle, wanted: Wanted | None = None) -> Choice:
@@ -82,10 +86,10 @@ def open_backend(bundle: Bundle, wanted: Wanted | None = None) -> Choice:
     cores = Cores.of(wanted.threads, wanted.streams)
     asked, skipped, reason = candidates(bundle, wanted)
     for candidate in asked:
-        obstacle = target_obstacle(bundle, candidate)
+        obstacle = target_obstacle(bundle, candidate, wanted.device)
         if obstacle is None:
             try:
-                return Choice(candidate, _open(bundle, candidate, cores), skipped, reason)
+                return Choice(candidate, _open(bundle, candidate, cores, wanted.device), skipped, reason)
             except UserError as error:  # what only opening it can tell
                 if len(asked) == 1:
                     raise
@@ -151,7 +155,7 @@ def _require_precision(wanted: Wanted, target: Target) -> None:
         raise UserError(f"--precision {wanted.precision}: {wanted.name} is less exact; name one of the two.")
 
 
-def _open(bundle: Bundle, name: str, cores: Cores) -> Backend:
+def _open(bundle: Bundle, name: str, cores: Cores, device_id: int) -> Backend:
     target = bundle.manifest.targets[name]
     if not BACKENDS[target.backend].needs_gpu:
         return _open_cpu(bundle, target, cores)
@@ -160,20 +164,25 @@ def _open(bundle: Bundle, name: str, cores: Cores) -> Backend:
     from sdpl.runtime.engines import ENCODERS
     from sdpl.runtime.two_stage import TwoStage
 
-    device, gpu = Cuda(), require_gpu()
-    cubin = target.files.get(f"cubin.sm{gpu.capability}")
-    kernels = Kernels(PRECISIONS[target.precision].kernel_dtype, bundle.file(cubin).read_bytes() if cubin else None)
-    if not cubin:
+    device, capability = Cuda(device_id), require_gpu(device_id).capability
+    built_for = covering(capability, (role[8:] for role in target.files if role.startswith("cubin.sm")))
+    cubin = bundle.file(target.files[f"cubin.sm{built_for}"]).read_bytes() if built_for else None
+    kernels = Kernels(PRECISIONS[target.precision].kernel_dtype, cubin, device_id)
+    if cubin is None:
         warnings.warn(
-            f"{bundle.path} has no kernel for compute capability {gpu.capability}: it was compiled now, and is kept in "
+            f"{bundle.path} has no kernel for compute capability {capability}: it was compiled now, and is kept in "
             "the user's cache.",
             stacklevel=2,
         )
-    encoder = ENCODERS[target.backend](bundle, name, target, device)
     try:
-        return TwoStage(target.backend, bundle, target, encoder, kernels, device)
+        encoder = ENCODERS[target.backend](bundle, name, target, device)
+        try:
+            return TwoStage(target.backend, bundle, target, encoder, kernels, device)
+        except BaseException:
+            encoder.close()
+            raise
     except BaseException:
-        encoder.close()
+        kernels.close()
         raise
 
 

@@ -113,7 +113,7 @@ class Inputs:
 
     def __init__(self, bundle: Bundle):
         self._images, _ = bundle.proof()
-        self._files = [_jpeg(image) for image in self._images]
+        self._files = [jpeg(image) for image in self._images]
         self.image_size = bundle.manifest.preprocessing.image_size
 
     def array(self, batch: int) -> np.ndarray:
@@ -198,7 +198,8 @@ def to_json(recognizer: Recognizer, rows: list[Latency]) -> dict[str, Any]:
     }
 
 
-def _jpeg(image: np.ndarray) -> bytes:
+def jpeg(image: np.ndarray) -> bytes:
+    """An image [H,W,3] as a JPEG of quality 90."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()

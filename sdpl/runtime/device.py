@@ -1,17 +1,15 @@
-"""The GPU as the runtime needs it: memory, pinned memory, copies, streams and graphs, through NVIDIA's cuda-python."""
+"""The GPU as the runtime needs it: memory, pinned memory, copies, streams and graphs, through the driver API."""
 
 import ctypes
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from sdpl.errors import UserError
+from sdpl.kernels.driver import DriverError, OutOfMemoryError, call, context
 
-
-class OutOfMemoryError(UserError):
-    """The GPU has too little free memory for what was asked."""
+__all__ = ["Cuda", "DriverError", "OutOfMemoryError", "Pinned"]
 
 
 @dataclass(frozen=True)
@@ -23,82 +21,85 @@ class Pinned:
 
 
 class Cuda:
-    """One GPU. Pointers, streams and graphs are plain addresses; every call raises on an error of the driver."""
+    """One GPU. Pointers, streams and graphs are plain addresses; every call raises on an error of the driver.
+
+    Calls need the GPU's context: make them inside of `with cuda.current()`.
+    """
 
     def __init__(self, device_id: int = 0):
-        from cuda.bindings import runtime
+        self.device_id = device_id
+        self._context = context(device_id)
 
-        self._api = runtime
-        self._device_id = device_id
-        self.use()
-
-    def use(self) -> None:
-        """Make this GPU the calling thread's: CUDA keeps that per thread."""
-        self._call("cudaSetDevice", self._device_id)
+    def current(self) -> AbstractContextManager[None]:
+        """Makes this GPU the calling thread's, and the one before it afterwards: CUDA keeps that per thread."""
+        return self._context.current()
 
     def allocate(self, size: int) -> int:
-        return int(self._call("cudaMalloc", max(size, 1)))
+        """Memory at an address that is a multiple of 256."""
+        return int(call("cuMemAlloc", max(size, 1)))
 
     def free(self, pointer: int) -> None:
-        self._call("cudaFree", pointer)
+        call("cuMemFree", pointer)
 
     def allocate_pinned(self, size: int) -> Pinned:
-        pointer = int(self._call("cudaHostAlloc", max(size, 1), self._api.cudaHostAllocDefault))
+        pointer = int(call("cuMemHostAlloc", max(size, 1), 0))
         return Pinned(pointer, np.ctypeslib.as_array((ctypes.c_uint8 * max(size, 1)).from_address(pointer)))
 
     def free_pinned(self, pinned: Pinned) -> None:
-        self._call("cudaFreeHost", pinned.pointer)
+        call("cuMemFreeHost", pinned.pointer)
 
     def copy(self, target: int, source: int, size: int, stream: int) -> None:
         """Enqueue a copy in any direction: CUDA tells host from device by the address."""
-        self._call("cudaMemcpyAsync", target, source, size, self._api.cudaMemcpyKind.cudaMemcpyDefault, stream)
+        call("cuMemcpyAsync", target, source, size, stream)
+
+    def device_of(self, pointer: int) -> int | None:
+        """The number of the GPU that holds this address; None for memory that CUDA does not know."""
+        from cuda.bindings import driver
+
+        ordinal = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+        try:
+            return int(call("cuPointerGetAttribute", ordinal, pointer))
+        except DriverError:
+            return None
 
     def make_stream(self) -> int:
-        return int(self._call("cudaStreamCreateWithFlags", self._api.cudaStreamNonBlocking))
+        from cuda.bindings import driver
+
+        return int(call("cuStreamCreate", driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value))
 
     def destroy_stream(self, stream: int) -> None:
-        self._call("cudaStreamDestroy", stream)
+        call("cuStreamDestroy", stream)
 
     def synchronize(self, stream: int) -> None:
-        self._call("cudaStreamSynchronize", stream)
+        call("cuStreamSynchronize", stream)
 
     def synchronize_all(self) -> None:
         """Wait for everything on this GPU."""
-        self._call("cudaDeviceSynchronize")
+        call("cuCtxSynchronize")
 
     def capture(self, stream: int, enqueue: Callable[[], None]) -> int:
         """What `enqueue` puts on the stream, as a graph to replay."""
-        mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._call("cudaStreamBeginCapture", stream, mode)
+        from cuda.bindings import driver
+
+        call("cuStreamBeginCapture", stream, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
         try:
             enqueue()
         except BaseException:
-            _, graph = self._api.cudaStreamEndCapture(stream)  # its own status would hide the first error
+            _, graph = driver.cuStreamEndCapture(stream)  # its own status would hide the first error
             if graph is not None and int(graph):
-                self._api.cudaGraphDestroy(graph)
+                driver.cuGraphDestroy(graph)
             raise
-        graph = self._call("cudaStreamEndCapture", stream)
+        graph = call("cuStreamEndCapture", stream)
         try:
-            return int(self._call("cudaGraphInstantiate", graph, 0))
+            return int(call("cuGraphInstantiate", graph, 0))
         finally:
-            self._call("cudaGraphDestroy", graph)
+            call("cuGraphDestroy", graph)
 
     def replay(self, graph: int, stream: int) -> None:
-        self._call("cudaGraphLaunch", graph, stream)
+        call("cuGraphLaunch", graph, stream)
 
     def destroy_graph(self, graph: int) -> None:
-        self._call("cudaGraphExecDestroy", graph)
+        call("cuGraphExecDestroy", graph)
 
     def free_bytes(self) -> int:
-        return int(self._call("cudaMemGetInfo")[0])
-
-    def _call(self, name: str, *arguments: Any) -> Any:
-        status, *results = getattr(self._api, name)(*arguments)
-        if status == self._api.cudaError_t.cudaErrorMemoryAllocation:
-            raise OutOfMemoryError(
-                f"the GPU has too little free memory ({self.free_bytes() >> 20} MB): use a smaller batch, or close "
-                "other programs on it."
-            )
-        if int(status) != 0:
-            raise RuntimeError(f"{name}: {self._api.cudaGetErrorString(status)[1].decode()}")
-        return results[0] if len(results) == 1 else results
+        return int(call("cuMemGetInfo")[0])

@@ -2,8 +2,9 @@
 
 import contextlib
 import importlib
+import threading
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,9 @@ class OnnxRuntimeCuda:
         onnxruntime.preload_dlls()  # CUDA's libraries from wheels, where they are installed so
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(path, options, providers=["CUDAExecutionProvider"])
+        # TF32 is on by default: 10 bits of mantissa move scores by more than fp32 may
+        settings = {"device_id": str(device.device_id), "use_tf32": str(int(target.precision != "fp32"))}
+        self._session = onnxruntime.InferenceSession(path, options, providers=[("CUDAExecutionProvider", settings)])
         if "CUDAExecutionProvider" not in self._session.get_providers():  # it falls back to the CPU without a word
             raise UserError(
                 f"{name}: ONNX Runtime cannot load its CUDA provider: {BACKENDS['onnxruntime-cuda'].install}."
@@ -43,18 +46,23 @@ class OnnxRuntimeCuda:
         }
         self._device, self._version = device, onnxruntime.__version__
 
-    def prepare(self, batch: int) -> None:
+    def prepare(self, batch: int, stream: int) -> None:
         """Nothing: ONNX Runtime takes its memory while it runs."""
 
-    def forget(self, batch: int) -> None:
+    def forget(self, batch: int, stream: int) -> None:
+        """Nothing."""
+
+    def leave(self, stream: int) -> None:
         """Nothing."""
 
     def enqueue(self, batch: int, image: int, u: int, g: int, stream: int) -> None:
         self._device.synchronize(stream)  # the images are there before another stream reads them
         binding = self._session.io_binding()
-        binding.bind_input("image", "cuda", 0, np.uint8, [batch, *self._shapes["image"]], image)
+        binding.bind_input("image", "cuda", self._device.device_id, np.uint8, [batch, *self._shapes["image"]], image)
         for name, pointer in (("u", u), ("g", g)):
-            binding.bind_output(name, "cuda", 0, self._dtype, [batch, *self._shapes[name]], pointer)
+            binding.bind_output(
+                name, "cuda", self._device.device_id, self._dtype, [batch, *self._shapes[name]], pointer
+            )
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # its errors share no class and no code
@@ -64,6 +72,9 @@ class OnnxRuntimeCuda:
     def capturable(self, stream: int) -> bool:
         return False
 
+    def warmed(self) -> None:
+        """Nothing: ONNX Runtime compiles nothing that could be kept."""
+
     def describe(self) -> dict[str, str]:
         return {"library": f"onnxruntime {self._version}", "provider": "CUDAExecutionProvider"}
 
@@ -71,73 +82,107 @@ class OnnxRuntimeCuda:
         self._session = None
 
 
+@dataclass
+class Lane:
+    """What an engine needs on one stream. any: the context for batch sizes without one of their own."""
+
+    workspace: int
+    contexts: dict[int, Any] = field(default_factory=dict)
+    any: Any = None
+
+
 class TensorRt:
-    """A built engine of TensorRT-RTX or TensorRT. One execution context per batch size, since a captured graph keeps
-    pointing into its context; all contexts share one workspace, since calls take turns."""
+    """A built engine of TensorRT-RTX or TensorRT.
+
+    Each stream has one execution context per batch size, since a captured graph keeps pointing into its context; all
+    contexts of a stream share one workspace, since they take turns.
+    """
 
     def __init__(self, bundle: Bundle, name: str, target: Target, device: Cuda):
         self._trt = trt = importlib.import_module(BACKENDS[target.backend].package)
         path = bundle.file(target.files["engine"])
         code = path.read_bytes()
         self._log = logger(trt)
-        self._runtime = trt.Runtime(self._log)
-        reason = invalid_engine(self._runtime, code)
-        engine = None if reason else self._runtime.deserialize_cuda_engine(code)
-        if engine is None:
-            raise UserError(
-                f"{path}: {trt.__name__} {trt.__version__} cannot load it "
-                f"({reason or self._log.first_error}). Build it again: {rebuild(bundle, name)}"
-            )
-        self._engine, self._device = engine, device
-        self._sides = tuple(engine.get_tensor_shape("image"))[1:]
-        self._contexts: dict[int, Any] = {}
-        self._any: Any = None
-        self._config = self._runtime_config(bundle.path / CACHE / f"{name.replace(':', '-')}-{trt.__version__}.cache")
-        self._workspace_bytes = engine.device_memory_size_v2
-        self._workspace = device.allocate(self._workspace_bytes)
+        self._device = device
+        self._lanes: dict[int, Lane] = {}
+        self._lock = threading.Lock()  # making contexts is not said to be thread-safe
+        with device.current():
+            self._runtime = trt.Runtime(self._log)
+            reason = invalid_engine(self._runtime, code)
+            self._engine: Any = None if reason else self._runtime.deserialize_cuda_engine(code)
+            if self._engine is None:
+                raise UserError(
+                    f"{path}: {trt.__name__} {trt.__version__} cannot load it "
+                    f"({reason or self._log.first_error}). Build it again: {rebuild(bundle, name, device.device_id)}"
+                )
+            self._sides = tuple(self._engine.get_tensor_shape("image"))[1:]
+            self._workspace_bytes = self._engine.device_memory_size_v2
+            self._cache_path = bundle.path / CACHE / f"{name.replace(':', '-')}-{trt.__version__}.cache"
+            self._cache: Any = None
+            self._config = self._runtime_config()
 
-    def prepare(self, batch: int) -> None:
-        if batch not in self._contexts:
-            self._contexts[batch] = self._make_context(batch)
+    def prepare(self, batch: int, stream: int) -> None:
+        with self._lock:
+            if stream not in self._lanes:
+                self._lanes[stream] = Lane(self._device.allocate(self._workspace_bytes))
+            lane = self._lanes[stream]
+            if batch not in lane.contexts:
+                lane.contexts[batch] = self._make_context(batch, lane)
 
     def enqueue(self, batch: int, image: int, u: int, g: int, stream: int) -> None:
-        context = self._contexts.get(batch)
+        lane = self._lanes[stream]
+        context = lane.contexts.get(batch)
         if context is None:  # images already on the GPU come in any number; no graph points into this context
-            self._any = self._any or self._make_context(batch)
-            self._shape(self._any, batch)
-            context = self._any
+            with self._lock:
+                lane.any = lane.any or self._make_context(batch, lane)
+            self._shape(lane.any, batch)
+            context = lane.any
         for name, pointer in zip(TENSORS, (image, u, g), strict=True):
-            context.set_tensor_address(name, pointer)
+            if not context.set_tensor_address(name, pointer):
+                reason = self._log.first_error
+                raise RuntimeError(f"the engine does not take address {pointer:#x} for {name} ({reason})")
         if not context.execute_async_v3(stream):
             raise _failed(self._log.first_error, batch)
 
-    def forget(self, batch: int) -> None:
-        self._contexts.pop(batch, None)
+    def forget(self, batch: int, stream: int) -> None:
+        if stream in self._lanes:
+            self._lanes[stream].contexts.pop(batch, None)
+
+    def leave(self, stream: int) -> None:
+        lane = self._lanes.pop(stream, None)
+        if lane is not None:
+            lane.contexts.clear()
+            lane.any = None
+            self._device.free(lane.workspace)
 
     def capturable(self, stream: int) -> bool:
         check = getattr(self._trt.IExecutionContext, "is_stream_capturable", None)
-        return check is None or all(check(context, stream) for context in self._contexts.values())
+        return check is None or all(check(context, stream) for context in self._lanes[stream].contexts.values())
+
+    def warmed(self) -> None:
+        """Keep what was compiled; a bundle that cannot be written to just compiles again."""
+        if self._cache is not None:
+            with self._lock, contextlib.suppress(UserError), replace_file(self._cache_path) as temporary:
+                temporary.write_bytes(bytes(self._cache.serialize()))
 
     def describe(self) -> dict[str, str]:
         return {"library": f"{self._trt.__name__} {self._trt.__version__}"}
 
     def close(self) -> None:
-        if self._engine is None:
-            return
-        self._save_cache()
-        self._contexts.clear()
-        self._any = None
-        self._engine = self._runtime = self._config = None
-        self._device.free(self._workspace)
+        """What was made of something goes before it: contexts, their configuration and its cache, engine, runtime."""
+        for stream in tuple(self._lanes):
+            self.leave(stream)
+        for name in ("_config", "_cache", "_engine", "_runtime"):
+            setattr(self, name, None)
 
-    def _make_context(self, batch: int) -> Any:
+    def _make_context(self, batch: int, lane: Lane) -> Any:
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(self._config or strategy)
         if context is None:
             raise OutOfMemoryError(
                 f"no execution context for batch {batch} ({self._log.first_error}): use a smaller one."
             )
-        context.set_device_memory(self._workspace, self._workspace_bytes)
+        context.set_device_memory(lane.workspace, self._workspace_bytes)
         self._shape(context, batch)
         return context
 
@@ -145,7 +190,7 @@ class TensorRt:
         if not context.set_input_shape("image", (batch, *self._sides)):
             raise UserError(f"batch {batch} is outside of the engine's profile.")
 
-    def _runtime_config(self, cache: Path) -> Any:
+    def _runtime_config(self) -> Any:
         """TensorRT-RTX compiles for the GPU at first use and can keep the result; None for TensorRT."""
         if not hasattr(self._trt, "IRuntimeCache"):
             return None
@@ -153,17 +198,11 @@ class TensorRt:
         config.set_execution_context_allocation_strategy(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         # by default it first runs slower kernels, and a graph captured then would keep them for ever
         config.dynamic_shapes_kernel_specialization_strategy = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        self._cache, self._cache_path = config.create_runtime_cache(), cache
+        self._cache = config.create_runtime_cache()
         with contextlib.suppress(OSError):
-            self._cache.deserialize(cache.read_bytes())
+            self._cache.deserialize(self._cache_path.read_bytes())
         config.set_runtime_cache(self._cache)
         return config
-
-    def _save_cache(self) -> None:
-        """Keep what was compiled; a bundle that cannot be written to just compiles again."""
-        if self._config is not None:
-            with contextlib.suppress(UserError), replace_file(self._cache_path) as temporary:
-                temporary.write_bytes(bytes(self._cache.serialize()))
 
 
 def _failed(message: str, batch: int) -> Exception:

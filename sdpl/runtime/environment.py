@@ -11,7 +11,7 @@ import numpy as np
 
 from sdpl import __version__
 from sdpl.cores import available_cores
-from sdpl.kernels.gpu import find_gpu, gpu_obstacle
+from sdpl.kernels.gpu import find_gpu, find_gpus, gpu_obstacle
 from sdpl.runtime.availability import backend_obstacle
 from sdpl.runtime.machine import cpu_info, cpu_name, packages
 from sdpl.targets import BACKENDS
@@ -66,7 +66,9 @@ def gpu_used_mb() -> float | None:
         return None
     from sdpl.runtime.device import Cuda
 
-    return (gpu.memory_bytes - Cuda().free_bytes()) / 1e6
+    device = Cuda()
+    with device.current():
+        return (gpu.memory_bytes - device.free_bytes()) / 1e6
 
 
 def describe() -> dict[str, Any]:
@@ -76,5 +78,6 @@ def describe() -> dict[str, Any]:
         **environment(),
         "packages": packages(),
         "gpu": asdict(gpu) if gpu else gpu_obstacle(),
+        "gpus": [asdict(each) for each in find_gpus()],
         "backends": {name: obstacle or "usable" for name, obstacle in backends().items()},
     }

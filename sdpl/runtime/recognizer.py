@@ -47,19 +47,21 @@ class Recognizer:
         streams: int | None = None,
         precision: str | None = None,
         measure: bool = False,
+        device: int = 0,
     ) -> "Recognizer":
         """Open a bundle. backend: a target's name, a backend's, or "auto" for the fastest that runs here.
 
         precision: the least exact that "auto" or a backend may take, such as "int8" (also "auto:int8"); by default the
         bundle's own default, else float32: a lower one is never taken unasked. threads: cores used on a CPU; None for
         all physical ones that this process has. streams: calls that share them, for throughput. measure: first time the
-        targets that were not yet timed on this machine, and keep that in the bundle.
+        targets that were not yet timed on this machine, and keep that in the bundle. device: the number of the GPU, as
+        `sdpl-info` lists them.
 
         `target` is what was taken, `chosen` how, `skipped` why others were not. Raises UserError when the bundle is
         damaged or nothing of it runs here.
         """
         bundle = Bundle.open(path)
-        wanted = Wanted.of(backend, precision, threads, streams)
+        wanted = Wanted.of(backend, precision, threads, streams, device)
         if measure:
             from sdpl.runtime.measuring import measure_missing
 

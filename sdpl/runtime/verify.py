@@ -70,6 +70,16 @@ def compared(recognizer: Recognizer) -> Verification:
     )
 
 
+def prove(recognizer: Recognizer) -> Verification:
+    """`compared`, judged: raises UserError with the numbers when it is outside of its limits."""
+    verification = compared(recognizer)
+    wrong = _wrong(verification)
+    if wrong:
+        path, target = recognizer.bundle.path, recognizer.target
+        raise UserError(f"{path}: {target} does not give PyTorch's answers on this machine: {wrong}.")
+    return verification
+
+
 def score_alternating(scorer: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
     """Scores [N,C] of images uint8 [N,S,S,3], in batches of alternating size."""
     scores: list[np.ndarray] = []

@@ -75,19 +75,27 @@ class ModelConfig:
     backbone: str = "RN101"  # an open_clip model name
     backbone_config: str | None = None  # an open_clip config JSON that defines `backbone`
     weights: str | None = "openai"  # an open_clip tag, a file, or null for random weights
+    quick_gelu: bool | None = None  # the activation that a weights file was trained with, where it cannot say so itself
     image_size: Annotated[int, Field(ge=32, le=4096)] = 448
     map_pool: Count = 2  # average pooling of the trunk's map, before the head
     word_vectors: str = "clip"  # "clip", "glove-coco80", "glove-voc20", or a file: GloVe .txt, .npy, .npz
     joint_dim: Count = 1024
-    decoupling: Literal["semantic", "convolutional", "none"] = "semantic"
-    pooling: Literal["projected", "trunk"] = "projected"
-    prompts: Literal["category-specific", "shared", "manual"] = "category-specific"
+    decoupling: Literal["semantic", "convolutional", "sigmoid-mask", "none"] = "semantic"
+    attention_spread: Positive | None = 0.4  # of the attention logits over the locations, at the start; decision 0036
+    pooling: Literal["projected", "trunk", "fused"] = "projected"
+    prompts: Literal["category-specific", "shared", "dual", "manual", "vectors"] = "category-specific"
     prompt_tokens: Count = 16
     class_token_position: Literal["end", "middle", "front"] = "end"  # of the name among the learned vectors
     manual_prompt: Annotated[str, AfterValidator(_with_placeholder)] = "a photo of a {}."
     probability: Literal["sigmoid", "softmax"] = "sigmoid"
     inverse_temperature: Annotated[float, Field(gt=0, le=1000)] = 10.0  # docs/decisions/0008
     learn_temperature: bool = False
+
+    @model_validator(mode="after")
+    def _fused_features_exist(self) -> "ModelConfig":
+        if self.pooling == "fused" and self.decoupling != "semantic":
+            raise ValueError("pooling 'fused' pools the features of semantic attention: it needs decoupling 'semantic'")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=_RULES)
@@ -105,6 +113,7 @@ class TrainConfig:
     warmup_epochs: Annotated[int, Field(ge=0)] = 1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NotNegative = 0.0005
+    keep: Literal["best", "last"] = "best"  # epoch in model.ckpt; "best" takes the last where val says too little
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # above 0: averaged weights are validated and exported
     fit_thresholds: bool = False  # per category, best F1 on the validation split; otherwise 0.5
     checkpoint_steps: Count | None = None  # also write last.ckpt after every so many steps

@@ -14,7 +14,7 @@ import yaml
 from sdpl.data.images import LabelledImages, require_known_labels
 from sdpl.data.reading import Unreadable, batches
 from sdpl.errors import UserError, listed
-from sdpl.evaluate.metrics import per_category_average_precision
+from sdpl.evaluate.metrics import mean_average_precision_error, per_category_average_precision
 from sdpl.evaluate.thresholds import DEFAULT, fit_thresholds
 from sdpl.files import replace_file
 from sdpl.progress import Progress, Report, Steps, silent
@@ -23,6 +23,7 @@ from sdpl.train.checkpoint import save_checkpoint
 from sdpl.train.config import Config, TrainConfig
 from sdpl.train.distributed import Processes, choose_device, processes
 from sdpl.train.features.sources import FeatureMaps, FeatureSource, require_precision
+from sdpl.train.initial import initialise
 from sdpl.train.log import EpochLog, write_csv
 from sdpl.train.model import PartialLabelModel, new_model
 from sdpl.train.pace import Pace, rising
@@ -33,6 +34,8 @@ from sdpl.train.summary import summary
 from sdpl.train.trackers import trackers
 
 PROOF_IMAGES = 8
+START_IMAGES = 32  # that the attention's start is measured on
+MAX_MAP_ERROR = 0.05  # standard error of the validation mAP by which an epoch can still be chosen; decision 0037
 FIX = "Repair or remove it and add --resume; or, with data.unreadable: skip, such images are left out and counted."
 
 
@@ -42,15 +45,18 @@ def train(
     resume: bool = False,
     report: Report = silent,
     epoch_lines: bool = True,
+    best_too: bool = False,
     callbacks: Sequence[Callback] = (),
+    init: Path | None = None,
 ) -> Path:
-    """Train as configured into the folder `out`; returns the best checkpoint, `out/model.ckpt`.
+    """Train as configured into the folder `out`; returns the checkpoint that `train.keep` names, `out/model.ckpt`.
 
     `last.ckpt` holds the newest epoch (or step, with `checkpoint_steps`); `resume` goes on from it and ends with the
     same weights as a run that was never stopped. Started by torchrun, the processes share every batch and every
-    validation; the first one writes and reports. epoch_lines: report what the run is made of,
-    and a line for each epoch. callbacks: follow the first process. Raises UserError for anything wrong with the
-    configuration or the data.
+    validation; the first one writes and reports. epoch_lines: report what the run is made of, a line for each epoch,
+    and which one is kept. best_too: also write `best.ckpt`, of the best validation mAP whatever is kept. callbacks:
+    follow the first process. init: a checkpoint whose weights a new run starts from. Raises UserError for anything
+    wrong with the configuration or the data.
     """
     device = choose_device(config.train.device)
     require_precision(config.train.precision, device)
@@ -60,20 +66,23 @@ def train(
         train_data, val_data = load_data(config)
         require_known_labels(train_data)
         digest = fingerprint(train_data, val_data)
-        content = resumable(config, out, digest) if resume else None
+        content = resumable(config, out, digest, report) if resume else None
         if not resume:
             require_new(out)
         group.barrier()  # until every process has seen what there is
-        model = new_model(config.model, train_data.categories).to(device)
-        if not (val_data.labels > 0).any():
-            report(Progress("no validation image has a known positive: without a mAP, the newest epoch is kept."))
+        model = new_model(config.model, train_data.categories)
+        for line in initialise(model, init) if init is not None else ():
+            report(Progress(line))
+        model = model.to(device)
+        if epoch_lines and (warning := too_coarse(val_data)) and config.train.keep == "best":
+            report(Progress(warning))
         unreadable = Unreadable(config.data.unreadable, report, FIX)
         features = FeatureSource(model, config, device, report, unreadable).training(train_data, val_data)
-        run = _Run(config, out, model, (train_data, val_data), features, group, digest, unreadable, report)
+        run = _Run(config, out, best_too, model, (train_data, val_data), features, group, digest, unreadable, report)
         if content is not None:
             run.restore(content)
-        elif group.is_first:
-            run.start_files()
+        else:
+            run.start(scale_attention=init is None)
         lines = report if epoch_lines else silent
         for line in summary(config, model, train_data, val_data, device, group.world_size) if epoch_lines else ():
             report(Progress(line))
@@ -88,6 +97,18 @@ def learning_rate(config: TrainConfig, epoch: int) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
 
 
+def too_coarse(val: LabelledImages) -> str | None:
+    """Why the validation mAP cannot choose an epoch: too few known positives. None when it can."""
+    error, positives = mean_average_precision_error(val.labels), int((val.labels > 0).sum())
+    if error <= MAX_MAP_ERROR:
+        return None
+    off = f"its mAP may be off by {100 * error:.0f} points" if positives else "it has no mAP"
+    return (
+        f"the validation split knows {positives} positives: {off}, too much to choose an epoch by; the last is kept. "
+        "Hold out more (data.val, data.val_fraction), or set train.keep: last."
+    )
+
+
 class _Run:
     """State of one training run: what a checkpoint saves and restores, and the work of an epoch."""
 
@@ -95,6 +116,7 @@ class _Run:
         self,
         config: Config,
         out: Path,
+        best_too: bool,
         model: PartialLabelModel,
         data: tuple[LabelledImages, LabelledImages],
         features: tuple[FeatureMaps, FeatureMaps],
@@ -113,16 +135,24 @@ class _Run:
         self.step = 0  # of the current epoch, done
         self.loss_sum = 0.0  # over the images of these steps
         self.best_mAP = -math.inf
+        self.best_too = best_too
+        self.keeps_last = config.train.keep == "last" or too_coarse(self.val_data) is not None
         self.thresholds = np.full(len(model.categories), DEFAULT)  # [C]
         self.history: list[dict[str, Any]] = []
         self.ap_history: list[dict[str, float | None]] = []  # of each epoch: AP of each category, in percent
+        self.ap: dict[str, float | None] = {}  # of the newest epoch
         self.callbacks = Callbacks([])
         self.pace = Pace(len(self.train_data), len(self.val_data), config.train.epochs, model.words.device)
         self.shuffle = torch.Generator().manual_seed(config.train.seed)
         self.shuffle_state = self.shuffle.get_state()  # at the start of the current epoch
         self.proof_images = self._choose_proof_images()
 
-    def start_files(self) -> None:
+    def start(self, scale_attention: bool) -> None:
+        """What a new run does before its first epoch. scale_attention: not when it starts from trained weights."""
+        if scale_attention:
+            self._scale_attention()
+        if not self.group.is_first:
+            return
         with replace_file(self.out / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(asdict(self.config), sort_keys=False))
 
@@ -150,14 +180,16 @@ class _Run:
         self.shuffle_state = self.shuffle.get_state()
         log = EpochLog(self.epoch, lr, loss, val_mAP, self._count_unreadable(), time.monotonic() - started)
         self.history.append(asdict(log))
+        self.ap_history.append(self.ap)
         is_best = not val_mAP <= self.best_mAP  # without any validation mAP (nan) the newest is taken
         if is_best and math.isfinite(val_mAP):
             self.best_mAP = val_mAP
-        for name in ("model.ckpt", "last.ckpt") if is_best else ("last.ckpt",):  # a stop between them loses no best
-            self._save(name)
+        kept = ["model.ckpt"] if is_best or self.keeps_last else []
+        for name in (*kept, *(["best.ckpt"] if is_best and self.best_too else []), "last.ckpt"):
+            self._save(name)  # last.ckpt at the end: a stop between them loses no best
         if self.group.is_first:
             write_csv(self.out / "log.csv", self.history)
-        self.callbacks.on_epoch(log, self.ap_history[-1])
+        self.callbacks.on_epoch(log, self.ap)
         return log
 
     def restore(self, content: dict[str, Any]) -> None:
@@ -190,6 +222,17 @@ class _Run:
         }
         with self.learner.averaged():
             save_checkpoint(self.out / name, self.config, self.model, self.proof_images, resume, self.thresholds)
+
+    def _scale_attention(self) -> None:
+        """Start the attention as sharp as `model.attention_spread` says, on the maps of training images, evenly taken.
+        The processes measure the same images and take the mean, so that they stay equal."""
+        images = np.linspace(0, len(self.train_data) - 1, min(len(self.train_data), START_IMAGES)).astype(int)
+        factor = torch.ones(1, device=self.model.words.device)
+        for rows, f in self.train_features.batches([images], 0):
+            if rows:
+                factor[:] = self.model.attention_factor(f)
+        self.group.all_reduce([factor])
+        self.model.decoupling.scale_attention(float(factor) / self.group.world_size)
 
     def _train_epoch(self, lr: float) -> float:
         """The rest of one pass over the training data; returns the mean loss of the whole pass."""
@@ -231,7 +274,7 @@ class _Run:
             self.thresholds = fit_thresholds(scores, labels)
         aps = 100 * per_category_average_precision(scores, labels)  # [C]
         named = zip(self.model.categories, aps.tolist(), strict=True)
-        self.ap_history.append({name: None if math.isnan(ap) else ap for name, ap in named})
+        self.ap = {name: None if math.isnan(ap) else ap for name, ap in named}
         return float(np.nanmean(aps)) if np.isfinite(aps).any() else math.nan
 
     @torch.no_grad()

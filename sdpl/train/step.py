@@ -15,6 +15,8 @@ from sdpl.train.model import PartialLabelModel
 
 Part = tuple[list[int], torch.Tensor]  # rows of the data, and their maps f [b,L,D]
 
+MOST_CATEGORIES = 80  # COCO's, for which the paper chose its learning rate
+
 
 class NotFiniteError(Exception):
     """The loss is NaN or infinite; the message says what became so first, `rows` which images were in the batch."""
@@ -99,10 +101,15 @@ class Learner:
             parameter.data.copy_(trained)
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The configured loss. It sums over the categories, and so do the gradients of what they share: beyond the
+        paper's 80 the sum is scaled down to as much as 80 would give, so that the learning rate keeps its meaning."""
         config, probability = self.config, self.model.config.probability
         if config.loss == "partial-bce":
-            return partial_bce_loss(logits, labels, probability)
-        return partial_asymmetric_loss(logits, labels, config.gamma_pos, config.gamma_neg, config.margin, probability)
+            loss = partial_bce_loss(logits, labels, probability)
+        else:
+            gammas = config.gamma_pos, config.gamma_neg
+            loss = partial_asymmetric_loss(logits, labels, *gammas, config.margin, probability)
+        return loss * min(1.0, MOST_CATEGORIES / logits.shape[1])
 
     def _share(self, total: torch.Tensor) -> None:
         """Sum gradients and loss over the processes. A parameter that got no gradient anywhere keeps none (then

@@ -16,7 +16,7 @@ import torch
 
 from sdpl.data.images import LabelledImages
 from sdpl.errors import UserError
-from sdpl.evaluate.evaluation import evaluate
+from sdpl.evaluate.evaluation import Evaluation, evaluate
 from sdpl.files import write_json
 from sdpl.progress import Progress, Report, silent
 from sdpl.train.checkpoint import load_checkpoint, restore_model
@@ -87,6 +87,11 @@ def run_sweep(sweep: SweepConfig, out: Path, report: Report = silent) -> list[Re
     return [done[run.folder] for run in todo]
 
 
+def finished(sweep: SweepConfig, out: Path) -> list[Result]:
+    """The results that are already in the folder `out`, in the order of the runs. Raises UserError as `run_sweep`."""
+    return [result for run in runs(sweep) if (result := _finished(run, out / run.folder)) is not None]
+
+
 def _finished(run: Run, folder: Path) -> Result | None:
     """The result of an earlier sweep into this folder, if there is one."""
     path = folder / RESULT
@@ -104,12 +109,22 @@ def _finished(run: Run, folder: Path) -> Result | None:
 
 
 def _do(run: Run, sweep: SweepConfig, folder: Path, report: Report) -> Result:
-    """Train, measure the best checkpoint on the test split, and write the result."""
-    best = train(run.config, folder, (folder / "last.ckpt").exists(), report, epoch_lines=False)
-    config, model = restore_model(load_checkpoint(best), str(best))
-    test = read_split(sweep.test, model.categories)
-    measured = evaluate(score(model, config, test, report), test)
-    result = Result(run.method, run.proportion, run.seed, measured.mAP, measured.f1["OF1"], measured.f1["CF1"])
+    """Train, measure the kept, the best and the last checkpoint on the test split, and write the result."""
+    resume = (folder / "last.ckpt").exists()
+    kept = train(run.config, folder, resume, report, epoch_lines=False, best_too=True)
+    measured: dict[int, Evaluation] = {}  # by epoch: two of the three checkpoints are of the same
+    epochs = {}
+    for path in (kept, folder / "best.ckpt", folder / "last.ckpt"):
+        content = load_checkpoint(path)
+        epoch = epochs[path.name] = content["resume"]["epoch"]
+        if epoch not in measured:
+            config, model = restore_model(content, str(path))
+            test = read_split(sweep.test, model.categories)
+            measured[epoch] = evaluate(score(model, config, test, report), test)
+    best, last = (measured[epochs[name]] for name in ("best.ckpt", "last.ckpt"))
+    own = measured[epochs[kept.name]]
+    metrics = (own.mAP, own.f1["OF1"], own.f1["CF1"], own.mAP_voc2012, best.mAP, last.mAP)
+    result = Result(run.method, run.proportion, run.seed, *metrics)
     write_json(folder / RESULT, {**asdict(result), "config": _plain(run.config)})
     if not sweep.keep_checkpoints:
         for path in folder.glob("*.ckpt"):

@@ -6,6 +6,7 @@ from sdpl.evaluate.metrics import (
     average_precision,
     f1_metrics,
     mean_average_precision,
+    mean_average_precision_error,
     per_category_average_precision,
 )
 
@@ -82,3 +83,27 @@ def test_calibration_counts_known_labels_only():
     result = calibration(np.array([[0.0, 1.0, 0.5]]), np.array([[-1, 1, 0]]), bins=4)
     assert result.count.tolist() == [1, 0, 0, 1]
     assert result.error == 0
+
+
+def test_voc2012_does_not_depend_on_the_order_of_ties():
+    labels = np.array([1, -1, 1, -1, -1, 1, -1, -1])
+    assert average_precision(np.full(8, 0.3), labels, "voc2012") == pytest.approx(3 / 8)  # the base rate
+    scores = np.array([0.9, 0.9, 0.5, 0.5, 0.5, 0.2, 0.2, 0.1])
+    expected = average_precision(scores, labels, "voc2012")
+    for seed in range(5):
+        order = np.random.RandomState(seed).permutation(8)
+        assert average_precision(scores[order], labels[order], "voc2012") == expected
+    assert expected >= average_precision(scores, labels)
+
+
+def test_the_error_of_a_mean_average_precision_covers_the_bootstrap():
+    """The bound is above what resampling the images gives, but no more than a few times."""
+    rng = np.random.RandomState(0)
+    labels = np.where(rng.random_sample((60, 10)) < 0.25, 1, -1)
+    scores = labels + 1.5 * rng.normal(size=labels.shape)
+    rows = (rng.randint(0, 60, 60) for _ in range(200))
+    deviation = np.std([mean_average_precision(scores[r], labels[r]) for r in rows])
+    error = mean_average_precision_error(labels)
+    assert deviation < error < 4 * deviation
+    assert mean_average_precision_error(np.repeat(labels, 4, axis=0)) == pytest.approx(error / 2)
+    assert np.isnan(mean_average_precision_error(np.zeros((3, 2))))

@@ -106,3 +106,16 @@ def test_an_interrupt_stops_the_build(monkeypatch, graph):
     with pytest.raises(KeyboardInterrupt):
         build_engine(graph, spec("rtx:sm86:fp16"), Profile(), interrupt_soon)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("fp16", True)])
+def test_float32_engines_are_not_rounded_to_tf32(monkeypatch, graph, precision, allowed):
+    """On by default, TF32 moves scores by six times what float32 may."""
+    flags = []
+    monkeypatch.setattr(
+        tensorrt_rtx.Builder,
+        "build_serialized_network",
+        lambda builder, network, config: flags.append(config.get_flag(tensorrt_rtx.BuilderFlag.TF32)) or b"engine",
+    )
+    build_engine(graph, spec(f"rtx:sm86:{precision}"), Profile())
+    assert flags == [allowed]

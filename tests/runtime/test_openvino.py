@@ -82,6 +82,9 @@ def test_a_second_opening_takes_what_was_compiled(cpu_bundle, proof):
     with Recognizer.open(cpu_bundle, "openvino:fp32") as recognizer:
         assert recognizer.backend._model.get_property("LOADED_FROM_CACHE")
         np.testing.assert_array_equal(recognizer.scores(images), expected)
+    if HAS_BF16:  # the other precision of the same graph keeps its own
+        with Recognizer.open(cpu_bundle, "openvino:bf16") as recognizer:
+            assert np.abs(recognizer.scores(images) - expected).max() > 1e-5
     blob.write_bytes(blob.read_bytes()[:1000])  # cut by a full disk
     with Recognizer.open(cpu_bundle, "openvino:fp32") as recognizer:
         np.testing.assert_array_equal(recognizer.scores(images), expected)

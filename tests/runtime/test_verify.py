@@ -65,10 +65,10 @@ def test_a_target_that_fails_only_when_it_is_opened_is_skipped(copy, sdpl, monke
     """`auto` takes the next one; the proof of the others goes on, and its end is a failure."""
     right = backends._open
 
-    def fails_late(bundle, name, cores):
+    def fails_late(bundle, name, cores, device):
         if name == "cpu:int8":
             raise UserError("the driver is too old: update the driver")
-        return right(bundle, name, cores)
+        return right(bundle, name, cores, device)
 
     monkeypatch.setattr(backends, "_open", fails_late)
     with Recognizer.open(copy, "auto:int8") as recognizer:

@@ -5,6 +5,7 @@
 // shows a missing __syncthreads, which a fair one would hide. Shared memory starts as NaN in every block.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -31,22 +32,39 @@ struct Index { int x = 0, y = 0, z = 0; };
 
 struct Thread {
   ucontext_t context;
+  jmp_buf resumed;  // where it goes on, once it has started
   std::vector<char> stack;
   Index index;
-  bool ended = false, at_block_barrier = false;
+  bool started = false, ended = false, at_block_barrier = false;
   long block_barriers = 0, warp_barriers = 0;  // passed or waited at so far
 };
 
 inline std::vector<Thread> threads;
 inline Thread* current = nullptr;
 inline ucontext_t scheduler;
-inline std::vector<float> shared, exchange;
+inline jmp_buf scheduler_resumed;
+inline std::vector<float> shared, exchange[2];
 inline Index block_index, block_size, grid_size;
 inline std::function<void()> body;
 
 inline float* shared_memory() { return shared.data(); }
 inline int id() { return int(current - threads.data()); }
+
+// Switching: swapcontext asks the kernel each time, so it only starts a thread; the address sanitizer needs it always.
+#ifdef __SANITIZE_ADDRESS__
 inline void yield() { swapcontext(&current->context, &scheduler); }
+inline void resume(Thread& thread) { swapcontext(&scheduler, &thread.context); }
+#else
+inline void yield() {
+  if (_setjmp(current->resumed) == 0) _longjmp(scheduler_resumed, 1);
+}
+__attribute__((noinline)) inline void resume(Thread& thread) {
+  if (_setjmp(scheduler_resumed) != 0) return;
+  if (thread.started) _longjmp(thread.resumed, 1);
+  thread.started = true;
+  setcontext(&thread.context);
+}
+#endif
 
 inline void run_thread() {
   body();
@@ -79,7 +97,7 @@ inline void run_warp(int first, int last) {
       Thread& thread = threads[i];
       if (thread.ended) continue;
       current = &thread;
-      swapcontext(&scheduler, &thread.context);
+      resume(thread);
       if (!thread.ended && !thread.at_block_barrier) progress = true;
     }
   }
@@ -88,13 +106,13 @@ inline void run_warp(int first, int last) {
 inline void run_block(int size, size_t shared_bytes, bool falling) {
   shared.assign(shared_bytes / sizeof(float), std::nanf(""));
   shared.shrink_to_fit();
-  exchange.assign(size, 0.f);
+  for (auto& values : exchange) values.assign(size, 0.f);
   threads.resize(size);
   for (int i = 0; i < size; i++) {
     Thread& thread = threads[i];
     thread.stack.resize(256 << 10);
     thread.index = {i, 0, 0};
-    thread.ended = thread.at_block_barrier = false;
+    thread.started = thread.ended = thread.at_block_barrier = false;
     thread.block_barriers = thread.warp_barriers = 0;
     getcontext(&thread.context);
     thread.context.uc_stack.ss_sp = thread.stack.data();
@@ -164,11 +182,11 @@ inline void __syncwarp() {
 
 inline float __shfl_xor_sync(unsigned, float value, int offset) {
   const int i = emulator::id();
-  emulator::exchange[i] = value;
+  // two buffers in turn: nobody writes into this one again before everybody has passed the next barrier
+  std::vector<float>& values = emulator::exchange[emulator::current->warp_barriers % 2];
+  values[i] = value;
   __syncwarp();
-  const float result = emulator::exchange[i ^ offset];
-  __syncwarp();
-  return result;
+  return values[i ^ offset];
 }
 
 inline float __uint_as_float(unsigned bits) {

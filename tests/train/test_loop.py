@@ -17,7 +17,8 @@ import sdpl.train.features.sources as maps
 import sdpl.train.loop as loop
 from sdpl.bundle import Bundle
 from sdpl.data.formats import read_labels
-from sdpl.train.checkpoint import load_checkpoint
+from sdpl.preprocess import preprocess
+from sdpl.train.checkpoint import load_checkpoint, restore_model
 from sdpl.train.config import TrainConfig, read_config
 from sdpl.train.loop import learning_rate, load_data
 
@@ -249,14 +250,15 @@ def test_a_lower_precision_of_the_tower_trains_too(sdpl, fails, config, tmp_path
 def test_a_run_is_never_overwritten_by_accident(fails, config, tmp_path, run_folder):
     copy = shutil.copytree(run_folder, tmp_path / "copy")
     assert "already holds a run: add --resume" in fails("train", config(), "--out", copy)
-    message = fails("train", config(train={"epochs": 3, "lr": 0.5}), "--out", copy, "--resume")
-    assert "train.epochs: 2 -> 3; train.lr: 0.002 -> 0.5" in message
+    message = fails("train", config(train={"epochs": 1, "lr": 0.5}), "--out", copy, "--resume")
+    assert "train.epochs: 2 -> 1; train.lr: 0.002 -> 0.5" in message
     assert "no such checkpoint" in fails("train", config(), "--out", tmp_path / "new", "--resume")
 
 
 @pytest.mark.slow
 def test_a_stop_between_the_two_checkpoints_loses_no_best(sdpl, config, tmp_path, monkeypatch):
     values = iter([10.0, 90.0, 50.0])
+    monkeypatch.setattr(loop, "MAX_MAP_ERROR", 1.0)
     monkeypatch.setattr(loop._Run, "_validate", lambda self: next(values))
     original, saved = loop.save_checkpoint, []
 
@@ -436,3 +438,42 @@ def test_a_table_trains_with_the_categories_and_order_that_are_named(sdpl, confi
     assert resumed.exit_code == 0, resumed.output
     again = sdpl("train", tmp_path / "run" / "config.yaml", "--out", tmp_path / "again")
     assert again.exit_code == 0, again.output
+
+
+@pytest.mark.parametrize(("spread", "expected"), [(0.4, 0.4), (1.5, 1.5), (None, None)])
+def test_training_starts_with_the_configured_sharpness(sdpl, config, tmp_path, spread, expected):
+    path = config(
+        model={"attention_spread": spread}, train={"epochs": 1, "lr": 1e-12, "warmup_lr": 1e-12, "weight_decay": 0}
+    )
+    assert sdpl("train", path, "--out", tmp_path / "run").exit_code == 0
+    settings, model = restore_model(load_checkpoint(tmp_path / "run" / "last.ckpt"))
+    data, _ = load_data(settings)
+    images = np.stack([preprocess(image, 64) for image in data.images])
+    with torch.no_grad():
+        measured = model.decoupling.spread(model.encoder.locations(torch.from_numpy(images)), model.words)
+    if expected is None:
+        assert 0 < measured < 0.1  # as PyTorch draws it
+    else:
+        assert measured == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_last_epoch_is_kept_where_validation_cannot_choose(sdpl, config, tmp_path):
+    """6 held-out scenes; what they know is too little for a mAP to within 5 points."""
+    result = sdpl("train", config(), "--out", tmp_path / "run")
+    assert "its mAP may be off by" in result.stderr
+    assert "too much to choose an epoch by; the last is kept" in result.stderr
+    assert load_checkpoint(tmp_path / "run" / "model.ckpt")["resume"]["epoch"] == 2
+    told = sdpl("train", config(train={"keep": "last"}), "--out", tmp_path / "last")
+    assert "may be off" not in told.stderr
+    assert load_checkpoint(tmp_path / "last" / "model.ckpt")["resume"]["epoch"] == 2
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("best", 2), ("last", 3)])
+def test_best_and_last_are_kept_as_configured(config, tmp_path, monkeypatch, keep, kept):
+    values = iter([10.0, 90.0, 50.0])
+    monkeypatch.setattr(loop, "MAX_MAP_ERROR", 1.0)
+    monkeypatch.setattr(loop._Run, "_validate", lambda self: next(values))
+    settings = read_config(config(train={"epochs": 3, "keep": keep}))
+    path = loop.train(settings, tmp_path / "run", best_too=True)
+    assert load_checkpoint(path)["resume"]["epoch"] == kept
+    assert load_checkpoint(tmp_path / "run" / "best.ckpt")["resume"]["epoch"] == 2

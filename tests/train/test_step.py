@@ -6,9 +6,11 @@ import json
 import pytest
 import torch
 
+import sdpl.train.step as step
 from configs import BACKBONE
 from sdpl.train.config import check_config
 from sdpl.train.distributed import Processes
+from sdpl.train.losses import partial_asymmetric_loss
 from sdpl.train.model import new_model
 from sdpl.train.step import Learner, NotFiniteError
 
@@ -21,12 +23,12 @@ def learner(tmp_path):
     """learner(train={}, model={}) -> a Learner of a tiny model, always with the same weights."""
     (tmp_path / "b.json").write_text(json.dumps(BACKBONE))
 
-    def make(train=(), **model):
+    def make(train=(), categories=CATEGORIES, **model):
         fixed = dict(backbone="b", backbone_config=str(tmp_path / "b.json"), weights=None, image_size=64, map_pool=1)
         values = {"model": {**fixed, "joint_dim": 12, "prompt_tokens": 3, **model}, "train": dict(train)}
         config = check_config({"data": {"train": {"annotations": "a"}}, **values})
         torch.manual_seed(0)
-        return Learner(new_model(config.model, CATEGORIES), config, Processes())
+        return Learner(new_model(config.model, categories), config, Processes())
 
     return make
 
@@ -142,3 +144,30 @@ def test_what_is_not_finite_is_named_and_nothing_is_learned(learner, spoil, caus
         one.step(parts, LABELS, 2, lr=0.1)
     assert list(caught.value.rows) == [0, 1]
     assert changed(before, one) <= {"decoupling.joint.weight"}  # nan is not equal to itself
+
+
+def test_with_thousands_of_categories_the_shared_layers_move_as_with_80(learner, monkeypatch):
+    """The loss sums over the categories, and so do the gradients of what they share."""
+
+    def growth(count):
+        """Of U's norm over a few steps in which most categories are absent."""
+        own = learner(categories=tuple(f"category {i}" for i in range(count)), prompts="manual")
+        weight = own.model.decoupling.image_projection.weight
+        labels = -torch.ones(5, count, dtype=torch.int8)
+        before = float(weight.detach().norm())
+        for _ in range(8):
+            own.step([maps(own, [0, 1, 2, 3, 4])], labels, 5, lr=0.002)
+        return float(weight.detach().norm()) / before
+
+    usual = growth(80)
+    assert growth(3000) < 1.2 * usual
+    monkeypatch.setattr(step, "MOST_CATEGORIES", 10**9)
+    assert growth(3000) > 5 * usual  # the plain sum
+
+
+def test_the_loss_of_few_categories_is_the_paper_s_sum(learner):
+    own = learner()
+    rows, f = maps(own, [0, 1])
+    logits = own.model.pool(f, own.text_features())[0]
+    expected = partial_asymmetric_loss(logits, LABELS[[0, 1]]).detach()
+    assert own.step([(rows, f)], LABELS, 2, lr=0.1) == pytest.approx(float(expected), rel=1e-6)

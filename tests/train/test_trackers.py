@@ -63,6 +63,7 @@ def test_weights_and_biases_offline(sdpl, config, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_mlflow_into_a_local_file(sdpl, config, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow.set_tracking_uri(f"file:{tmp_path / 'mlruns'}")
     assert sdpl("train", config(train={"trackers": ["mlflow"]}), "--out", tmp_path / "run").exit_code == 0
     (run,) = mlflow.MlflowClient().search_runs(["0"])

@@ -4,17 +4,16 @@ import json
 import logging
 import tempfile
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import open_clip
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
 
 from sdpl.errors import UserError, nearest
 from sdpl.train.config import ModelConfig
+from sdpl.train.model.weights import pretrained_tag, quick_gelu
 
 
 class TextTower(Protocol):
@@ -77,12 +76,37 @@ class FrozenClip(nn.Module):
         with torch.no_grad():
             image = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8, device=self.mean.device)
             channels, height, width = self.unpooled_map(image).shape[1:]
+        stride = self.stride()
+        if stride and image_size % stride:
+            fits = max(image_size // stride, 1) * stride
+            raise UserError(
+                f"model.image_size = {image_size}: the trunk's cells are {stride} pixels wide and would not end at the "
+                f"image's edge; take {fits} or {fits + stride}."
+            )
         if min(height, width) < self.map_pool:
             raise UserError(
                 f"model.map_pool = {self.map_pool}: the map of a {image_size}-pixel image is only {height}x{width}; "
                 "lower map_pool or raise image_size."
             )
+        if height % self.map_pool or width % self.map_pool:
+            raise UserError(
+                f"model.map_pool = {self.map_pool} does not divide the {height}x{width} map of a {image_size}-pixel "
+                "image, whose last row and column would be lost: choose another map_pool or image_size."
+            )
         return channels, height // self.map_pool, width // self.map_pool
+
+    def stride(self) -> int | None:
+        """Pixels of the image for each cell of the trunk's map; None where the tower does not say."""
+        visual = self.clip.visual
+        if isinstance(visual, open_clip.modified_resnet.ModifiedResNet):
+            return 32
+        patch = getattr(visual, "patch_size", None) or getattr(
+            getattr(getattr(visual, "trunk", None), "patch_embed", None), "patch_size", None
+        )
+        if patch:
+            return int(patch[0])
+        stages = getattr(getattr(visual, "trunk", None), "feature_info", None)
+        return int(stages[-1]["reduction"]) if stages else None
 
     def encode_embeddings(self, x: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
         """Text features [C,E] of token embeddings x [C,T,d], read at position end [C]. T may be less than the
@@ -110,8 +134,8 @@ class FrozenClip(nn.Module):
 def clip_config(config: ModelConfig) -> dict[str, Any]:
     """Everything that defines the architecture: {"model_cfg", "preprocess_cfg"}, plain values for the checkpoint.
 
-    OpenAI's weights were trained with QuickGELU, which open_clip only switches on for names that say so;
-    here the weights' own record decides. Raises UserError for an unknown backbone or tag.
+    OpenAI's weights were trained with QuickGELU, which open_clip only switches on for names that say so; here what is
+    known of the weights decides (`weights.quick_gelu`). Raises UserError for an unknown backbone or tag.
     """
     if config.backbone_config is not None:
         model_cfg = _read_json(Path(config.backbone_config))
@@ -129,45 +153,14 @@ def clip_config(config: ModelConfig) -> dict[str, Any]:
     is_resnet = isinstance(model_cfg["vision_cfg"].get("layers"), list)
     if not is_resnet:  # a ViT's position embeddings depend on the size; a ResNet's only in the unused pooling
         model_cfg = {**model_cfg, "vision_cfg": {**model_cfg["vision_cfg"], "image_size": config.image_size}}
-    tag = _pretrained_tag(config)
-    if tag.get("quick_gelu"):
-        model_cfg["quick_gelu"] = True
+    tag, activation = pretrained_tag(config), quick_gelu(config, model_cfg)
+    if activation is not None:
+        model_cfg["quick_gelu"] = activation
     preprocess_cfg = {
         "mean": list(tag.get("mean") or open_clip.OPENAI_DATASET_MEAN),
         "std": list(tag.get("std") or open_clip.OPENAI_DATASET_STD),
     }
     return {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
-
-
-def load_weights(encoder: FrozenClip, config: ModelConfig) -> None:
-    """Load the weights that the configuration names: an open_clip tag, a file, or None for random ones."""
-    if config.weights is None:
-        return
-    try:
-        path = config.weights
-        if not Path(path).is_file():
-            path = open_clip.download_pretrained(_pretrained_tag(config))
-        open_clip.load_checkpoint(encoder.clip, path)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, UnpicklingError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"model.weights = {config.weights!r} cannot be loaded for {config.backbone} ({reason}): "
-            "name a file with its weights, or connect to the network once."
-        ) from error
-
-
-def _pretrained_tag(config: ModelConfig) -> dict[str, Any]:
-    """open_clip's record of a weights tag; empty for a file or random weights."""
-    if config.weights is None or Path(config.weights).is_file():
-        return {}
-    tag: dict[str, Any] = open_clip.get_pretrained_cfg(config.backbone, config.weights)
-    if not tag:
-        known = open_clip.list_pretrained_tags_by_model(config.backbone)
-        raise UserError(
-            f"model.weights = {config.weights!r} is neither a file nor a tag of {config.backbone}; "
-            + nearest(config.weights, known)
-        )
-    return tag
 
 
 def _build(clip_config: dict[str, Any]) -> tuple[nn.Module, Any]:
@@ -177,11 +170,19 @@ def _build(clip_config: dict[str, Any]) -> tuple[nn.Module, Any]:
         name = f"local-dir:{folder}"
         logging.disable(logging.WARNING)  # it warns that the weights are random, which is what is wanted
         try:
-            return open_clip.create_model(name, load_weights=False), open_clip.get_tokenizer(name)
+            model = open_clip.create_model(name, load_weights=False)
+            _resize_timm(model.visual, clip_config["model_cfg"]["vision_cfg"])
+            return model, open_clip.get_tokenizer(name)
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise UserError(f"open_clip cannot build the backbone from its configuration ({error}).") from error
         finally:
             logging.disable(logging.NOTSET)
+
+
+def _resize_timm(visual: Any, vision_cfg: dict[str, Any]) -> None:
+    """Build a timm ViT for the configured image size; open_clip builds it at its own."""
+    if hasattr(getattr(visual, "trunk", None), "set_input_size"):
+        visual.set_input_size(vision_cfg["image_size"])
 
 
 def _read_json(path: Path) -> dict[str, Any]:

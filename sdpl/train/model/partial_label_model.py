@@ -7,11 +7,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from sdpl.data.categories import as_text
 from sdpl.train.config import ModelConfig
-from sdpl.train.model.clip import FrozenClip, clip_config, load_weights
+from sdpl.train.model.clip import FrozenClip, clip_config
 from sdpl.train.model.decoupling import Decoupling
 from sdpl.train.model.prompts import PromptLearner
+from sdpl.train.model.weights import find_weights, load_weights
 from sdpl.train.model.word_vectors import word_vectors
+
+MIN_SPREAD = 1e-6  # below it the logits differ by rounding only
 
 
 class PartialLabelModel(nn.Module):
@@ -72,6 +76,13 @@ class PartialLabelModel(nn.Module):
         pooled: tuple[torch.Tensor, torch.Tensor] = self.decoupling(f, self.words, t)
         return pooled
 
+    def attention_factor(self, f: torch.Tensor) -> float:
+        """What freshly drawn attention is to be scaled by (`Decoupling.scale_attention`), so that its logits spread
+        over the locations by `model.attention_spread` on the maps f [B,L,D]. 1 where nothing can be scaled: attention
+        without logits, one location, or equal ones."""
+        wanted, spread = self.config.attention_spread, self.decoupling.spread(f, self.words)
+        return wanted / spread if wanted is not None and spread > MIN_SPREAD else 1.0
+
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.sigmoid() if self.config.probability == "sigmoid" else logits.softmax(dim=-1)
 
@@ -97,11 +108,13 @@ class PartialLabelModel(nn.Module):
 
 def new_model(config: ModelConfig, categories: tuple[str, ...]) -> PartialLabelModel:
     """A model to train: encoder weights loaded, head and prompts freshly drawn from torch's global generator."""
+    weights = find_weights(config)  # before anything that takes long
     words = None
     if config.word_vectors != "clip":
         words = torch.from_numpy(word_vectors(config.word_vectors, categories))  # [C,W]
     model = PartialLabelModel(config, categories, clip_config(config), words)
-    load_weights(model.encoder, config)
+    if weights is not None:
+        load_weights(model.encoder.clip, config, weights)
     if words is None:
         model.words.copy_(clip_word_vectors(model.encoder, categories))
     return model
@@ -113,7 +126,7 @@ def clip_word_vectors(encoder: FrozenClip, categories: tuple[str, ...]) -> torch
     CLIP's text features share a large common part, which would make all categories attend alike: it is
     removed (the mean over the categories), and what is left is scaled to a mean square of 1 per entry.
     """
-    features = encoder.encode_sentences([f"a photo of a {name}." for name in categories])  # [C,E]
+    features = encoder.encode_sentences([f"a photo of a {as_text(name)}." for name in categories])  # [C,E]
     if len(categories) > 1:
         features = features - features.mean(dim=0)
     return features / features.pow(2).mean(dim=1, keepdim=True).sqrt().clamp(min=1e-6)  # [C,E]

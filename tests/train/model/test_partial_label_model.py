@@ -13,8 +13,9 @@ from configs import BACKBONE
 from sdpl.errors import UserError
 from sdpl.train.config import ModelConfig
 from sdpl.train.model import new_model
-from sdpl.train.model.clip import FrozenClip, clip_config, load_weights
+from sdpl.train.model.clip import FrozenClip, clip_config
 from sdpl.train.model.partial_label_model import clip_word_vectors
+from sdpl.train.model.weights import load_weights
 from sdpl.train.model.word_vectors import SHIPPED
 
 CATEGORIES = ("cat", "traffic light", "dog")
@@ -42,7 +43,7 @@ def images(count=2, side=64):
     return torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(("pooling", "count"), [("projected", 4_635_137), ("trunk", 5_159_425)])
+@pytest.mark.parametrize(("pooling", "count"), [("projected", 4_635_137), ("fused", 4_635_137), ("trunk", 5_159_425)])
 def test_the_paper_s_number_of_trainable_parameters(pooling, count):
     names = coco_names()
     model = new_model(ModelConfig(weights=None, word_vectors="glove-coco80", pooling=pooling), tuple(names))
@@ -110,7 +111,7 @@ def test_prompts_of_one_category_change_only_its_feature(settings):
     assert changed.tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize(("prompts", "rows"), [("category-specific", 3), ("shared", 1)])
+@pytest.mark.parametrize(("prompts", "rows"), [("category-specific", 3), ("shared", 1), ("dual", 6)])
 def test_only_prompts_and_head_learn(settings, prompts, rows):
     model = build(settings(prompts=prompts))
     names = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -187,7 +188,7 @@ def test_a_resnet_s_weights_load_at_another_image_size(settings, tmp_path):
     torch.save(first.clip.state_dict(), path)
     config = settings(image_size=128, weights=str(path))
     second = FrozenClip(clip_config(config), 1)
-    load_weights(second, config)
+    load_weights(second.clip, config, path)
     assert torch.equal(second.feature_map(images()), first.feature_map(images()))
     assert second.map_shape(128)[1:] == (4, 4)
 
@@ -225,7 +226,7 @@ def test_braces_in_a_manual_prompt_are_only_text(settings):
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors", "empty.pt"])
 def test_files_that_are_no_weights_are_named(settings, tmp_path, name):
     (tmp_path / name).write_text("" if "empty" in name else "not weights")
-    with pytest.raises(UserError, match="cannot be loaded for b"):
+    with pytest.raises(UserError, match="cannot be loaded as weights"):
         build(settings(weights=str(tmp_path / name)))
 
 
@@ -243,3 +244,48 @@ def test_weights_that_do_not_fit_are_named(settings, tmp_path):
     torch.save({"visual.conv1.weight": torch.zeros(3)}, path)
     with pytest.raises(UserError, match="cannot be loaded for b"):
         build(settings(weights=str(path)))
+
+
+def test_dual_prompts_are_a_softmax_over_presence_and_absence(settings):
+    model = build(settings(prompts="dual", inverse_temperature=4.0))
+    prompts, encoder = model.prompts, model.encoder
+    with torch.no_grad():
+        present, absent = (prompts._encode(encoder, half) for half in prompts.context.chunk(2))
+        e = F.normalize(torch.randn(3, 16), dim=-1)
+        cosines = torch.stack([(e * present).sum(-1), (e * absent).sum(-1)])  # [2,C]
+        logit = (e * model.text_features()).sum(-1)
+    torch.testing.assert_close(logit.sigmoid(), (4 * cosines).softmax(dim=0)[0])
+    model(images()).sum().backward()
+    assert (prompts.context.grad.flatten(1).norm(dim=1) > 0).all()
+
+
+def test_class_vectors_need_no_text(settings):
+    model = build(settings(prompts="vectors"))
+    torch.testing.assert_close(model.text_features().norm(dim=-1), torch.full((3,), 10.0))
+    model(images()).sum().backward()
+    assert model.prompts.vectors.grad.abs().sum() > 0
+    assert model.prompts.vectors.shape == (3, 16)
+
+
+def test_underscores_in_names_are_spaces_in_prompts(settings):
+    plain = build(settings(), ("hot dog", "cat"))
+    written = build(settings(), ("hot_dog", "cat"))
+    assert torch.equal(plain.prompts.tokens, written.prompts.tokens)
+    assert torch.equal(plain.prompts.slots, written.prompts.slots)
+    assert torch.equal(plain.words, written.words)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 96, "map_pool": 2}, r"map_pool = 2 does not divide the 3x3 map of a 96-pixel image"),
+        ({"image_size": 72}, r"image_size = 72: the trunk's cells are 32 pixels wide .* take 64 or 96"),
+        (
+            {"backbone": "ViT-S-32-alt", "backbone_config": None, "image_size": 150},
+            r"cells are 32 pixels wide .* take 128 or 160",
+        ),
+    ],
+)
+def test_a_map_that_would_lose_an_edge_is_refused(settings, change, message):
+    with pytest.raises(UserError, match=message):
+        build(settings(**change))

@@ -1,0 +1,116 @@
+"""sdpl-serve"""
+
+from pathlib import Path
+
+import click
+
+from sdpl.cli.command import Command
+from sdpl.cli.options import PATH, runtime_options
+
+MS = click.FloatRange(min=0)
+ONE = click.IntRange(min=1)
+PORT = click.IntRange(0, 65535)
+
+
+@click.command("serve", cls=Command)
+@click.argument("models", nargs=-1, required=True, metavar="[NAME=]BUNDLE...")
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 serves every network: set a token.")
+@click.option("--http-port", type=PORT, default=8000, show_default=True, help="0: any free one.")
+@click.option("--grpc-port", type=PORT, default=8001, show_default=True, help="0: any free one.")
+@click.option("--no-grpc", is_flag=True, help="Serve HTTP only.")
+@click.option("--devices", default="auto", show_default=True, help="One engine each: GPU numbers such as 0,1, or cpu.")
+@click.option("--workers", default="auto", show_default=True, help="Processes that receive and decode.")
+@runtime_options
+@click.option("--max-batch", type=ONE, help="Largest batch.  [default: the engine's own]")
+@click.option("--max-delay-ms", type=MS, default=0.0, show_default=True, help="Hold requests back for fuller batches.")
+@click.option("--max-wait-ms", type=MS, default=10_000.0, show_default=True, help="Refuse what would wait longer.")
+@click.option("--timeout-ms", type=MS, default=30_000.0, show_default=True, help="Of requests that name no deadline.")
+@click.option("--queue-mb", type=ONE, default=256, show_default=True, help="Images in hand, in MiB.")
+@click.option("--max-body-mb", type=ONE, default=64, show_default=True, help="Largest request, in MiB.")
+@click.option("--max-connections", type=ONE, default=1024, show_default=True)
+@click.option(
+    "--drain-s", type=click.FloatRange(min=0), default=30.0, show_default=True, help="To finish after SIGTERM."
+)
+@click.option("--skip-proof", is_flag=True, help="Serve without comparing with PyTorch's scores first.")
+@click.option("--allow-repository", is_flag=True, help="Let clients unload and load these models.")
+@click.option("--no-watch", is_flag=True, help="Do not swap a bundle when it is replaced on disk.")
+@click.option("--access-log", help="Write a JSON line for each request to this file; - is standard output.")
+@click.option("--token-file", type=PATH, help="Requests must bear the token in this file.")
+@click.option("--tls-certificate", type=PATH, help="PEM file; with --tls-key serves HTTPS and gRPC over TLS.")
+@click.option("--tls-key", type=PATH)
+@click.option("--otlp-endpoint", help="Send OpenTelemetry spans there, such as http://localhost:4318/v1/traces.")
+def command(
+    models: tuple[str, ...],
+    host: str,
+    http_port: int,
+    grpc_port: int,
+    no_grpc: bool,
+    devices: str,
+    workers: str,
+    backend: str,
+    precision: str | None,
+    threads: int | None,
+    streams: int | None,
+    max_batch: int | None,
+    max_delay_ms: float,
+    max_wait_ms: float,
+    timeout_ms: float,
+    queue_mb: int,
+    max_body_mb: int,
+    max_connections: int,
+    drain_s: float,
+    skip_proof: bool,
+    allow_repository: bool,
+    no_watch: bool,
+    access_log: str | None,
+    token_file: Path | None,
+    tls_certificate: Path | None,
+    tls_key: Path | None,
+    otlp_endpoint: str | None,
+) -> None:
+    """Serve BUNDLEs over HTTP and gRPC (KServe v2), with a page to try them at /.
+
+    A model is called like its bundle without .sdpl, or NAME with NAME=BUNDLE.
+    """
+    from sdpl.server import options
+    from sdpl.server.settings import MIB, Settings
+    from sdpl.server.supervisor import Supervisor
+
+    named = options.models(models)
+    tokens = options.token(token_file)
+    certificate, key = options.tls(tls_certificate, tls_key)
+    if access_log not in (None, "-"):
+        options.writable(access_log)
+    settings = Settings(
+        models=named,
+        devices=options.devices(devices),
+        workers=options.workers(workers, devices),
+        host=host,
+        http_port=http_port,
+        grpc_port=None if no_grpc else grpc_port,
+        backend=backend,
+        precision=precision,
+        threads=threads,
+        streams=streams,
+        max_batch=max_batch,
+        max_delay_ms=max_delay_ms,
+        max_wait_ms=max_wait_ms,
+        timeout_ms=timeout_ms,
+        queue_bytes=queue_mb * MIB,
+        max_body=max_body_mb * MIB,
+        max_json=min(max_body_mb, 16) * MIB,
+        max_connections=max_connections,
+        drain_s=drain_s,
+        skip_proof=skip_proof,
+        allow_repository=allow_repository,
+        watch_s=0.0 if no_watch else 1.0,
+        access_log=access_log,
+        token=tokens,
+        tls_certificate=certificate,
+        tls_key=key,
+        otlp_endpoint=otlp_endpoint,
+    )
+    options.require_packages(settings)
+    if tokens is None and host not in ("127.0.0.1", "::1", "localhost"):
+        click.echo(f"warning: {host} is served without a token; anyone who reaches it may use it.", err=True)
+    Supervisor(settings, lambda line: click.echo(line, err=True)).run(lambda s: click.echo(options.greeting(s)))

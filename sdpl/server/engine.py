@@ -1,0 +1,375 @@
+"""The engine process: one device, all models. Takes rows from the front ends, batches, runs, and answers each row once.
+
+One thread does everything but loading: between two batches it reads what has come in, drops what is late or cancelled,
+and takes the next batch. A bundle is opened and proved in a second thread while the old one serves.
+"""
+
+import os
+import queue
+import selectors
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sdpl.errors import UserError
+from sdpl.server.arena import Arena, Geometry
+from sdpl.server.batcher import Batcher
+from sdpl.server.channel import (
+    CANCEL,
+    CANCELLED,
+    CONTROL,
+    DONE,
+    EXPIRED,
+    FAILED,
+    HEADER,
+    RESULT,
+    SUBMIT,
+    WITH_ATTENTION,
+    Channel,
+    ClosedError,
+    Message,
+)
+from sdpl.server.counters import Counters
+from sdpl.server.serving import Serving, make_ready
+from sdpl.server.settings import Settings
+
+SMOOTHING = 0.2  # weight of the newest batch in the time of one image
+FAILURES_IN_A_ROW = 3  # calls of the engine that fail before the process gives up and is started anew
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image in line: whose, and where it lies."""
+
+    front: "Front"
+    slot: int
+    attention: bool
+
+
+@dataclass(eq=False)
+class Front:
+    """One front end that is connected. arenas: by model and generation. heard: the last announcement it has read."""
+
+    channel: Channel
+    arenas: dict[tuple[int, int], Arena] = field(default_factory=dict)
+    heard: int = 0
+
+
+@dataclass(eq=False)
+class Line:
+    """One generation of a model with its line of rows. retired_at: the announcement after which no more rows come."""
+
+    model: int
+    serving: Serving
+    batcher: Batcher[Row]
+    retired_at: int | None = None
+
+
+class Engine:
+    """Serves front ends on a listening Unix socket until `control` says stop or closes."""
+
+    def __init__(self, settings: Settings, listener: socket.socket, control: Channel, counters: Counters):
+        self._settings, self._counters = settings, counters
+        self._names, self._paths = list(settings.models), list(settings.models.values())
+        self._listener, self._control = listener, control
+        self._fronts: dict[int, Front] = {}  # by the file descriptor of its channel
+        self._current: dict[int, Line] = {}  # by model
+        self._retiring: list[Line] = []
+        self._states: dict[int, dict[str, Any]] = {}  # the last announcement of each model
+        self._unloaded: set[int] = set()
+        self._announced = 0
+        self._failed_in_a_row = 0
+        self._to_load: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._loaded: deque[tuple[int, Serving | str]] = deque()
+        self._wake_out, self._wake_in = socket.socketpair()
+        self._wake_out.setblocking(False)
+        self._stopping = False
+
+    def run(self) -> None:
+        threading.Thread(target=self._load, name="sdpl-load", daemon=True).start()
+        for model in range(len(self._names)):
+            self._to_load.put(model)
+        selector = selectors.DefaultSelector()
+        self._listener.setblocking(False)
+        for each in (self._listener, self._control, self._wake_out):
+            selector.register(each, selectors.EVENT_READ)
+        self._selector = selector
+        while not self._stopping:
+            self._read(self._pause())
+            self._swap_loaded()
+            self._drop()
+            line = self._next_line()
+            if line is not None:
+                self._run_batch(line)
+            self._retire()
+
+    # What comes in
+
+    def _pause(self) -> float | None:
+        """Seconds to wait for messages: none while a batch may leave."""
+        times = [line.batcher.ready_at() for line in self._lines()]
+        ready = min((t for t in times if t is not None), default=None)
+        return None if ready is None else max(0.0, (ready - time.monotonic_ns()) / 1e9)
+
+    def _read(self, timeout: float | None) -> None:
+        for key, events in self._selector.select(timeout):
+            if key.fileobj is self._listener:
+                self._accept()
+            elif key.fileobj is self._wake_out:
+                self._wake_out.recv(4096)
+            elif key.fileobj is self._control:
+                self._obey()
+            else:
+                self._hear(self._fronts[key.fd], events)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:
+            return
+        front = Front(Channel(sock))
+        self._fronts[sock.fileno()] = front
+        self._selector.register(front.channel, selectors.EVENT_READ)
+        for state in self._states.values():
+            self._tell(front, state)
+
+    def _obey(self) -> None:
+        """The supervisor's word; its end is the end."""
+        try:
+            for message in self._control.receive():
+                self._command(message.content)
+        except ClosedError:
+            self._stopping = True
+
+    def _command(self, content: dict[str, Any]) -> None:
+        """{"load": model} or {"unload": model} as asked for, {"replaced": model} when it is another on disk."""
+        if "load" in content:
+            self._unloaded.discard(content["load"])
+            self._to_load.put(content["load"])
+        if "replaced" in content and content["replaced"] not in self._unloaded:
+            self._to_load.put(content["replaced"])
+        if "unload" in content:
+            self._unloaded.add(content["unload"])
+            self._retire_current(content["unload"])
+            self._announce(content["unload"], None, "unloaded on request")
+
+    def _hear(self, front: Front, events: int) -> None:
+        try:
+            if events & selectors.EVENT_WRITE:
+                front.channel.flush()
+                self._watch(front)
+            if events & selectors.EVENT_READ:
+                for message in front.channel.receive():
+                    self._take(front, message)
+        except ClosedError:
+            self._lose(front)
+
+    def _take(self, front: Front, message: Message) -> None:
+        key = (message.model, message.a)
+        if message.kind == SUBMIT:
+            line = next((n for n in self._lines() if (n.model, n.serving.generation) == key), None)
+            if line is None:  # it was unloaded while this was on its way
+                self._answer(front, message.model, message.slot, message.a, CANCELLED)
+                return
+            row = Row(front, message.slot, bool(message.status & WITH_ATTENTION))
+            line.batcher.add(row, message.c, message.b)
+        elif message.kind == CANCEL:
+            for line in self._lines():
+                if (line.model, line.serving.generation) == key:
+                    for attention in (False, True):
+                        line.batcher.cancel(Row(front, message.slot, attention))
+        elif message.kind == CONTROL:
+            self._take_control(front, message)
+
+    def _take_control(self, front: Front, message: Message) -> None:
+        content = message.content
+        if "arena" in content:
+            model, generation, count, (side, categories, map_size) = content["arena"]
+            geometry = Geometry(side, categories, tuple(map_size))
+            front.arenas[model, generation] = Arena(message.fds[0], count, geometry)
+            for fd in message.fds:
+                os.close(fd)
+        front.heard = max(front.heard, content.get("heard", 0))
+        self._command(content)
+
+    def _lose(self, front: Front) -> None:
+        self._selector.unregister(front.channel)
+        del self._fronts[front.channel.fileno()]
+        front.channel.close()
+        for line in self._lines():
+            line.batcher.remove(lambda row: row.front is front)
+
+    # What goes out
+
+    def _answer(
+        self, front: Front, model: int, slot: int, generation: int, status: int, b: int = 0, c: int = 0
+    ) -> None:
+        self._send(front, HEADER.pack(RESULT, status, model, slot, generation, b, c))
+
+    def _send(self, front: Front, data: bytes) -> None:
+        try:
+            front.channel.send(data)
+            self._watch(front)
+        except ClosedError:
+            pass  # its end comes through `_read` too
+
+    def _tell(self, front: Front, content: dict[str, Any]) -> None:
+        try:
+            front.channel.control(content)
+            self._watch(front)
+        except ClosedError:
+            pass
+
+    def _watch(self, front: Front) -> None:
+        """Ask to be told when the socket takes more, while something waits."""
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if front.channel.waiting else 0)
+        if self._selector.get_key(front.channel).events != events:
+            self._selector.modify(front.channel, events)
+
+    def _announce(self, model: int, serving: Serving | None, reason: str) -> None:
+        """Tell all front ends, and the supervisor, what a model is now."""
+        self._announced += 1
+        state = {
+            "model": model,
+            "announcement": self._announced,
+            "serving": serving.describe() if serving else None,
+            "reason": reason,
+        }
+        self._states[model] = state
+        for front in self._fronts.values():
+            self._tell(front, state)
+        self._control.control({"model": model, "ready": serving is not None, "reason": reason})
+
+    # Models
+
+    def _lines(self) -> list[Line]:
+        return [*self._current.values(), *self._retiring]
+
+    def _load(self) -> None:
+        """In a thread: make bundles ready, one after another."""
+        while True:
+            model = self._to_load.get()
+            try:
+                result: Serving | str = make_ready(self._paths[model], self._settings)
+            except UserError as error:
+                result = str(error)
+            except Exception as error:  # a library's own; it is told, and the server goes on
+                result = f"{self._paths[model]}: {type(error).__name__}: {error}"
+            self._loaded.append((model, result))
+            self._wake_in.send(b"\0")
+
+    def _swap_loaded(self) -> None:
+        while self._loaded:
+            model, result = self._loaded.popleft()
+            current = self._current.get(model)
+            if isinstance(result, str):
+                if current is not None:
+                    self._counters.add(model, "reload_failures")
+                self._announce(model, current.serving if current else None, result)
+                continue
+            if current is not None and current.serving.generation == result.generation:
+                result.recognizer.close()
+                self._announce(model, current.serving, "")
+                continue
+            if current is not None:
+                self._counters.add(model, "reloads")
+            self._retire_current(model)
+            delay = int(self._settings.max_delay_ms * 1e6)
+            self._current[model] = Line(model, result, Batcher(result.batch_sizes, delay))
+            self._counters.set(model, "seconds_per_image", result.seconds_per_image)
+            self._announce(model, result, "")
+
+    def _retire_current(self, model: int) -> None:
+        line = self._current.pop(model, None)
+        if line is not None:
+            line.retired_at = self._announced + 1  # the announcement that comes next
+            self._retiring.append(line)
+
+    def _retire(self) -> None:
+        """Close generations that no front end can send rows for any more."""
+        for line in list(self._retiring):
+            heard = min((front.heard for front in self._fronts.values()), default=line.retired_at or 0)
+            if len(line.batcher) == 0 and heard >= (line.retired_at or 0):
+                self._retiring.remove(line)
+                line.serving.recognizer.close()
+                for front in self._fronts.values():
+                    front.arenas.pop((line.model, line.serving.generation), None)
+
+    # Batches
+
+    def _drop(self) -> None:
+        now = time.monotonic_ns()
+        for line in self._lines():
+            for rows, status in zip(line.batcher.drop(now), (EXPIRED, CANCELLED), strict=True):
+                for row in rows:
+                    self._answer(row.front, line.model, row.slot, line.serving.generation, status)
+            self._counters.set(line.model, "queued", len(line.batcher))
+
+    def _next_line(self) -> Line | None:
+        """Of the lines whose batch may leave, the one whose oldest row waits longest."""
+        now = time.monotonic_ns()
+        ready = [line for line in self._lines() if (at := line.batcher.ready_at()) is not None and at <= now]
+        return min(ready, key=lambda line: line.batcher.oldest or 0, default=None)
+
+    def _run_batch(self, line: Line) -> None:
+        batch = line.batcher.take()
+        model, generation = line.model, line.serving.generation
+        rows = [row for row, _ in batch]
+        start = time.monotonic_ns()
+        try:
+            self._score(line, rows)
+            status, self._failed_in_a_row = DONE, 0
+        except Exception as error:  # a GPU that is gone, no memory: the rows are answered, and the process lives on
+            status, self._failed_in_a_row = FAILED, self._failed_in_a_row + 1
+            print(f"{self._names[model]}: the engine failed: {type(error).__name__}: {error}", file=sys.stderr)
+        run_ns = time.monotonic_ns() - start
+        by_front: dict[int, list[bytes]] = {}
+        fronts = {id(row.front): row.front for row in rows}
+        c = min(run_ns // 1000, (1 << 46) - 1) << 16 | len(rows)
+        for row, arrival in batch:
+            packed = HEADER.pack(RESULT, status, model, row.slot, generation, max(0, start - arrival), c)
+            by_front.setdefault(id(row.front), []).append(packed)
+        for key, packed_rows in by_front.items():
+            self._send(fronts[key], b"".join(packed_rows))
+        self._count(line, batch, start, run_ns)
+        if self._failed_in_a_row >= FAILURES_IN_A_ROW:
+            raise SystemExit(f"{self._names[model]}: the engine failed {FAILURES_IN_A_ROW} times in a row")
+
+    def _score(self, line: Line, rows: list[Row]) -> None:
+        """Run the rows and write their results where their images lie."""
+        key = (line.model, line.serving.generation)
+        arenas = [row.front.arenas[key] for row in rows]
+        first, slots = rows[0], [row.slot for row in rows]
+        neighbours = slots == list(range(first.slot, first.slot + len(rows))) and all(a is arenas[0] for a in arenas)
+        if neighbours:
+            images = arenas[0].images[first.slot : first.slot + len(rows)]  # [B,S,S,3], no copy
+        else:
+            images = np.stack([arena.images[slot] for arena, slot in zip(arenas, slots, strict=True)])  # [B,S,S,3]
+        attention = None
+        if any(row.attention for row in rows):
+            scores, attention = line.serving.recognizer.attention(images)  # [B,C], [B,C,h,w]
+        else:
+            scores = line.serving.recognizer.scores(images)  # [B,C]
+        for i, (arena, slot) in enumerate(zip(arenas, slots, strict=True)):
+            arena.scores[slot] = scores[i]
+            if attention is not None and rows[i].attention:
+                arena.attention[slot] = attention[i]
+
+    def _count(self, line: Line, batch: list[tuple[Row, int]], start: int, run_ns: int) -> None:
+        counters, model = self._counters, line.model
+        line.serving.seconds_per_image += SMOOTHING * (run_ns / 1e9 / len(batch) - line.serving.seconds_per_image)
+        counters.set(model, "seconds_per_image", line.serving.seconds_per_image)
+        counters.set(model, "last_inference", time.time_ns() // 1_000_000)
+        counters.set(model, "queued", len(line.batcher))
+        counters.add(model, "batches")
+        counters.add(model, "images", len(batch))
+        counters.observe(model, "run_seconds", run_ns / 1e9)
+        counters.observe(model, "batch_images", len(batch))
+        for _, arrival in batch:
+            counters.observe(model, "wait_seconds", max(0, start - arrival) / 1e9)

@@ -1,0 +1,480 @@
+"""HTTP/1.1 on asyncio's buffered protocol: bodies are received straight into the memory where they are needed.
+
+httptools parses heads and chunked bodies; a body with a length goes past it. What a request is for is `routes.py`'s.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, cast
+from urllib.parse import parse_qs, unquote
+
+import httptools
+
+from sdpl.server.refusal import RefusalError
+
+if TYPE_CHECKING:
+    from sdpl.server.link import ModelInfo
+
+MAX_HEAD = 16_384
+SCRATCH = 1 << 16
+KEEP_REFUSED = 4 << 20  # bytes of a refused body that are read and dropped so that the connection can stay open
+LINGER_S = 2.0
+STATUS = {
+    200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
+    408: "Request Timeout", 413: "Content Too Large", 415: "Unsupported Media Type", 499: "Client ClosedError Request",
+    431: "Request Header Fields Too Large", 500: "Internal Server Error", 503: "Service Unavailable",
+    504: "Gateway Timeout",
+}  # fmt: skip
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@dataclass(eq=False)
+class Request:
+    """A request's head. length: of its body."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]  # names in lower case
+    length: int
+    keep_alive: bool
+    started_ns: int
+    peer: str
+    log: dict[str, Any] = field(default_factory=dict)  # what the access log says beside
+    info: "ModelInfo | None" = None  # the model that an inference is for
+    refused: RefusalError | None = None
+
+
+@dataclass
+class Response:
+    """An answer. body: pieces in order."""
+
+    status: int = 200
+    body: Iterable[bytes | memoryview] = ()
+    content_type: str = "application/json"
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class Exchange(Protocol):
+    """One request being received and answered. memory: where the body goes next."""
+
+    memory: memoryview
+
+    def filled(self) -> None:
+        """`memory` is full: put the next in its place if more is to come. Raises RefusalError."""
+
+    async def answer(self) -> Response:
+        """The body is here. Raises RefusalError; CancelledError when the caller has gone."""
+
+    def abandon(self) -> None:
+        """The request will not be answered: give back what it holds. May come at any time, more than once."""
+
+
+class Routes(Protocol):
+    """What a server does with requests."""
+
+    def begin(self, request: Request) -> Exchange:
+        """A head has come in. Raises RefusalError."""
+
+    def refusal(self, request: Request | None, refused: RefusalError) -> Response:
+        """How a refusal looks."""
+
+    def finish(self, request: Request, response: Response) -> None:
+        """An answer will be written."""
+
+    def finished(self, request: Request, response: Response, sent: int) -> None:
+        """An answer was written, or nobody is there any more to read it."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one front end's HTTP side."""
+
+    max_body: int
+    max_connections: int
+    header_timeout_s: float
+    idle_timeout_s: float
+    min_bytes_per_s: int
+
+
+class Server:
+    """All connections of one front end."""
+
+    def __init__(self, routes: Routes, limits: Limits):
+        self.routes, self.limits = routes, limits
+        self.connections: set[Connection] = set()
+        self.draining = False
+
+    def make(self) -> "Connection":
+        return Connection(self)
+
+    @property
+    def busy(self) -> bool:
+        return any(connection.busy for connection in self.connections)
+
+    async def sweep(self) -> None:
+        """Close connections that are idle, slow or stuck; until cancelled."""
+        while True:
+            await asyncio.sleep(0.25)
+            now = time.monotonic()
+            for connection in list(self.connections):
+                connection.check(now)
+
+    def drain(self) -> None:
+        """From now on every answer closes its connection; idle ones are closed now."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.close_if_idle()
+
+
+class _Head:
+    """What httptools calls back."""
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.body = bytearray()
+        self.complete = False
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_body(self, data: bytes) -> None:
+        self.body += data
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One client. It is in one of four states: reading a head, receiving a body, answering, dropping a refused body."""
+
+    _scratch = memoryview(bytearray(SCRATCH))  # for heads and dropped bodies: each use ends before the next begins
+
+    def __init__(self, server: Server):
+        self._server = server
+        self._transport: asyncio.Transport
+        self._peer = ""
+        self._pending = b""  # bytes of a head, or behind the request that is being answered
+        self._request: Request | None = None
+        self._exchange: Exchange | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._chunks: tuple[Any, _Head] | None = None  # of a chunked body
+        self._body: memoryview | None = None  # where the body goes now
+        self._filled = 0  # bytes of it
+        self._remaining = 0  # bytes of the whole body that are still to come
+        self._refusal: Response | None = None  # waits until the rest of its body has been dropped
+        self._dropping = False
+        self._closing = False
+        self._since = time.monotonic()  # when this state began
+        self._paused = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being received or answered."""
+        return self._request is not None
+
+    # asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        peer = transport.get_extra_info("peername")
+        self._peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else ""
+        connections = self._server.connections
+        if len(connections) >= self._server.limits.max_connections:
+            refused = RefusalError("overloaded", "too many connections.", 1)
+            self._write(None, self._server.routes.refusal(None, refused), close=True)
+            return
+        connections.add(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._server.connections.discard(self)
+        self._closing = True
+        if self._task is not None:
+            self._task.cancel()
+        elif self._exchange is not None:
+            self._exchange.abandon()
+        self._exchange = self._body = None
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if self._body is not None:
+            return self._body[self._filled : self._filled + self._remaining]
+        return self._scratch
+
+    def buffer_updated(self, count: int) -> None:
+        if self._closing:
+            return
+        if self._body is not None:
+            self._remaining -= count
+            self._filled += count
+            self._go_on()
+            return
+        self._feed(bytes(self._scratch[:count]))
+
+    def eof_received(self) -> bool:
+        return False
+
+    # Receiving
+
+    def _feed(self, data: bytes) -> None:
+        if self._dropping:
+            dropped = min(len(data), self._remaining)
+            self._remaining -= dropped
+            data = data[dropped:]
+            if self._remaining:
+                return
+            self._dropped()
+        if self._chunks is not None:
+            self._feed_chunks(data)
+            return
+        if not self._pending and self._request is None:
+            self._since = time.monotonic()
+        self._pending += data
+        if self._task is None and self._request is None:
+            self._read_head()
+        elif len(self._pending) > MAX_HEAD and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _read_head(self) -> None:
+        """A head, if it has come in whole."""
+        if self._pending[:1] in (b"\r", b"\n"):
+            self._pending = self._pending.lstrip(b"\r\n")
+        end = self._pending.find(b"\r\n\r\n")
+        if end < 0 or end > MAX_HEAD:
+            if len(self._pending) > MAX_HEAD:
+                self._refuse(RefusalError("header", f"the head is longer than {MAX_HEAD} bytes."), close=True)
+            return
+        head, rest = self._pending[: end + 4], self._pending[end + 4 :]
+        self._pending = b""
+        try:
+            request, chunks = self._parse(head)
+            self._request = request
+            if chunks is None and request.length > self._server.limits.max_body:
+                raise RefusalError(
+                    "too_large", f"the body has {request.length} bytes (limit {self._server.limits.max_body})."
+                )
+        except RefusalError as refused:
+            self._refuse(refused, close=True)
+            return
+        self._since = time.monotonic()
+        if chunks is not None:
+            self._chunks = chunks
+            self._expected(request)
+            self._feed_chunks(rest)
+            return
+        self._remaining = request.length
+        self._begin(rest)
+
+    def _begin(self, rest: bytes) -> None:
+        assert self._request is not None
+        try:
+            self._exchange = self._server.routes.begin(self._request)
+        except RefusalError as refused:
+            self._refuse(refused, rest=rest)
+            return
+        if not rest:
+            self._expected(self._request)
+        self._body, self._filled = self._exchange.memory, 0
+        while rest and self._remaining and self._body is not None:
+            count = min(len(rest), self._remaining, len(self._body) - self._filled)
+            self._body[self._filled : self._filled + count] = rest[:count]
+            rest = rest[count:]
+            self._remaining -= count
+            self._filled += count
+            if not self._fill():
+                self._feed(rest)
+                return
+        self._pending = rest
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """After bytes of the body have come in."""
+        if self._fill() and self._remaining == 0:
+            self._body = None
+            assert self._exchange is not None
+            self._task = asyncio.get_running_loop().create_task(self._answer())
+
+    def _fill(self) -> bool:
+        """Ask for the next memory once this is full. False when the request was refused meanwhile."""
+        assert self._exchange is not None
+        if self._body is not None and self._filled == len(self._body) and (self._remaining or self._filled):
+            try:
+                self._exchange.filled()
+            except RefusalError as refused:
+                self._exchange.abandon()
+                self._refuse(refused)
+                return False
+            self._body, self._filled = self._exchange.memory, 0
+        return True
+
+    def _feed_chunks(self, data: bytes) -> None:
+        """A chunked body: gathered by httptools, and then treated like one with a length."""
+        assert self._chunks is not None
+        assert self._request is not None
+        parser, head = self._chunks
+        try:
+            parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._refuse(RefusalError("invalid", "the chunked body is malformed."), close=True)
+            return
+        if len(head.body) > self._server.limits.max_body:
+            self._refuse(
+                RefusalError("too_large", f"the body has more than {self._server.limits.max_body} bytes."), close=True
+            )
+        elif head.complete:
+            self._chunks, self._request.keep_alive = None, False  # what follows on the connection is not looked at
+            self._request.length = self._remaining = len(head.body)
+            self._begin(bytes(head.body))
+
+    def _parse(self, data: bytes) -> tuple[Request, tuple[Any, _Head] | None]:
+        """A head, and the parser to go on with when its body is chunked. Raises RefusalError."""
+        head = _Head()
+        parser = httptools.HttpRequestParser(head)
+        try:
+            parser.feed_data(data)
+            method, url = parser.get_method().decode("ascii"), httptools.parse_url(head.url)
+        except httptools.HttpParserUpgrade:
+            raise RefusalError("invalid", "this server does not switch protocols.") from None
+        except (httptools.HttpParserError, UnicodeDecodeError):
+            raise RefusalError("invalid", "the head is malformed.") from None
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers}
+        lengths = [value for name, value in head.headers if name == b"content-length"]
+        chunked = "transfer-encoding" in headers
+        if len(lengths) > 1 or (lengths and (chunked or not lengths[0].isdigit() or len(lengths[0]) > 18)):
+            raise RefusalError("invalid", "its Content-Length is malformed.")
+        if chunked and headers["transfer-encoding"].lower() != "chunked":
+            raise RefusalError("invalid", f"unknown Transfer-Encoding {headers['transfer-encoding']!r}.")
+        query = {name: values[-1] for name, values in parse_qs((url.query or b"").decode("latin-1"), True).items()}
+        request = Request(
+            method=method,
+            path=unquote((url.path or b"/").decode("latin-1")),
+            query=query,
+            headers=headers,
+            length=int(lengths[0]) if lengths else 0,
+            keep_alive=parser.should_keep_alive(),
+            started_ns=time.monotonic_ns(),
+            peer=self._peer,
+        )
+        return request, (parser, head) if chunked else None
+
+    def _expected(self, request: Request) -> None:
+        if request.headers.get("expect", "").lower() == "100-continue":
+            self._transport.write(CONTINUE)
+
+    # Answering
+
+    async def _answer(self) -> None:
+        exchange, request = self._exchange, self._request
+        assert exchange is not None
+        assert request is not None
+        try:
+            response = await exchange.answer()
+        except RefusalError as refused:
+            response = self._server.routes.refusal(request, refused)
+        except asyncio.CancelledError:
+            request.refused = RefusalError("cancelled", "the caller went away")
+            self._server.routes.finished(request, Response(499), 0)
+            return
+        except Exception as error:  # a defect: it is told, and the connection ends
+            asyncio.get_running_loop().call_exception_handler({"message": "a request failed", "exception": error})
+            response = self._server.routes.refusal(
+                request, RefusalError("internal", f"internal error: {type(error).__name__}")
+            )
+            request.keep_alive = False
+        finally:
+            exchange.abandon()
+        self._task = self._exchange = None
+        self._write(request, response)
+
+    def _refuse(self, refused: RefusalError, rest: bytes = b"", close: bool = False) -> None:
+        """Answer without the body having been read. A short rest of it is dropped, so that the client reads on."""
+        request = self._request
+        self._exchange = self._body = self._chunks = None
+        self._pending = b""
+        response = self._server.routes.refusal(request, refused)
+        self._remaining -= min(len(rest), self._remaining)
+        expecting = request is not None and "expect" in request.headers
+        if close or expecting or self._remaining > KEEP_REFUSED:
+            self._write(request, response, close=True)
+        elif self._remaining:
+            self._refusal, self._dropping = response, True
+        else:
+            self._write(request, response)
+
+    def _dropped(self) -> None:
+        response, self._refusal, self._dropping = self._refusal, None, False
+        if response is not None:
+            self._write(self._request, response)
+
+    def _write(self, request: Request | None, response: Response, close: bool = False) -> None:
+        if self._transport.is_closing():
+            return
+        body = [bytes(piece) if isinstance(piece, memoryview) else piece for piece in response.body]
+        size = sum(map(len, body))
+        close = close or self._server.draining or request is None or not request.keep_alive
+        if request is not None:
+            self._server.routes.finish(request, response)
+        lines = [
+            f"HTTP/1.1 {response.status} {STATUS.get(response.status, '')}",
+            f"content-type: {response.content_type}",
+            f"content-length: {size}",
+            *(f"{name}: {value}" for name, value in response.headers.items()),
+            *(["connection: close"] if close else []),
+        ]
+        head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
+        self._transport.write(head if request is not None and request.method == "HEAD" else b"".join((head, *body)))
+        if request is not None:
+            self._server.routes.finished(request, response, size)
+        self._request = None
+        self._since = time.monotonic()
+        if close:
+            self._linger()
+        else:
+            if self._paused:
+                self._paused = False
+                self._transport.resume_reading()
+            if self._pending:
+                self._read_head()
+
+    def _linger(self) -> None:
+        """Close after what was written has gone out. While a client still sends, a close would reset the connection
+        before it reads the answer: what it sends is dropped for a little while first."""
+        self._closing = True
+        self._body = None
+        if self._remaining or self._chunks is not None:
+            asyncio.get_running_loop().call_later(LINGER_S, self._transport.close)
+        else:
+            self._transport.close()
+
+    # Time
+
+    def check(self, now: float) -> None:
+        """Close when a client is too slow, or has been quiet too long."""
+        limits, waited = self._server.limits, now - self._since
+        if self._closing:
+            if waited > limits.header_timeout_s + LINGER_S:
+                self._transport.abort()  # it does not even read the answer
+        elif self._task is not None:
+            return
+        elif self._request is not None:
+            received = self._request.length - self._remaining
+            if waited > limits.header_timeout_s and received < waited * limits.min_bytes_per_s:
+                if self._exchange is not None:
+                    self._exchange.abandon()
+                self._dropping = False
+                self._refuse(RefusalError("slow", "the body comes too slowly."), close=True)
+        elif self._pending:
+            if waited > limits.header_timeout_s:
+                self._refuse(RefusalError("slow", "the head did not come in time."), close=True)
+        elif waited > limits.idle_timeout_s:
+            self._transport.close()
+
+    def close_if_idle(self) -> None:
+        if self._request is None and not self._pending:
+            self._transport.close()

@@ -1,0 +1,302 @@
+"""Which path means what, over HTTP."""
+
+import json
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from importlib.resources import files
+from typing import Any
+
+from sdpl.errors import nearest
+from sdpl.server import protocol
+from sdpl.server.app import App, retry_after
+from sdpl.server.http import Exchange, Request, Response
+from sdpl.server.link import Lease, ModelInfo
+from sdpl.server.openapi import document
+from sdpl.server.protocol import Ask
+from sdpl.server.recognize import Recognize
+from sdpl.server.refusal import RefusalError
+
+JSON_LENGTH = "inference-header-content-length"
+NOTHING = memoryview(b"")
+OPEN = ("", "v2/health/live", "v2/health/ready", "openapi.json")  # paths that need no token
+PAGE = "page.html"
+
+
+class Routes:
+    """The HTTP side of an App."""
+
+    def __init__(self, app: App):
+        self.app = app
+        self._page = (files(__package__) / PAGE).read_bytes()
+        self._documents: dict[str, Callable[[Request], Response]] = {
+            "": lambda _: Response(body=[self._page], content_type="text/html; charset=utf-8", headers=PAGE_HEADERS),
+            "openapi.json": lambda _: as_json(document()),
+            "metrics": lambda _: Response(body=[metrics(app)], content_type="text/plain; version=0.0.4; charset=utf-8"),
+            "v2": lambda _: as_json(protocol.server_metadata(app.settings.allow_repository)),
+            "v2/health/live": lambda _: as_json({"live": True}),
+            "v2/health/ready": self._ready,
+            "v2/models/stats": lambda _: as_json({"model_stats": [app.statistics(name) for name in app.names]}),
+        }
+
+    def begin(self, request: Request) -> Exchange:
+        path = request.path.strip("/")
+        if path not in OPEN:
+            self.app.authorize(request.headers.get("authorization"))
+        plain = self._documents.get(path)
+        if plain is not None:
+            allow(request, "GET", "HEAD")
+            return Now(plain(request))
+        if path == "recognize":
+            allow(request, "POST")
+            return Recognize(self.app, request)
+        parts = path.split("/")
+        if parts[:2] == ["v2", "models"] and len(parts) > 2:
+            return self._model(request, parts[2], parts[3:])
+        if parts[:2] == ["v2", "repository"]:
+            return self._repository(request, parts[2:])
+        known = ["/" + known for known in self._documents] + ["/recognize", "/v2/models/NAME/infer"]
+        raise RefusalError("not_found", f"no path {request.path[:100]!r}: {nearest(request.path[:100], known)}")
+
+    def refusal(self, request: Request | None, refused: RefusalError) -> Response:
+        wait = retry_after(refused)
+        headers = {"retry-after": wait} if wait else {}
+        if refused.kind == "unauthorized":
+            headers["www-authenticate"] = "Bearer"
+        response = as_json({"error": str(refused)}, refused.reason.http, headers)
+        if request is not None:
+            request.refused = refused
+        return response
+
+    def finish(self, request: Request, response: Response) -> None:
+        """Before an answer is written: the caller's request id, or a new one, and its trace context go back."""
+        headers = request.headers
+        response.headers["x-request-id"] = headers.get("x-request-id") or uuid.uuid4().hex
+        if "traceparent" in headers:
+            response.headers["traceparent"] = headers["traceparent"]
+
+    def finished(self, request: Request, response: Response, sent: int) -> None:
+        app, refused = self.app, request.refused
+        if request.info is not None:
+            app.count(request.info, "http", request.length, request.started_ns, refused)
+            app.tracer.record("http", request.headers, request.started_ns, refused, request.log)
+        if app.log.on:
+            app.log.write(
+                transport="http",
+                peer=request.peer,
+                method=request.method,
+                path=request.path,
+                status=response.status,
+                received=request.length,
+                sent=sent,
+                ms=round((time.monotonic_ns() - request.started_ns) / 1e6, 3),
+                id=response.headers.get("x-request-id"),
+                trace=request.headers.get("traceparent"),
+                error=str(refused) if refused else None,
+                **request.log,
+            )
+
+    def _ready(self, request: Request) -> Response:
+        app = self.app
+        status = 200 if app.ready else 503
+        return as_json({"ready": app.ready, "draining": app.draining, "models": app.states()}, status)
+
+    def _model(self, request: Request, name: str, rest: list[str]) -> Exchange:
+        app, version = self.app, ""
+        if rest[:1] == ["versions"] and len(rest) > 1:
+            version, rest = rest[1], rest[2:]
+        match rest:
+            case ["infer"]:
+                allow(request, "POST")
+                return Infer(app, request, name, version)
+            case []:
+                allow(request, "GET", "HEAD")
+                return Now(as_json(protocol.metadata(app.model(name, version))))
+            case ["config"]:
+                allow(request, "GET", "HEAD")
+                return Now(as_json(protocol.config(app.model(name, version))))
+            case ["ready"]:
+                allow(request, "GET", "HEAD")
+                app.model(name, version)
+                return Now(as_json({"name": name, "ready": True}))
+            case ["stats"]:
+                allow(request, "GET", "HEAD")
+                app.model(name, version)
+                return Now(as_json({"model_stats": [app.statistics(name)]}))
+        raise RefusalError("not_found", f"no path {request.path[:100]!r} of a model: infer, config, ready or stats.")
+
+    def _repository(self, request: Request, rest: list[str]) -> Exchange:
+        app = self.app
+        match rest:
+            case ["index"]:
+                allow(request, "POST", "GET")
+                return Later(request, lambda body: index(app, body))
+            case ["models", name, ("load" | "unload") as action]:
+                allow(request, "POST")
+
+                async def change(body: bytes) -> Response:
+                    await app.change(name, action)
+                    return as_json({})
+
+                return Later(request, change)
+        raise RefusalError(
+            "not_found", f"no path {request.path[:100]!r}: index, models/NAME/load or models/NAME/unload."
+        )
+
+
+class Now:
+    """An answer that is there already."""
+
+    memory = NOTHING
+
+    def __init__(self, response: Response):
+        self._response = response
+
+    def filled(self) -> None:
+        """A body that nobody reads."""
+
+    async def answer(self) -> Response:
+        return self._response
+
+    def abandon(self) -> None:
+        """Nothing is held."""
+
+
+class Later:
+    """An answer that is made of a small body."""
+
+    MAX = 1 << 16
+
+    def __init__(self, request: Request, make: Callable[[bytes], Awaitable[Response]]):
+        if request.length > self.MAX:
+            raise RefusalError("too_large", f"the body has {request.length} bytes (limit {self.MAX} here).")
+        self._body = bytearray(request.length)
+        self.memory, self._make = memoryview(self._body), make
+
+    def filled(self) -> None:
+        """The body is whole."""
+
+    async def answer(self) -> Response:
+        return await self._make(bytes(self._body))
+
+    def abandon(self) -> None:
+        """Nothing is held."""
+
+
+class Infer:
+    """An inference request. Its JSON is read first; then the bytes of pixels go straight into the engine's slots."""
+
+    def __init__(self, app: App, request: Request, name: str, version: str):
+        self._app, self._request = app, request
+        self._link, self._info = app.pick(name, version)
+        request.info = self._info
+        self._lease: Lease | None = None
+        self._ask: Ask | None = None
+        self._raw: bytearray | None = None
+        self._link.admit(self._info, 1)
+        given = request.headers.get(JSON_LENGTH)
+        if given is None:
+            self._json_size, limit = request.length, app.settings.max_json
+        else:
+            if not given.isdigit() or len(given) > 18 or int(given) > request.length:
+                raise RefusalError(
+                    "invalid", f"{JSON_LENGTH} {given[:40]!r} does not fit a body of {request.length} bytes."
+                )
+            self._json_size, limit = int(given), app.settings.max_json
+        if self._json_size > limit:
+            raise RefusalError("too_large", f"JSON of {self._json_size} bytes (limit {limit}): send binary data.")
+        if self._json_size == 0:
+            raise RefusalError("invalid", "the body is empty; expected an inference request in JSON.")
+        self._json = bytearray(self._json_size)
+        self.memory = memoryview(self._json)
+
+    def filled(self) -> None:
+        if self._ask is not None:
+            return
+        self._ask = ask = protocol.from_json(self._info, protocol.parse_json(self._json))
+        self._json = bytearray()
+        rest = self._request.length - self._json_size
+        size = ask.source.binary_size
+        if size is None and rest:
+            raise RefusalError("invalid", f"{rest} bytes follow the JSON, but no input has a binary_data_size.")
+        if size is not None and size != rest:
+            raise RefusalError("invalid", f"binary_data_size says {size} bytes, {rest} follow the JSON.")
+        if size is None and ask.source.data is None:
+            raise RefusalError("invalid", f"input {ask.source.name!r} has neither data nor binary_data_size.")
+        expected = ask.rows * self._info.geometry.image_bytes
+        if size is not None and not ask.encoded and size != expected:
+            raise RefusalError("invalid", f"input 'image': its shape needs {expected} bytes, got {size}.")
+        self._lease = self._link.lease(self._info, ask.rows)
+        if size is not None and ask.encoded:
+            self._raw = bytearray(rest)
+            self.memory = memoryview(self._raw)
+        elif size is not None:
+            self.memory = self._lease.memory
+
+    async def answer(self) -> Response:
+        ask, lease, app = self._ask, self._lease, self._app
+        assert ask is not None
+        assert lease is not None
+        if ask.encoded:
+            await app.decode(lease, protocol.encoded_images(ask.source, ask.rows, self._raw))
+        elif ask.source.data is not None:
+            protocol.fill(lease, ask.source.data)
+        await app.run(lease, ask, self._request.started_ns)
+        text, raw = protocol.to_json(ask, lease)
+        self._request.log |= logged(self._info, lease)
+        response = Response(body=[text, *raw])
+        if raw:
+            response.content_type = "application/octet-stream"
+            response.headers["Inference-Header-Content-Length"] = str(len(text))
+        return response
+
+    def abandon(self) -> None:
+        self.memory = NOTHING
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.release()
+
+
+def as_json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(status, [json.dumps(content).encode()], headers=headers or {})
+
+
+def allow(request: Request, *methods: str) -> None:
+    if request.method not in methods:
+        raise RefusalError("method", f"{request.path[:100]}: use {' or '.join(methods)}, not {request.method[:20]}.")
+
+
+def logged(info: ModelInfo, lease: Lease) -> dict[str, Any]:
+    """What the access log says about an inference."""
+    return {
+        "model": info.name,
+        "images": lease.rows,
+        "batch": lease.batch,
+        "wait_ms": round(lease.wait_ns / 1e6, 3),
+        "run_ms": round(lease.run_ns / 1e6, 3),
+    }
+
+
+def metrics(app: App) -> bytes:
+    lines = [*app.counters.to_prometheus(), "# HELP sdpl_model_info What is served.", "# TYPE sdpl_model_info gauge"]
+    for link in app.links[:1]:
+        for name, info in link.models.items():
+            about = info.description
+            lines.append(
+                f'sdpl_model_info{{model="{name}",target="{about["target"]}",library="{about["backend"].get("library")}",'
+                f'checkpoint="{about["checkpoint_sha256"][:12]}",generation="{info.generation:016x}"}} 1'
+            )
+    return ("\n".join(lines) + "\n").encode()
+
+
+async def index(app: App, body: bytes) -> Response:
+    only_ready = bool(body) and protocol.parse_json(body).get("ready", False)
+    return as_json([state for state in app.states() if state["state"] == "READY" or not only_ready])
+
+
+PAGE_HEADERS = {
+    "cache-control": "no-cache",
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+}

@@ -1,0 +1,270 @@
+"""The protocol over HTTP, against a real server."""
+
+import base64
+import io
+import json
+import socket
+import struct
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from serving import binary_request
+
+from sdpl.preprocess import preprocess
+
+INFER = "/v2/models/model/infer"
+
+
+def outputs_of(body: bytes, headers: dict[str, str]) -> dict[str, np.ndarray]:
+    """The binary outputs of an answer."""
+    split = int(headers["Inference-Header-Content-Length"])
+    found, at = {}, split
+    for entry in json.loads(body[:split])["outputs"]:
+        size = entry["parameters"]["binary_data_size"]
+        found[entry["name"]] = np.frombuffer(body[at : at + size], np.float32).reshape(entry["shape"])
+        at += size
+    assert at == len(body)
+    return found
+
+
+def test_health_and_metadata(server, recognizer):
+    assert server.get("/v2/health/live") == (200, {"live": True})
+    status, ready = server.get("/v2/health/ready")
+    assert status == 200
+    assert ready["models"] == [{"name": "model", "version": "1", "state": "READY", "reason": ""}]
+    assert server.get("/v2")[1]["name"] == "sdpl"
+    metadata = server.get("/v2/models/model")[1]
+    assert metadata["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, 64, 64, 3]}]
+    assert tuple(metadata["sdpl"]["categories"]) == recognizer.categories
+    assert "scores differ by at most" in metadata["sdpl"]["proof"]
+    assert server.get("/v2/models/model/versions/1/config")[1]["max_batch_size"] == 16
+    assert server.get("/v2/models/model/ready")[0] == 200
+
+
+def test_binary_tensors_give_the_recognizer_s_scores_and_attention(server, recognizer, images):
+    wanted = [{"name": name, "parameters": {"binary_data": True}} for name in ("attention", "scores")]
+    body, headers = binary_request(images[:2], wanted)
+    status, headers, answer = server.request("POST", INFER, body, headers)
+    assert status == 200
+    found = outputs_of(answer, headers)
+    scores, attention = recognizer.attention(images[:2])
+    np.testing.assert_allclose(found["scores"], scores, atol=1e-6)
+    np.testing.assert_allclose(found["attention"], attention, atol=1e-6)
+
+
+def test_json_tensors_nested_and_flat(server, recognizer, images):
+    for data in (images[:1].tolist(), images[:1].ravel().tolist()):
+        source = {"name": "image", "datatype": "UINT8", "shape": [1, 64, 64, 3], "data": data}
+        status, answer = server.post(INFER, {"id": "seven", "inputs": [source]})
+        assert status == 200
+        assert answer["id"] == "seven"
+        np.testing.assert_allclose(answer["outputs"][0]["data"], recognizer.scores(images[:1])[0], atol=1e-6)
+
+
+def test_encoded_images_in_binary_and_base64(server, recognizer, photo):
+    expected = recognizer.scores(preprocess(photo, 64)[None])[0]
+    text = base64.b64encode(photo).decode()
+    status, answer = server.post(
+        INFER, {"inputs": [{"name": "jpeg", "datatype": "BYTES", "shape": [2], "data": [text, text]}]}
+    )
+    assert status == 200
+    np.testing.assert_allclose(answer["outputs"][0]["data"][: len(expected)], expected, atol=1e-6)
+    raw = 2 * (struct.pack("<I", len(photo)) + photo)
+    source = {"name": "jpeg", "datatype": "BYTES", "shape": [2, 1], "parameters": {"binary_data_size": len(raw)}}
+    head = json.dumps({"inputs": [source]}).encode()
+    length = {"Inference-Header-Content-Length": str(len(head))}
+    status, _, body = server.request("POST", INFER, head + raw, length)
+    assert status == 200
+    np.testing.assert_allclose(json.loads(body)["outputs"][0]["data"][len(expected) :], expected, atol=1e-6)
+
+
+def test_labels_and_classification(server, recognizer, images):
+    wanted = [{"name": "labels"}, {"name": "scores", "parameters": {"classification": 3}}]
+    body, headers = binary_request(images[:1], wanted, threshold=0.0, top_k=2)
+    _, _, answer = server.request("POST", INFER, body, headers)
+    labels, best = json.loads(answer)["outputs"]
+    scores = recognizer.scores(images[:1])[0]
+    order = np.argsort(-scores)
+    assert labels["shape"] == [1, 2]
+    assert [int(text.split(":")[1]) for text in labels["data"]] == order[:2].tolist()
+    assert best["data"][0].endswith(f":{order[0]}:{recognizer.categories[order[0]]}")
+    assert best["shape"] == [1, 3]
+
+
+def test_recognize_takes_a_body_and_a_form(server, recognizer, photo):
+    status, answer = server.post("/recognize?attention=1&threshold=0", photo)
+    assert status == 200
+    expected = recognizer.scores(preprocess(photo, 64)[None])[0]
+    np.testing.assert_allclose([answer["scores"][name] for name in recognizer.categories], expected, atol=1e-6)
+    assert [label["name"] for label in answer["labels"]] == list(answer["scores"])
+    assert len(answer["attention"]["maps"]["one"]) == 4
+    form = b'--B\r\nContent-Disposition: form-data; name="x"; filename="a.jpg"\r\n\r\n' + photo + b"\r\n--B--\r\n"
+    kind = {"Content-Type": "multipart/form-data; boundary=B"}
+    status, _, body = server.request("POST", "/recognize", form, kind)
+    assert status == 200
+    assert json.loads(body)["scores"] == answer["scores"]
+
+
+def test_chunked_bodies_and_expect_continue(server, photo):
+    connection = server.connect()
+    pieces, chunked = iter([photo[:1000], photo[1000:]]), {"Transfer-Encoding": "chunked"}
+    connection.request("POST", "/recognize", pieces, chunked, encode_chunked=True)
+    assert connection.getresponse().status == 200
+    connection.close()
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=10) as sock:
+        head = f"POST /recognize HTTP/1.1\r\nHost: a\r\nContent-Length: {len(photo)}\r\nExpect: 100-continue\r\n\r\n"
+        sock.sendall(head.encode())
+        assert sock.recv(100).startswith(b"HTTP/1.1 100")
+        sock.sendall(photo)
+        assert sock.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_requests_that_follow_each_other_on_one_connection(server, photo):
+    head = f"POST /recognize HTTP/1.1\r\nHost: a\r\nContent-Length: {len(photo)}\r\n\r\n".encode()
+    get = b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=10) as sock:
+        sock.sendall(get + head + photo + get + get)
+        received = b""
+        while received.count(b"HTTP/1.1 200") < 4:
+            received += sock.recv(65536)
+    assert received.count(b'"live": true') == 3
+
+
+def test_the_caller_s_ids_come_back(server):
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    _, headers, _ = server.request("GET", "/v2", headers={"X-Request-Id": "abc", "Traceparent": trace})
+    assert headers["x-request-id"] == "abc"
+    assert headers["traceparent"] == trace
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "line"),
+    [
+        ({"inputs": []}, 400, "expected one input"),
+        ({"inputs": [{"name": "imag", "shape": [1]}]}, 400, "did you mean 'image'?"),
+        ({"inputs": 5}, 400, "'inputs' must be a list"),
+        (
+            {"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 64, 64, 3]}]},
+            400,
+            "expected UINT8 [B,64,64,3]",
+        ),
+        ({"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 64, 64]}]}, 400, "got UINT8 [1, 64, 64]"),
+        ({"inputs": [{"name": "image", "datatype": "UINT8", "shape": [0, 64, 64, 3]}]}, 400, "expected UINT8"),
+        ({"inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, 64, 64, 3]}]}, 400, "whole numbers"),
+        (
+            {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 64, 64, 3], "data": [300] * 12288}]},
+            400,
+            "0..255",
+        ),
+        ({"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 64, 64, 3], "data": [1, 2]}]}, 400, "12288"),
+        ({"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 64, 64, 3]}]}, 400, "neither data nor"),
+        ({"inputs": [{"name": "jpeg", "datatype": "BYTES", "shape": [1], "data": ["%"]}]}, 400, "no base64"),
+        ({"inputs": [{"name": "jpeg", "datatype": "BYTES", "shape": [2], "data": ["AAAA"]}]}, 400, "holds 1"),
+        ({"inputs": [{"name": "jpeg", "datatype": "BYTES", "shape": [1], "data": ["AAAA"]}]}, 400, "is not an image"),
+        ({"inputs": [{"name": "image", "datatype": "UINT8", "shape": [100000, 64, 64, 3], "data": []}]}, 413, "holds"),
+    ],
+)
+def test_wrong_requests_get_one_line(server, change, status, line):
+    code, answer = server.post(INFER, change)
+    assert code == status
+    assert line in answer["error"]
+
+
+def test_sizes_that_lie(server, images):
+    body, headers = binary_request(images[:1])
+    for wrong, line in (
+        (body[:-1], "binary_data_size says 12288 bytes, 12287 follow"),
+        (body + b"x", "12289 follow"),
+    ):
+        status, _, answer = server.request("POST", INFER, wrong, headers)
+        assert status == 400
+        assert line in json.loads(answer)["error"]
+    for length in ("9999999", "-1", "x", "0"):
+        status, _, answer = server.request("POST", INFER, body, {"Inference-Header-Content-Length": length})
+        assert status == 400, length
+
+
+def test_unknown_paths_methods_models_and_versions(server):
+    assert server.get("/v3")[0] == 404
+    assert server.get("/v2/models/modle")[1]["error"].endswith("did you mean 'model'?")
+    assert server.get("/v2/models/model/versions/2")[0] == 404
+    assert server.post("/v2", {})[0] == 405
+    assert server.post("/v2/repository/models/model/unload", {})[0] == 403
+    assert server.get("/../../etc/passwd")[0] == 404
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"NONSENSE\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /recognize HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+        b"POST /recognize HTTP/1.1\r\nContent-Length: -3\r\n\r\n",
+        b"POST /recognize HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\nabc",
+        b"POST /recognize HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET / HTTP/1.1\r\nX: " + b"a" * 20_000,
+    ],
+)
+def test_malformed_heads_are_refused_and_the_connection_ends(server, head):
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=10) as sock:
+        sock.sendall(head)
+        received = b""
+        while data := sock.recv(65536):
+            received += data
+    assert received.startswith((b"HTTP/1.1 400", b"HTTP/1.1 431"))
+
+
+def test_a_body_beyond_the_limit_is_refused_before_it_is_sent(server):
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=10) as sock:
+        sock.sendall(b"POST /recognize HTTP/1.1\r\nContent-Length: 10000000000\r\n\r\n")
+        assert sock.recv(1000).startswith(b"HTTP/1.1 413")
+
+
+def test_an_image_with_too_many_pixels_is_refused(server):
+    stream = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(stream, "PNG")
+    status, answer = server.post("/recognize", stream.getvalue())
+    assert status == 400
+    assert "pixels" in answer["error"]
+
+
+def test_a_request_whose_deadline_has_passed_is_dropped(server, images):
+    body, headers = binary_request(images[:1], timeout=1)
+    status, _, answer = server.request("POST", INFER, body, headers)
+    assert status == 504
+    assert "deadline" in json.loads(answer)["error"]
+
+
+def test_counters_add_up_over_front_ends(server, photo):
+    name = 'sdpl_requests_http_total{model="model"}'
+    before = server.metric(name)
+    for _ in range(8):
+        server.post("/recognize", photo)
+    assert server.metric(name) == before + 8
+    assert server.metric('sdpl_in_hand{model="model"}') == 0
+    statistics = server.get("/v2/models/model/stats")[1]["model_stats"][0]
+    assert statistics["inference_count"] >= 8
+    assert statistics["inference_stats"]["compute_infer"]["ns"] > 0
+
+
+def test_metrics_are_what_prometheus_reads(server):
+    parser = pytest.importorskip("prometheus_client.parser", reason="prometheus_client reads the text format")
+    _, headers, body = server.request("GET", "/metrics")
+    families = {family.name: family for family in parser.text_string_to_metric_families(body.decode())}
+    assert families["sdpl_run_seconds"].type == "histogram"
+    assert families["sdpl_requests_http"].type == "counter"
+
+
+def test_a_caller_that_goes_away_leaves_no_slot_taken(server, images):
+    body, headers = binary_request(images[:1])
+    head = f"POST {INFER} HTTP/1.1\r\nContent-Length: {len(body)}\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
+    for sent in (len(body) // 2, len(body)):
+        with socket.create_connection(("127.0.0.1", server.http_port), timeout=10) as sock:
+            sock.sendall(head.encode() + body[:sent])
+    end = time.monotonic() + 20
+    while server.metric('sdpl_in_hand{model="model"}') and time.monotonic() < end:
+        time.sleep(0.02)
+    assert server.metric('sdpl_in_hand{model="model"}') == 0

@@ -1,0 +1,220 @@
+"""What happens when bundles, processes and callers misbehave: real servers, one for each kind of trouble."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from serving import Server, binary_request, serving, until
+
+from sdpl.bundle import MANIFEST, PROOF, sha256
+from sdpl.files import replace_folder
+from sdpl.server.messages import message
+
+INFER = "/v2/models/model/infer"
+IN_HAND = 'sdpl_in_hand{model="model"}'
+
+
+@pytest.fixture
+def own(bundle, tmp_path) -> Path:
+    """A bundle of this test's own."""
+    return Path(shutil.copytree(bundle, tmp_path / "model.sdpl"))
+
+
+def replace(path: Path, change) -> None:
+    """Put a changed copy in a bundle's place, in one step, as sdpl-export does."""
+    with replace_folder(path, lambda _: True) as folder:
+        shutil.copytree(path, folder, dirs_exist_ok=True)
+        change(folder)
+
+
+def with_manifest(folder: Path, change) -> None:
+    content = json.loads((folder / MANIFEST).read_text())
+    change(content)
+    (folder / MANIFEST).write_text(json.dumps(content))
+
+
+def wrong_proof(folder: Path) -> None:
+    """Scores that the model does not give, with a fitting hash."""
+    tensors = load_file(folder / PROOF)
+    save_file(tensors | {"scores": 1 - tensors["scores"]}, folder / PROOF)
+    record = {"sha256": sha256(folder / PROOF), "size": (folder / PROOF).stat().st_size}
+    with_manifest(folder, lambda content: content["files"].update({PROOF: record}))
+
+
+class Callers:
+    """Threads that send the same request again and again, and keep what they got."""
+
+    def __init__(self, server: Server, body: bytes, headers: dict, count: int = 4):
+        self._server, self._body, self._headers = server, body, headers
+        self.answers: list[tuple[int, bytes]] = []
+        self._going = True
+        self._threads = [threading.Thread(target=self._run) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self) -> None:
+        while self._going:
+            try:
+                status, _, body = self._server.request("POST", INFER, self._body, self._headers)
+            except OSError as error:
+                status, body = 0, str(error).encode()
+            self.answers.append((status, body))
+
+    def stop(self) -> list[tuple[int, bytes]]:
+        self._going = False
+        for thread in self._threads:
+            thread.join(60)
+        return self.answers
+
+
+@pytest.mark.slow
+def test_a_bundle_is_swapped_under_load_and_a_bad_one_is_not(own, bundle, images):
+    body, headers = binary_request(images[:1], [{"name": "scores"}])
+    with serving(own, "--workers", "2", "--threads", "1", "--allow-repository") as server:
+        callers = Callers(server, body, headers)
+        replace(own, lambda folder: with_manifest(folder, lambda c: c.update(thresholds=[0.25] * 10)))
+        until(lambda: server.get("/v2/models/model")[1]["sdpl"]["thresholds"][0] == 0.25)
+        replace(own, wrong_proof)
+        until(lambda: "does not give PyTorch's answers" in str(server.get("/v2/health/ready")))
+        assert server.get("/v2/health/ready")[0] == 200
+        assert server.post("/v2/repository/models/model/load")[0] == 400
+        answers = callers.stop()
+        assert {status for status, _ in answers} == {200}
+        assert len({body for _, body in answers}) == 1
+        assert server.metric('sdpl_reloads_total{model="model"}') == 1
+        assert server.post("/v2/repository/models/model/unload") == (200, {})
+        assert server.request("POST", INFER, body, headers)[0] == 503
+        assert server.get("/v2/health/ready")[0] == 503
+        assert server.post("/v2/repository/index")[1][0]["state"] == "UNAVAILABLE"
+        replace(own, lambda folder: shutil.copyfile(bundle / PROOF, folder / PROOF))
+        replace(own, lambda folder: shutil.copyfile(bundle / MANIFEST, folder / MANIFEST))
+        assert server.post("/v2/repository/models/model/load") == (200, {})
+        assert server.request("POST", INFER, body, headers)[0] == 200
+        assert server.stop() == 0
+
+
+def test_a_bundle_that_fails_its_proof_is_never_served(own):
+    wrong_proof(own)
+    command = ["serve", str(own), "--http-port", "0", "--no-grpc"]
+    result = subprocess.run(
+        [sys.executable, "-m", "sdpl", *command], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 2
+    assert "does not give PyTorch's answers on this machine" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_processes_that_die_are_started_again(own, images):
+    body, headers = binary_request(images[:1])
+    with serving(own, "--workers", "2", "--threads", "1", "--devices", "cpu,cpu") as server:
+        callers = Callers(server, body, headers)
+        for kind in ("engine", "frontend"):
+            before = server.children(kind)
+            assert len(before) == 2
+            os.kill(before[0], signal.SIGKILL)
+            until(lambda kind=kind, before=before: len(set(server.children(kind)) - set(before)) == 1)
+            until(lambda: server.request("POST", INFER, body, headers)[0] == 200)
+        answers = callers.stop()
+        good = sum(status == 200 for status, _ in answers)
+        assert {status for status, _ in answers} <= {200, 503, 0}  # 0: the front end that was killed had it
+        assert good > len(answers) / 2
+        until(lambda: server.metric(IN_HAND) == 0)
+        assert any("is started again" in line for line in server.lines)
+
+
+@pytest.mark.slow
+def test_overload_is_refused_early_and_what_is_accepted_is_answered_in_time(own, images):
+    body, headers = binary_request(np.repeat(images[:1], 16, axis=0))
+    with serving(own, "--workers", "1", "--threads", "1", "--max-wait-ms", "15", "--max-batch", "4") as server:
+        callers = Callers(server, body, headers, count=12)
+        until(lambda: {200, 503} <= {status for status, _ in callers.answers})
+        status, answer_headers, answer = 0, {}, b""
+        while status != 503:
+            status, answer_headers, answer = server.request("POST", INFER, body, headers)
+        answers = callers.stop()
+        assert {status for status, _ in answers} == {200, 503}
+        assert "overloaded" in json.loads(answer)["error"]
+        assert int(answer_headers["retry-after"]) >= 1
+        assert server.metric('sdpl_failures_total{model="model",reason="overloaded"}') > 0
+        assert server.metric(IN_HAND) == 0
+
+
+@pytest.mark.slow
+def test_sigterm_finishes_what_was_accepted(own, images):
+    body, headers = binary_request(np.repeat(images, 10, axis=0))
+    with serving(own, "--workers", "1", "--threads", "1") as server:
+        found: list[int] = []
+        threads = [
+            threading.Thread(target=lambda: found.append(server.request("POST", INFER, body, headers)[0]))
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        until(lambda: server.metric(IN_HAND) >= 60)
+        assert server.stop() == 0
+        for thread in threads:
+            thread.join(30)
+        assert [status for status in found if status == 200]
+        with pytest.raises(OSError, match="refused"):
+            server.get("/v2/health/live")
+
+
+@pytest.mark.slow
+def test_token_tls_and_limits(own, images, tmp_path):
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef\n")
+    log = tmp_path / "access.jsonl"
+    words = ("--token-file", token, "--access-log", log, "--max-connections", "8", "--max-body-mb", "1")
+    with serving(own, "--workers", "1", "--threads", "1", *words) as server:
+        assert server.get("/v2/health/live")[0] == 200
+        status, headers, _ = server.request("GET", "/v2/models/model")
+        assert (status, headers["www-authenticate"]) == (401, "Bearer")
+        bearer = {"Authorization": "Bearer 0123456789abcdef"}
+        assert server.request("GET", "/v2/models/model", headers=bearer)[0] == 200
+        with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            ask = channel.unary_unary(
+                "/inference.GRPCInferenceService/ServerMetadata",
+                message("ServerMetadataRequest").SerializeToString,
+                message("ServerMetadataResponse").FromString,
+            )
+            with pytest.raises(grpc.RpcError) as caught:
+                ask(message("ServerMetadataRequest")(), timeout=10)
+            assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+            metadata = (("authorization", "Bearer 0123456789abcdef"),)
+            assert ask(message("ServerMetadataRequest")(), timeout=10, metadata=metadata).name == "sdpl"
+        held = [socket.create_connection(("127.0.0.1", server.http_port)) for _ in range(40)]
+        until(lambda: held[-1].recv(12) == b"HTTP/1.1 503")
+        for sock in held:
+            sock.close()
+        until(lambda: server.get("/v2/health/live")[0] == 200)
+        assert server.stop() == 0
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {line["status"] for line in lines if line["transport"] == "http"} == {200, 401}
+
+
+def test_wrong_words_end_in_one_line(fails, bundle, tmp_path):
+    short = tmp_path / "short"
+    short.write_text("abc")
+    assert "no such bundle" in fails("serve", tmp_path / "none.sdpl")
+    assert "two bundles are called" in fails("serve", bundle, bundle)
+    assert "letters, digits" in fails("serve", f"a/b={bundle}")
+    assert "--devices 'gpu'" in fails("serve", bundle, "--devices", "gpu")
+    assert "--workers '0'" in fails("serve", bundle, "--workers", "0")
+    assert "at least 16 characters" in fails("serve", bundle, "--token-file", short)
+    assert "give both" in fails("serve", bundle, "--tls-key", short)
+    assert "cannot be used" in fails("serve", bundle, "--tls-key", short, "--tls-certificate", short)
+    assert "cannot be written" in fails("serve", bundle, "--access-log", tmp_path / "no" / "log")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert "in use): choose another" in fails("serve", bundle, "--http-port", port, "--no-grpc")

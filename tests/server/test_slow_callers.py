@@ -1,0 +1,73 @@
+"""The HTTP side alone, with short times: callers that send a byte now and then."""
+
+import asyncio
+import time
+
+import pytest
+
+from sdpl.server.http import Exchange, Limits, Request, Response, Server
+from sdpl.server.refusal import RefusalError
+from sdpl.server.routes import Later
+
+
+class Echo:
+    """Answers with the body it was sent."""
+
+    def begin(self, request: Request) -> Exchange:
+        async def answer(body: bytes) -> Response:
+            return Response(body=[body])
+
+        return Later(request, answer)
+
+    def refusal(self, request, refused: RefusalError) -> Response:
+        return Response(refused.reason.http, [str(refused).encode()])
+
+    def finish(self, request, response) -> None:
+        """Nothing is added."""
+
+    def finished(self, request, response, sent) -> None:
+        """Nothing is counted."""
+
+
+async def talk(first: bytes, drip: bytes, every_s: float) -> tuple[bytes, float]:
+    """What a caller gets that sends `first` and then one byte of `drip` every so often, and after how long."""
+    server = Server(Echo(), Limits(1 << 20, 10, header_timeout_s=0.4, idle_timeout_s=0.8, min_bytes_per_s=1000))
+    listening = await asyncio.get_running_loop().create_server(server.make, "127.0.0.1", 0)
+    sweeping = asyncio.create_task(server.sweep())
+    reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
+    start = time.monotonic()
+    writer.write(first)
+
+    async def send() -> None:
+        for i in range(len(drip)):
+            await asyncio.sleep(every_s)
+            writer.write(drip[i : i + 1])
+
+    sending = asyncio.create_task(send())
+    answer = await asyncio.wait_for(reader.read(), 20)
+    took = time.monotonic() - start
+    for task in (sending, sweeping):
+        task.cancel()
+    await asyncio.gather(sending, sweeping, return_exceptions=True)
+    writer.close()
+    listening.close()
+    return answer, took
+
+
+@pytest.mark.parametrize("first", [b"GET / HTTP/1.1\r\nX: ", b"POST / HTTP/1.1\r\nContent-Length: 60000\r\n\r\n"])
+def test_a_head_or_a_body_that_comes_a_byte_at_a_time_is_cut_off(first):
+    answer, took = asyncio.run(talk(first, b"a" * 200, 0.05))
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert took < 8
+
+
+def test_a_connection_that_says_nothing_is_closed():
+    answer, _ = asyncio.run(talk(b"", b"", 1))
+    assert answer == b""
+
+
+def test_a_slow_caller_that_is_fast_enough_is_answered():
+    request = b"POST / HTTP/1.1\r\nConnection: close\r\nContent-Length: 4\r\n\r\n"
+    answer, _ = asyncio.run(talk(request, b"abcd", 0.05))
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.endswith(b"abcd")
