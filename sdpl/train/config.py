@@ -45,6 +45,26 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True, config=_RULES)
+class Values:
+    """What the numbers in a table's columns mean. CheXpert's: {present: 1, absent: 0, unknown: -1}."""
+
+    present: float = 1
+    absent: float = -1
+    unknown: float | None = None  # beside blank, which always is
+
+    @model_validator(mode="after")
+    def _differ(self) -> "Values":
+        if len({self.present, self.absent, self.unknown}) < 3:
+            raise ValueError("present, absent and unknown need three different numbers")
+        return self
+
+    @property
+    def meaning(self) -> dict[float, int]:
+        """The label of each number: 1 present, -1 absent, 0 unknown."""
+        return {self.present: 1, self.absent: -1} | ({} if self.unknown is None else {self.unknown: 0})
+
+
+@dataclass(frozen=True, kw_only=True, config=_RULES)
 class DataConfig:
     train: Split
     val: Split | None = None  # without it, `val_fraction` of the training images is held out
@@ -52,6 +72,7 @@ class DataConfig:
     known_proportion: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the training labels
     mask_seed: Seed = 0
     categories: tuple[str, ...] | None = None  # names and their order; by default those of the training file
+    values: Values | None = None  # of tables whose numbers do not mean 1 present, -1 absent, 0 unknown
     unreadable: Literal["stop", "skip"] = "stop"  # what a damaged image does to a run; "skip" names and counts it
     workers: Count = 2  # threads that decode images
     flip: bool = False  # mirror training images at random
@@ -156,6 +177,7 @@ _SECTIONS: dict[type, dict[tuple[int | str, ...], type]] = {
         ("data",): DataConfig,
         ("data", "train"): Split,
         ("data", "val"): Split,
+        ("data", "values"): Values,
         ("model",): ModelConfig,
         ("train",): TrainConfig,
     },
