@@ -202,11 +202,7 @@ def _fitting(name: str) -> str | None:
         return None
     model = parts[1].replace("rtx", "").replace("-", "").replace(" ", "")
     capability = GPUS.get(model) or parts[1].removeprefix("sm")
-    if (
-        not capability.isdigit()
-        or len(capability) < 2
-        or (capability in KINDS["rtx"].capabilities and model not in GPUS)
-    ):
+    if not capability.isdigit() or len(capability) < 2:
         return None
     precision = parts[2] if len(parts) > 2 and parts[2] in KINDS["rtx"].precisions else "fp16"
     if capability in KINDS["rtx"].capabilities:

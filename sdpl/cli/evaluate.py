@@ -8,6 +8,7 @@ import click
 from sdpl.cli.bars import shown
 from sdpl.cli.command import Command
 from sdpl.cli.options import FORMAT, IMAGES, PATH, runtime_options
+from sdpl.errors import UserError
 
 
 @click.command("eval", cls=Command)
@@ -21,6 +22,12 @@ from sdpl.cli.options import FORMAT, IMAGES, PATH, runtime_options
 @click.option("--json", "json_path", type=PATH, help="Also write the metrics to this file.")
 @click.option("--report", "page", type=PATH, help="Also write an HTML page: curves, the worst errors and more.")
 @runtime_options
+@click.option(
+    "--compare",
+    type=PATH,
+    multiple=True,
+    help="In the report, beside this model: the --json of another one on the same data; may be repeated.",
+)
 @click.option("--worst", type=click.IntRange(0, 200), default=12, show_default=True, help="Pictures per part of it.")
 def command(
     model: Path,
@@ -36,6 +43,7 @@ def command(
     precision: str | None,
     threads: int | None,
     streams: int | None,
+    compare: tuple[Path, ...],
     worst: int,
 ) -> None:
     """Metrics of MODEL (model.ckpt or model.sdpl) on the labels of ANNOTATIONS: COCO, VOC or a table."""
@@ -43,11 +51,14 @@ def command(
 
     from sdpl.data.formats import read_labels
     from sdpl.data.reading import Unreadable
-    from sdpl.evaluate.evaluation import evaluate, score_all
+    from sdpl.evaluate.evaluation import evaluate, read_evaluation, score_all
     from sdpl.evaluate.tables import evaluation_tables
     from sdpl.files import write_json
     from sdpl.models import open_model
 
+    if compare and page is None:
+        raise UserError("--compare shows other models in the report: add --report out.html.")
+    others = [(path.stem, read_evaluation(path)) for path in compare]
     if page is not None:
         from sdpl.evaluate.report.html import write_report  # before hours of scoring, should it not be installed
     opened = open_model(model, threshold, backend, threads, streams, precision)
@@ -64,5 +75,5 @@ def command(
         write_json(json_path, {**asdict(result), "target": opened.target})
     if page is not None:
         with shown("drawing the report"):
-            write_report(page, str(model), str(annotations), opened, data, scores, result, worst)
+            write_report(page, str(model), str(annotations), opened, data, scores, result, worst, others)
         click.echo(f"report: {page}")

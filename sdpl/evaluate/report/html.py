@@ -1,9 +1,10 @@
 """The report: everything of an evaluation in one HTML file that needs nothing beside it and no network."""
 
 import base64
+import hashlib
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
 
 from sdpl import __version__
 from sdpl.data.images import LabelledImages, count_labels
@@ -25,6 +27,7 @@ from sdpl.plots import pyplot
 if TYPE_CHECKING:
     import matplotlib.figure
 
+MOST_COUNTED = 300  # categories for which the page can count again at another threshold, within its size
 THEMES = {
     "light": {
         "text": "#1c2430",
@@ -61,6 +64,7 @@ class CategoryRow:
     threshold: float
     precision: float | None
     recall: float | None
+    f1: float | None
 
 
 def write_report(
@@ -72,10 +76,12 @@ def write_report(
     scores: np.ndarray,
     result: Evaluation,
     worst: int,
+    others: Sequence[tuple[str, Evaluation]] = (),
 ) -> None:
     """Write the report of `result`, the evaluation of `model` with `scores` [N,C] on `data`, atomically.
 
-    worst: how many false positives, false negatives and samples are shown as pictures. Unknown labels count nowhere.
+    others: evaluations of other models on the same data by name, to compare with. worst: how many false positives,
+    false negatives and samples are shown as pictures. Unknown labels count nowhere.
     Raises UserError when the file cannot be written.
     """
     false_positives, false_negatives = worst_errors(scores, data.labels, model.thresholds, worst)
@@ -84,14 +90,24 @@ def write_report(
     template = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string(resources.files("sdpl.evaluate.report").joinpath("template.html").read_text(encoding="utf-8"))
+    script = resources.files("sdpl.evaluate.report").joinpath("table.js").read_text(encoding="utf-8")
+    compared = [(model_name, result), *others] if others else []
     text = template.render(
+        script=Markup(script),  # ours, and the only one that the page's policy lets run: by its hash
+        script_hash=Markup(f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"),
+        counts=threshold_counts(scores, data.labels) if len(rows) <= MOST_COUNTED else None,
+        random=float(np.mean(list(chances))) if (chances := [chance[r.category] for r in rows if r.positive]) else None,
+        others=compared,
         model=model_name,
         data=data_name,
         result=result,
         rows=rows,
         thresholds=_thresholds(model.thresholds),
         figures={
-            "ap": figure(lambda: ap_bars({"model": result.ap}, chance), "average precision of each category"),
+            "ap": figure(
+                lambda: ap_bars({n: e.ap for n, e in compared} or {"model": result.ap}, chance),
+                "average precision of each category",
+            ),
             "curves": figure(lambda: precision_recall(scores, data, result.ap), "precision-recall curves"),
             "calibration": figure(lambda: calibration_curve(calibration(scores, data.labels)), "calibration curve"),
         },
@@ -106,6 +122,13 @@ def write_report(
     )
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def threshold_counts(scores: np.ndarray, labels: np.ndarray) -> list[list[list[int]]]:
+    """For each category how many positives, and negatives, score at least 0.00, 0.01 and so on to 1.00: [C,2,101]."""
+    cuts = np.arange(101) / 100
+    columns = [[scores[labels[:, c] == label, c] for label in (1, -1)] for c in range(labels.shape[1])]
+    return [[(np.sort(s)[None] >= cuts[:, None]).sum(axis=1).tolist() for s in pair] for pair in columns]
 
 
 def category_rows(
@@ -126,6 +149,7 @@ def category_rows(
             float(thresholds[c]),
             100 * float(hits[c]) / int(claims[c]) if claims[c] else None,
             100 * float(hits[c]) / count.positive if count.positive else None,
+            200 * float(hits[c]) / (int(claims[c]) + count.positive) if claims[c] or count.positive else None,
         )
         for c, count in enumerate(count_labels(data))
     ]
