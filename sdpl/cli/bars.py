@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as Bars
 
 from sdpl.progress import Progress, Report
+from sdpl.text import printable, shortened
 
 LINE_SECONDS = 30.0  # between two lines about a step, where there is no terminal to draw a bar on
 
@@ -31,7 +32,7 @@ def shown(spinner: str = "", every: float = LINE_SECONDS) -> Iterator[Report]:
         def report(progress: Progress) -> None:
             nonlocal said
             if progress.total is None:
-                console.print(progress.step, markup=False, highlight=False, soft_wrap=True)
+                console.print(printable(shortened(progress.step)), markup=False, highlight=False, soft_wrap=True)
                 return
             if not console.is_terminal and progress.done and time.monotonic() - said >= every:
                 console.print(str(progress), markup=False, highlight=False, soft_wrap=True)

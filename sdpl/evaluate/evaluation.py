@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 
 from sdpl.data.images import LabelledImages
 from sdpl.data.reading import Unreadable
@@ -89,11 +87,3 @@ def evaluate(scores: np.ndarray, data: LabelledImages, thresholds: float | np.nd
         ece=100 * calibration(scores, data.labels).error,
         ap=ap,
     )
-
-
-def read_evaluation(path: Path) -> Evaluation:
-    """What `sdpl-eval --json` wrote. Raises UserError when it is something else."""
-    try:
-        return TypeAdapter(Evaluation).validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        raise UserError(f"{path}: is no file that sdpl-eval --json wrote.") from None

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from sdpl.bundle import Bundle
 from sdpl.runtime.availability import in_order, target_obstacle
+from sdpl.text import escaped
 
 
 def latency_table(result: dict[str, Any]) -> Group:
@@ -54,11 +54,11 @@ def environment_table(found: dict[str, Any]) -> Table:
     gpus = [f"device {number}: {gpu['name']} (sm_{gpu['capability']})" for number, gpu in enumerate(found["gpus"])]
     title = f"{found['cpu']}, {found['cores']} cores; " + (", ".join(gpus) or str(found["gpu"]))
     versions = ", ".join(f"{name} {number}" for name, number in found["packages"].items())
-    table = Table(title=escape(title), caption=f"sdpl {found['sdpl']}, Python {found['python']}, {versions}")
+    table = Table(title=escaped(title), caption=f"sdpl {found['sdpl']}, Python {found['python']}, {versions}")
     table.add_column("backend")
     table.add_column("here", overflow="fold")
     for name, state in found["backends"].items():
-        table.add_row(name, escape(state))
+        table.add_row(name, escaped(state))
     return table
 
 
@@ -71,7 +71,9 @@ def target_states(bundle: Bundle) -> dict[str, dict[str, str]]:
 def target_table(bundle: Bundle) -> Table:
     """A bundle's targets: how each was proved, and whether it runs on this machine."""
     manifest = bundle.manifest
-    table = Table(title=f"{escape(str(bundle.path))}: {len(manifest.categories)} categories, made {manifest.created}")
+    table = Table(
+        title=f"{escaped(str(bundle.path))}: {len(manifest.categories)} categories, made {escaped(manifest.created)}"
+    )
     for name in ("target", "proof", "largest difference", "size", "here"):
         table.add_column(name, overflow="fold", justify="right" if name in ("largest difference", "size") else "left")
     for name in in_order(manifest.targets):
@@ -79,5 +81,5 @@ def target_table(bundle: Bundle) -> Table:
         size = sum(manifest.files[file].size for file in set(target.files.values()))
         difference = target.proof().max_score_difference
         here = target_obstacle(bundle, name) or "usable"
-        table.add_row(name, target.status, f"{difference:.1e}", f"{size / 1e6:.1f} MB", escape(here))
+        table.add_row(escaped(name), target.status, f"{difference:.1e}", f"{size / 1e6:.1f} MB", escaped(here))
     return table

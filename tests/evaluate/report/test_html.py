@@ -43,7 +43,7 @@ def test_one_file_that_needs_nothing_beside_it(sdpl, checkpoint, bundle, scenes,
     assert [path.name for path in out.parent.iterdir()] == ["r.html"]
     text = out.read_text()
     page = Page(text)
-    assert all(address.startswith("data:image/") for address in page.addresses)
+    assert all(address.startswith(("data:image/", "#")) for address in page.addresses)
     assert not {"link", "iframe", "object", "form"} & set(page.tags)
     assert "url(" not in text
     assert "default-src 'none'" in text
@@ -169,19 +169,21 @@ def test_counts_of_the_slider_are_the_table_s_precision_and_recall():
             assert row.f1 == pytest.approx(200 * hits / (positive[0] + claims))
 
 
-def test_several_models_on_one_page(sdpl, fails, bundle, scenes, tmp_path):
-    annotations = scenes / "annotations" / "instances_test.json"
-    assert sdpl("eval", bundle, annotations, "--json", tmp_path / "old model.json").exit_code == 0
-    words = ("eval", bundle, annotations, "--report", tmp_path / "r.html", "--worst", "0", "--compare")
-    assert sdpl(*words, tmp_path / "old model.json").exit_code == 0
-    text = (tmp_path / "r.html").read_text()
-    assert '<th scope="row">old model</th>' in text
-    assert "is no file that sdpl-eval --json wrote" in fails(*words, annotations)
-    assert "add --report out.html" in fails("eval", bundle, annotations, "--compare", tmp_path / "old model.json")
-
-
 def test_small_numbers_are_not_shown_as_zero(scenes, tmp_path):
     data = read_labels(scenes / "annotations" / "instances_test.json")
     text = write(tmp_path, data, np.full(data.labels.shape, 0.0004), np.full(10, 0.5))
     assert "&lt;0.01" in text
     assert ">0.00<" not in text
+
+
+def test_several_models_beside_each_other(sdpl, fails, checkpoint, bundle, scenes, tmp_path):
+    annotations, out = scenes / "annotations" / "instances_test.json", tmp_path / "r.html"
+    words = ("eval", bundle, annotations, "--worst", "2", "--compare", checkpoint)
+    result = sdpl(*words, "--report", out)
+    assert result.exit_code == 0, result.output
+    page = Page(out.read_text())
+    assert "Beside other models" in page.text
+    assert page.text.count(str(checkpoint)) == 1 + 2  # the table, and each of the two samples
+    bars = [address for address in page.addresses if address.startswith("data:image/svg")][-2:]
+    assert all(str(checkpoint) in base64.b64decode(bar.split(",")[1]).decode() for bar in bars)  # the legend
+    assert "add --report" in fails(*words)
