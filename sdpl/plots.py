@@ -1,5 +1,6 @@
-"""Attention as heat maps over photos: where the model looked for each category (paper, figures 3 and 9)."""
+"""Pictures: attention over photos (paper, figures 3 and 9), and a photo beside its best scores (figure 6)."""
 
+import io
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -59,3 +60,43 @@ def draw_attention(image: Image.Image, maps: list[tuple[str, float, np.ndarray]]
     for axis in axes[0]:
         axis.set_axis_off()
     save_figure(figure, path)
+
+
+def draw_recognition(
+    image: Image.Image, best: list[tuple[str, float]], labels: set[str], maps: list[tuple[str, np.ndarray]]
+) -> Image.Image:
+    """The photo, bars of its best (category, score) pairs, and under them heat maps of (category, attention [h,w]).
+
+    A bar is full where the category is among `labels`, light where its score is below its threshold.
+    """
+    plot = pyplot()
+    columns = max(2, len(maps))
+    figure = plot.figure(figsize=(8, 3.2 if not maps else 3.2 + 8 / columns), layout="constrained")
+    try:
+        upper, *lower = figure.subfigures(2, 1, height_ratios=(3.2, 8 / columns)) if maps else [figure]
+        photo, bars = upper.subplots(1, 2)
+        photo.imshow(image)
+        photo.set_axis_off()
+        names, scores = [name[:32] for name, _ in best], [score for _, score in best]
+        shades = ["tab:blue" if name in labels else "lightsteelblue" for name, _ in best]
+        drawn = bars.barh(range(len(best)), scores, color=shades)
+        bars.bar_label(
+            drawn, labels=[f"{score:.2f}" if score >= 0.01 else f"{score:.0e}" for score in scores], padding=3
+        )
+        bars.set_yticks(range(len(best)), [name.replace("$", r"\$") for name in names])
+        bars.set(xlim=(0, 1.15), xticks=(0, 0.5, 1), xlabel="score")
+        bars.invert_yaxis()
+        bars.spines[["top", "right"]].set_visible(False)
+        for part in lower:
+            for axis, (name, attention) in zip(part.subplots(1, columns, squeeze=False)[0], maps, strict=False):
+                axis.imshow(overlay(image, attention))
+                peak = attention.max() * attention.size
+                axis.set_title(name[:24].replace("$", r"\$") + f"\npeak {peak:.1f} x mean", fontsize=8)
+            for axis in part.axes:
+                axis.set_axis_off()
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=110)
+    finally:
+        plot.close(figure)
+    with Image.open(buffer) as drawing:
+        return drawing.convert("RGB")
