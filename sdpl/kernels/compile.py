@@ -36,8 +36,9 @@ def cubin(
     """Machine code of every kernel for one compute capability ("86") and dtype of u, v and g.
 
     exact_tanh: tanhf instead of the tanh unit, several times slower, for checking. polynomial: of every 8 tanh of the
-    forward kernels, how many are a polynomial on the FMA pipe, beside the tanh unit; see docs/kernel.md. cache: a folder for
-    results, by default the user's. Two processes may compile at once: files appear whole. A damaged one is made again.
+    forward kernels, how many are a polynomial on the FMA pipe, beside the tanh unit; see docs/kernel.md. cache: a
+    folder for results, by default the user's. Two processes may compile at once: files appear whole. A
+    damaged one is made again.
     Raises UserError for an unknown capability and when NVRTC is not installed.
     """
     if dtype not in DTYPES:
