@@ -37,10 +37,11 @@ from sdpl.export.triton import write_triton
 from sdpl.runtime import Recognizer
 from sdpl.runtime.bench import measure, summarize
 from sdpl.runtime.environment import environment
-from sdpl.server.load import Load, Target, _closed, _Tally, find_target
+from sdpl.server.load import Load, Target, _closed, _open, _Tally, find_target
 from sdpl.server.messages import message
 
 TICK_MS = 1000 / os.sysconf("SC_CLK_TCK")
+OVERLOAD_WAIT_MS = 2000
 ASGI = """
 import json, sys
 import numpy as np
@@ -244,8 +245,24 @@ def beside_direct(bundle: Path, seconds: float) -> dict:
     with running(serve_command(bundle, "--max-wait-ms", "60000", "--timeout-ms", "60000"), variables, 8710) as pid:
         target = find_target("http://127.0.0.1:8710", None, False)
         row = measured("sdpl-serve, real model", "http", pid, lambda: _closed(target, 32, 2 * seconds, "image"))
-    print(f"direct {direct}, behind the server {row['answered_per_s']:.2f} images/s")
-    return {"direct_images_per_s": direct, "served": row}
+    with running(serve_command(bundle, "--max-wait-ms", str(OVERLOAD_WAIT_MS)), variables, 8710) as pid:
+        target = find_target("http://127.0.0.1:8710", None, False)
+        rate = 8 * row["answered_per_s"]
+        crowd = measured("sdpl-serve, 8 times too much", "http", pid, lambda: _open(target, rate, 3 * seconds, "image"))
+    print(f"direct {direct}, behind the server {row['answered_per_s']:.2f}, overloaded {crowd['answered_per_s']:.2f}/s")
+    return {"direct_images_per_s": direct, "served": row, "overloaded": crowd, "max_wait_ms": OVERLOAD_WAIT_MS}
+
+
+def start_up(bundle: Path) -> dict[str, float]:
+    """Seconds from the command to ready, beside those that opening and proving take in one process."""
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    begin = time.perf_counter()
+    with running(serve_command(bundle), variables, 8710):
+        ready = time.perf_counter() - begin
+    begin = time.perf_counter()
+    code = "import sys; from sdpl.server.serving import *; make_ready(sys.argv[1], Settings({}, threads=1))"
+    subprocess.run([sys.executable, "-c", code, str(bundle)], env=variables, check=True)
+    return {"ready_s": ready, "opening_alone_s": time.perf_counter() - begin}
 
 
 @click.command()
@@ -281,6 +298,7 @@ def main(bundle: Path, small: Path | None, venv: Path | None, callers: str, seco
                 rows += overhead("ASGI on uvicorn", pid, 8710, None, counts, seconds, jpeg=False)
         result = {"environment": environment(), "overhead": rows}
         if small is not None:
+            result["start"] = start_up(small)
             result["beside_direct"] = beside_direct(small, seconds)
     if out is not None:
         out.write_text(json.dumps(result, indent=2) + "\n")

@@ -8,6 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as Bars
 
 from sdpl.progress import Progress, Report
+from sdpl.text import printable, shortened
 
 
 @contextmanager
@@ -22,7 +23,7 @@ def shown(spinner: str = "") -> Iterator[Report]:
 
         def report(progress: Progress) -> None:
             if progress.total is None:
-                console.print(progress.step, markup=False, highlight=False, soft_wrap=True)
+                console.print(printable(shortened(progress.step)), markup=False, highlight=False, soft_wrap=True)
                 return
             if progress.step not in tasks:
                 tasks[progress.step] = bars.add_task(progress.step, total=progress.total)

@@ -7,7 +7,7 @@ import click
 
 from sdpl.cli.bars import shown
 from sdpl.cli.command import Command
-from sdpl.cli.options import PATH
+from sdpl.cli.options import MAX_PIXELS, PATH
 from sdpl.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 @click.option("--images", type=PATH, multiple=True, help="Verify on these images or folders, not the held-out ones.")
 @click.option("--eval", "annotations", type=PATH, help="Labelled data on which mAP is compared too.")
 @click.option("--eval-images", type=PATH, help="Folder of that data's images.  [default: where COCO keeps them]")
+@MAX_PIXELS
 @click.option("--max-score-diff", type=click.FloatRange(min=0), help="Largest difference of a score.")
 @click.option("--triton", type=PATH, help="Also write the bundle into this model repository of NVIDIA Triton.")
 @click.option(

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from sdpl.cli.command import Command
-from sdpl.cli.options import PATH, runtime_options, say_target
+from sdpl.cli.options import MAX_PIXELS, PATH, runtime_options, say_target
 from sdpl.errors import UserError
 
 
@@ -21,6 +21,7 @@ from sdpl.errors import UserError
 @click.option("--out", type=PATH, help="Write a table, .csv or .jsonl, instead of printing.")
 @click.option("--save", type=PATH, help="Draw each photo beside its best scores, one PNG per image, into this folder.")
 @click.option("--attention", type=PATH, help="Draw where the model looked, one PNG per image, into this folder.")
+@MAX_PIXELS
 @runtime_options
 def command(
     bundle: Path,

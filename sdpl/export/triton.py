@@ -11,7 +11,7 @@ from pathlib import Path
 from sdpl.bundle import CACHE, Bundle, Manifest
 from sdpl.errors import UserError
 from sdpl.files import replace_folder
-from sdpl.runtime.backends import BATCH_SIZES
+from sdpl.runtime.cpu import BATCH_SIZES
 from sdpl.runtime.two_stage import batch_sizes
 
 IR_VERSION = 10  # the newest that ONNX Runtime 1.19 reads, which Triton 24.10 brings

@@ -12,6 +12,7 @@ from sdpl.files import replace_file
 from sdpl.install import install_line
 
 SOURCE = Path(__file__).with_name("bilinear_attention_pool.cu")
+RESIZE_SOURCE = Path(__file__).with_name("resize.cu")
 CAPABILITIES = ("80", "86", "89", "90", "100", "120")  # compute capabilities, major and minor together
 DTYPES = {"float32": 32, "float16": 16, "bfloat16": 17}  # of u, v and g; the source's SDPL_DTYPE
 
@@ -36,12 +37,21 @@ def cubin(capability: str, dtype: str, exact_tanh: bool = False, cache: Path | N
     by default the user's. Two processes may compile at once: files appear whole. A damaged one is made again.
     Raises UserError for an unknown capability and when NVRTC is not installed.
     """
-    if capability not in CAPABILITIES:
-        raise UserError(f"compute capability {capability}: kernels are built for {listed(CAPABILITIES, most=9)}.")
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {listed(DTYPES)}, got {dtype!r}")
-    source = SOURCE.read_text()
     definitions = [("SDPL_DTYPE", str(DTYPES[dtype])), ("SDPL_EXACT_TANH", str(int(exact_tanh)))]
+    return _cubin(SOURCE, capability, definitions, cache)
+
+
+def resize_cubin(capability: str, cache: Path | None = None) -> bytes:
+    """As `cubin`, of the resize kernel."""
+    return _cubin(RESIZE_SOURCE, capability, [], cache)
+
+
+def _cubin(path: Path, capability: str, definitions: list[tuple[str, str]], cache: Path | None) -> bytes:
+    if capability not in CAPABILITIES:
+        raise UserError(f"compute capability {capability}: kernels are built for {listed(CAPABILITIES, most=9)}.")
+    source = path.read_text()
     key = hashlib.sha256(repr((source, capability, definitions, _nvrtc_version())).encode()).hexdigest()
     path = (cache or _cache_folder()) / f"{key}.cubin"
     code = _read(path)
@@ -65,7 +75,7 @@ def _read(path: Path) -> bytes | None:
 def _compile(source: str, capability: str, definitions: list[tuple[str, str]]) -> bytes:
     from cuda.core import Program, ProgramOptions
 
-    options = ProgramOptions(arch=f"sm_{capability}", std="c++17", define_macro=definitions)
+    options = ProgramOptions(arch=f"sm_{capability}", std="c++17", define_macro=definitions or None)
     return bytes(Program(source, "c++", options).compile("cubin").code)
 
 

@@ -83,8 +83,8 @@ def departure(actual: Any, expected: Any, deviation: Any) -> str | None:
     if mean <= mean_limit and most <= most_limit:
         return None
     return (
-        f"errors of {mean:.2f} standard deviations in the root mean square (at most {mean_limit:.2f}) and {most:.1f} at "
-        f"most (at most {most_limit:.1f})"
+        f"errors of {mean:.2f} standard deviations in the root mean square (limit {mean_limit:.2f}) and {most:.1f} at "
+        f"most (limit {most_limit:.1f})"
     )
 
 

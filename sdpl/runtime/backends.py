@@ -88,8 +88,9 @@ def open_backend(bundle: Bundle, wanted: Wanted | None = None) -> Choice:
     for candidate in asked:
         obstacle = target_obstacle(bundle, candidate, wanted.device)
         if obstacle is None:
+            how = reason if candidate == asked[0] else f"{asked[0]} cannot run here"
             try:
-                return Choice(candidate, _open(bundle, candidate, cores, wanted.device), skipped, reason)
+                return Choice(candidate, _open(bundle, candidate, cores, wanted.device), skipped, how)
             except UserError as error:  # what only opening it can tell
                 if len(asked) == 1:
                     raise

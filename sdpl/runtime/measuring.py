@@ -37,7 +37,7 @@ def measure_missing(bundle: Bundle, wanted: Wanted) -> None:
     for name in asked:
         if len(asked) > 1 and name not in timings(bundle):
             try:
-                recognizer = Recognizer.open(bundle.path, name, wanted.threads)
+                recognizer = Recognizer.open(bundle.path, name, wanted.threads, device=wanted.device)
             except UserError:
                 continue
             with recognizer:

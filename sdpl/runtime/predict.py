@@ -16,6 +16,7 @@ from sdpl.files import replace_file
 from sdpl.preprocess import load_image
 from sdpl.runtime.recognition import Recognition
 from sdpl.runtime.recognizer import Recognizer
+from sdpl.text import printable
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Prediction:
 
     def to_line(self, top: int | None) -> str:
         listed = ", ".join(f"{name} {score:.3f}" for name, score in self.best(top))
-        return f"{self.path}: {listed or 'nothing above threshold'}"
+        return printable(f"{self.path}: {listed or 'nothing above threshold'}")
 
     def to_json(self) -> str:
         return json.dumps({"image": str(self.path), **self.recognition.to_dict()})

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from sdpl.bundle import Bundle
 from sdpl.runtime.availability import in_order, target_obstacle
+from sdpl.text import escaped
 
 
 def latency_table(result: dict[str, Any]) -> Table:
@@ -19,7 +19,7 @@ def latency_table(result: dict[str, Any]) -> Table:
     where = machine.get("gpu") or f"{machine['cpu']}, {backend.get('threads', 'all cores')}"
     table = Table(
         box=box.SIMPLE,
-        title=f"{result['target']}, {backend['library']}, {where}, {result['image_size']} px, "
+        title=f"{escaped(result['target'])}, {backend['library']}, {where}, {result['image_size']} px, "
         f"{result['categories']} categories",
         caption=f"clock after each row: {', '.join(clocks)} MHz"
         + (f"; peak memory {result['peak_memory_mb']:.0f} MB" if result["peak_memory_mb"] else "")
@@ -79,7 +79,7 @@ def environment_table(found: dict[str, Any]) -> Table:
     table.add_column("backend")
     table.add_column("here", overflow="fold")
     for name, state in found["backends"].items():
-        table.add_row(name, escape(state))
+        table.add_row(name, escaped(state))
     return table
 
 
@@ -92,7 +92,9 @@ def target_states(bundle: Bundle) -> dict[str, dict[str, str]]:
 def target_table(bundle: Bundle) -> Table:
     """A bundle's targets: how each was proved, and whether it runs on this machine."""
     manifest = bundle.manifest
-    table = Table(title=f"{bundle.path}: {len(manifest.categories)} categories, made {manifest.created}")
+    table = Table(
+        title=f"{escaped(str(bundle.path))}: {len(manifest.categories)} categories, made {escaped(manifest.created)}"
+    )
     for name in ("target", "proof", "largest difference", "size", "here"):
         table.add_column(name, overflow="fold", justify="right" if name in ("largest difference", "size") else "left")
     for name in in_order(manifest.targets):
@@ -100,5 +102,5 @@ def target_table(bundle: Bundle) -> Table:
         size = sum(manifest.files[file].size for file in set(target.files.values()))
         difference = target.proof().max_score_difference
         here = target_obstacle(bundle, name) or "usable"
-        table.add_row(name, target.status, f"{difference:.1e}", f"{size / 1e6:.1f} MB", escape(here))
+        table.add_row(escaped(name), target.status, f"{difference:.1e}", f"{size / 1e6:.1f} MB", escaped(here))
     return table

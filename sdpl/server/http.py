@@ -170,6 +170,7 @@ class Connection(asyncio.BufferedProtocol):
         self._remaining = 0  # bytes of the whole body that are still to come
         self._refusal: Response | None = None  # waits until the rest of its body has been dropped
         self._dropping = False
+        self._unread = False  # of a chunked body that was refused
         self._closing = False
         self._since = time.monotonic()  # when this state began
         self._paused = False
@@ -275,8 +276,8 @@ class Connection(asyncio.BufferedProtocol):
         assert self._request is not None
         try:
             self._exchange = self._server.routes.begin(self._request)
-        except RefusalError as refused:
-            self._refuse(refused, rest=rest)
+        except Exception as error:
+            self._refuse(_refusal(error), rest=rest)
             return
         if not rest:
             self._expected(self._request)
@@ -297,8 +298,10 @@ class Connection(asyncio.BufferedProtocol):
         """After bytes of the body have come in."""
         if self._fill() and self._remaining == 0:
             self._body = None
-            assert self._exchange is not None
+            exchange = self._exchange
+            assert exchange is not None
             self._task = asyncio.get_running_loop().create_task(self._answer())
+            self._task.add_done_callback(lambda _: exchange.abandon())  # also when it is cancelled before it began
 
     def _fill(self) -> bool:
         """Ask for the next memory once this is full. False when the request was refused meanwhile."""
@@ -306,9 +309,9 @@ class Connection(asyncio.BufferedProtocol):
         if self._body is not None and self._filled == len(self._body) and (self._remaining or self._filled):
             try:
                 self._exchange.filled()
-            except RefusalError as refused:
+            except Exception as error:
                 self._exchange.abandon()
-                self._refuse(refused)
+                self._refuse(_refusal(error))
                 return False
             self._body, self._filled = self._exchange.memory, 0
         return True
@@ -375,26 +378,20 @@ class Connection(asyncio.BufferedProtocol):
         assert request is not None
         try:
             response = await exchange.answer()
-        except RefusalError as refused:
-            response = self._server.routes.refusal(request, refused)
         except asyncio.CancelledError:
             request.refused = RefusalError("cancelled", "the caller went away")
             self._server.routes.finished(request, Response(499), 0)
             return
-        except Exception as error:  # a defect: it is told, and the connection ends
-            asyncio.get_running_loop().call_exception_handler({"message": "a request failed", "exception": error})
-            response = self._server.routes.refusal(
-                request, RefusalError("internal", f"internal error: {type(error).__name__}")
-            )
-            request.keep_alive = False
-        finally:
-            exchange.abandon()
+        except Exception as error:
+            response = self._server.routes.refusal(request, _refusal(error))
+        exchange.abandon()
         self._task = self._exchange = None
         self._write(request, response)
 
     def _refuse(self, refused: RefusalError, rest: bytes = b"", close: bool = False) -> None:
         """Answer without the body having been read. A short rest of it is dropped, so that the client reads on."""
         request = self._request
+        self._unread = self._chunks is not None
         self._exchange = self._body = self._chunks = None
         self._pending = b""
         response = self._server.routes.refusal(request, refused)
@@ -447,7 +444,7 @@ class Connection(asyncio.BufferedProtocol):
         before it reads the answer: what it sends is dropped for a little while first."""
         self._closing = True
         self._body = None
-        if self._remaining or self._chunks is not None:
+        if self._remaining or self._unread:
             asyncio.get_running_loop().call_later(LINGER_S, self._transport.close)
         else:
             self._transport.close()
@@ -463,18 +460,33 @@ class Connection(asyncio.BufferedProtocol):
         elif self._task is not None:
             return
         elif self._request is not None:
-            received = self._request.length - self._remaining
-            if waited > limits.header_timeout_s and received < waited * limits.min_bytes_per_s:
-                if self._exchange is not None:
-                    self._exchange.abandon()
-                self._dropping = False
-                self._refuse(RefusalError("slow", "the body comes too slowly."), close=True)
+            self._check_body(waited)
         elif self._pending:
             if waited > limits.header_timeout_s:
                 self._refuse(RefusalError("slow", "the head did not come in time."), close=True)
+        elif self._transport.is_closing():
+            self._transport.abort()  # it does not read what it asked for
         elif waited > limits.idle_timeout_s:
             self._transport.close()
+
+    def _check_body(self, waited: float) -> None:
+        """Cut off a body that comes too slowly."""
+        assert self._request is not None
+        limits, received = self._server.limits, self._request.length - self._remaining
+        if waited > limits.header_timeout_s and received < waited * limits.min_bytes_per_s:
+            if self._exchange is not None:
+                self._exchange.abandon()
+            self._dropping = False
+            self._refuse(RefusalError("slow", "the body comes too slowly."), close=True)
 
     def close_if_idle(self) -> None:
         if self._request is None and not self._pending:
             self._transport.close()
+
+
+def _refusal(error: Exception) -> RefusalError:
+    """The refusal itself, or, for a defect of the server, one that tells the caller and the log."""
+    if isinstance(error, RefusalError):
+        return error
+    asyncio.get_running_loop().call_exception_handler({"message": "a request failed", "exception": error})
+    return RefusalError("internal", f"internal error: {type(error).__name__}")

@@ -1,6 +1,7 @@
 """What the words of `sdpl-serve` mean, checked before anything is started."""
 
 import importlib
+import os
 import ssl
 import sys
 from pathlib import Path
@@ -81,7 +82,7 @@ def tls(certificate: Path | None, key: Path | None) -> tuple[str | None, str | N
 
 def writable(path: str) -> None:
     """Raises UserError when a log cannot be written."""
-    open_log(path).close()
+    os.close(open_log(path))
 
 
 def require_packages(settings: Settings) -> None:

@@ -198,7 +198,7 @@ class Infer:
         if given is None:
             self._json_size, limit = request.length, app.settings.max_json
         else:
-            if not given.isdigit() or len(given) > 18 or int(given) > request.length:
+            if not (given.isascii() and given.isdigit()) or len(given) > 18 or int(given) > request.length:
                 raise RefusalError(
                     "invalid", f"{JSON_LENGTH} {given[:40]!r} does not fit a body of {request.length} bytes."
                 )

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from sdpl.data.reading import Unreadable, batches
 from sdpl.errors import UserError, listed
 from sdpl.evaluate.metrics import mean_average_precision, mean_average_precision_error
 from sdpl.evaluate.thresholds import DEFAULT, fit_thresholds
-from sdpl.files import replace_file
+from sdpl.files import only_one_run, replace_file
 from sdpl.progress import Progress, Report, Steps, silent
-from sdpl.train.checkpoint import save_checkpoint
+from sdpl.train.checkpoint import load_state, save_checkpoint
 from sdpl.train.config import Config, TrainConfig
 from sdpl.train.distributed import Processes, choose_device, processes
 from sdpl.train.features.sources import FeatureMaps, FeatureSource, require_precision
@@ -53,12 +54,14 @@ def train(
     """
     device = choose_device(config.train.device)
     require_precision(config.train.precision, device)
-    with processes(device) as group:
+    with processes(device) as group, ExitStack() as held:
         report = report if group.is_first else silent
         torch.manual_seed(config.train.seed)
         train_data, val_data = load_data(config)
         require_known_labels(train_data)
         digest = fingerprint(train_data, val_data)
+        if group.is_first:
+            held.enter_context(only_one_run(out))
         content = resumable(config, out, digest) if resume else None
         if not resume:
             require_new(out)
@@ -170,7 +173,7 @@ class _Run:
     def restore(self, content: dict[str, Any]) -> None:
         """Take the state of a checkpoint that `_resumable` let pass."""
         state = content["resume"]
-        self.model.load_state_dict(content["state"])
+        load_state(self.model, content, f"{self.out}/last.ckpt")
         self.learner.load_state(state["learner"])
         for name in ("epoch", "step", "loss_sum", "best_mAP", "history"):
             setattr(self, name, state[name])
@@ -206,6 +209,7 @@ class _Run:
                 factor[:] = self.model.attention_factor(f)
         self.group.all_reduce([factor])
         self.model.decoupling.scale_attention(float(factor) / self.group.world_size)
+        self.learner.restart_average()
 
     def _train_epoch(self, lr: float) -> float:
         """The rest of one pass over the training data; returns the mean loss of the whole pass."""

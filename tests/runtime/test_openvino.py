@@ -144,6 +144,7 @@ def test_an_openvino_that_is_too_old_or_missing(cpu_bundle, monkeypatch):
     with Recognizer.open(cpu_bundle) as recognizer:
         assert recognizer.target == "cpu:fp32"
         assert recognizer.skipped["openvino:fp32"] == line
+        assert recognizer.chosen == "openvino:fp32 cannot run here"
     shutil.rmtree(cpu_bundle / "cache", ignore_errors=True)
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
     assert "openvino is not installed" in target_obstacle(Bundle.open(cpu_bundle), "openvino:bf16")

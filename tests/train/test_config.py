@@ -57,7 +57,7 @@ def test_cannot_be_changed():
         (with_value("train", "gamma_pos", 0.5), r"train.gamma_pos = 0.5: .*0 or at least 1"),
         (with_value("data", "known_proportion", 0), r"data.known_proportion = 0: .*greater than 0"),
         (with_value("model", "image_size", 8), r"model.image_size = 8: .*32"),
-        (with_value("model", "prompts", "none"), r"'category-specific', 'shared' or 'manual'"),
+        (with_value("model", "prompts", "none"), r"'category-specific', 'shared', 'dual', 'manual' or 'vectors'"),
         (with_value("model", "manual_prompt", "a photo"), r"model.manual_prompt = 'a photo': .*\{\}"),
         (with_value("train", "seed", 2**70), r"train.seed = .*less than 4294967296"),
         (with_value("model", "backbone", None), r"model.backbone = None: .*valid string"),

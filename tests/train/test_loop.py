@@ -288,7 +288,7 @@ def test_resuming_on_other_data_is_refused(sdpl, fails, config, scenes, tmp_path
     assert "data: other images, labels or categories" in fails("train", path, "--out", tmp_path / "run", "--resume")
     annotations.write_text(text)
     (tmp_path / "run" / "model.ckpt").unlink()
-    assert "the best checkpoint, is missing" in fails("train", path, "--out", tmp_path / "run", "--resume")
+    assert "the checkpoint that is kept, is missing" in fails("train", path, "--out", tmp_path / "run", "--resume")
 
 
 def test_without_validation_positives_the_newest_epoch_is_kept(sdpl, config, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sdpl.data.categories import require_distinct
+from sdpl.data.formats.bounds import require_file, require_names
 from sdpl.data.formats.coco import read_coco
 from sdpl.data.formats.table import csv_rows, jsonl_rows, parquet_rows, read_table, write_table
 from sdpl.data.formats.voc import is_voc, read_voc
@@ -46,6 +47,7 @@ def read_labels(
     path = Path(path)
     require_distinct(categories or (), "data.categories")
     try:
+        require_file(path)
         reader = READERS[recognise(path) if format == "auto" else format]
         folder, names, labels, found = reader(path, None if images is None else Path(images), categories)
     except FileNotFoundError:
@@ -55,6 +57,7 @@ def read_labels(
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
     require_distinct(found, str(path))
+    require_names(names, path)
     paths = _inside(folder, names, path)
     if require_images:
         _require_images(paths, folder, path)
@@ -93,14 +96,14 @@ def recognise(path: Path) -> str:
 
 def in_order(data: LabelledImages, categories: tuple[str, ...], name: str) -> LabelledImages:
     """The data with its columns in the given order. Raises UserError when the categories are not the same."""
-    missing = [name for name in categories if name not in data.categories]
-    excess = [name for name in data.categories if name not in categories]
+    column = {name: i for i, name in enumerate(data.categories)}
+    missing, excess = set(categories) - column.keys(), column.keys() - set(categories)
     if missing or excess:
-        odd = sorted(missing + excess)
+        odd = sorted(missing | excess)
         raise UserError(
             f"{name}: its categories are not those of the model or configuration ({len(odd)} differ: {listed(odd)})."
         )
-    columns = [data.categories.index(name) for name in categories]
+    columns = [column[name] for name in categories]
     return LabelledImages(data.images, data.labels[:, columns], tuple(categories))
 
 

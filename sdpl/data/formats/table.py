@@ -8,15 +8,22 @@ by `|`); what neither list names is unknown.
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sdpl.data.formats.bounds import require_room
 from sdpl.errors import UserError, listed, nearest
 
+if TYPE_CHECKING:
+    from pyarrow import DataType
+
 IMAGE_COLUMNS = ("image", "image_path", "path", "file_name", "filename", "file")
+MAX_LINE = 16 << 20  # bytes of a line of JSONL, characters of a header of CSV
 LISTS = {"positives": 1, "negatives": -1}
 
 Rows = Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]  # each row with its place, such as "labels.csv:12"
@@ -44,6 +51,7 @@ def read_table(
             columns |= cells.keys()
         for name in row:
             column.setdefault(name, len(column))
+        require_room(path, len(names), len(column))
         labels.append(np.zeros(len(column), dtype=np.int8))  # [C so far]
         for name, label in row.items():
             labels[-1][column[name]] = label
@@ -66,7 +74,7 @@ def csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a CSV file with a header; divided by comma, semicolon or tab, whichever the header has most of."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as stream:
-            header = stream.readline()
+            header = stream.readline(MAX_LINE)
             stream.seek(0)
             reader = csv.reader(stream, delimiter=max(",;\t", key=header.count), strict=True)
             columns = [name.strip() for name in next(reader, [])]
@@ -85,7 +93,9 @@ def csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a file with one JSON object per line."""
     with open(path, "rb") as stream:
-        for number, line in enumerate(stream, 1):
+        for number, line in enumerate(iter(partial(stream.readline, MAX_LINE), b""), 1):
+            if len(line) == MAX_LINE:
+                raise UserError(f"{path}:{number}: the line has more than {MAX_LINE >> 20} MB.")
             if not line.strip():
                 continue
             try:
@@ -105,13 +115,34 @@ def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         with ParquetFile(path) as file:
             _require_header(file.schema_arrow.names, path)
+            odd = {column.name: f"a {column.type}" for column in file.schema_arrow if not _is_plain(column.type)}
+            plain = [name for name in file.schema_arrow.names if name not in odd]
             number = 0
-            for batch in file.iter_batches(batch_size=4096):
+            for batch in file.iter_batches(batch_size=4096, columns=plain):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{path}, row {number}", row
-    except ArrowException as error:
-        raise UserError(f"{path}: is not Parquet ({str(error).splitlines()[0]}).") from None
+                    yield f"{path}, row {number}", {**row, **odd}  # refused only where it is used
+    except UserError:
+        raise
+    except (ArrowException, ValueError, OverflowError, OSError) as error:  # ValueError: text that is not UTF-8
+        raise UserError(f"{path}: is not Parquet ({(str(error).splitlines() or ['damaged'])[0]}).") from None
+
+
+def _is_plain(kind: "DataType") -> bool:
+    """Whether a column of Parquet holds what a table may: numbers, text, nothing, or lists of text."""
+    from pyarrow import types
+
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_dictionary(kind):
+        return _is_plain(kind.value_type)
+    plain = (
+        types.is_integer,
+        types.is_floating,
+        types.is_boolean,
+        types.is_string,
+        types.is_large_string,
+        types.is_null,
+    )
+    return any(check(kind) for check in plain)
 
 
 def write_table(path: Path, format: str, names: list[str], labels: np.ndarray, categories: tuple[str, ...]) -> None:
@@ -146,7 +177,7 @@ def _require_header(columns: list[str], path: Path) -> None:
         raise UserError(f"{path}: has no column {' or '.join(map(repr, IMAGE_COLUMNS))}; {have}.")
     if "" in columns:
         raise UserError(f"{path}: column {columns.index('') + 1} has no name (pandas: to_csv(..., index=False)).")
-    twice = sorted({name for name in columns if columns.count(name) > 1})
+    twice = sorted(name for name, times in Counter(columns).items() if times > 1)
     if twice:
         raise UserError(f"{path}: a column appears twice: {listed(twice)}; each must be unique.")
 

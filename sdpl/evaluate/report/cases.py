@@ -53,13 +53,21 @@ class ScoreBar:
 
 
 @dataclass(frozen=True)
+class SampleScores:
+    """A model's best scores of an image, and the present categories that are not among them."""
+
+    model: str
+    bars: tuple[ScoreBar, ...]
+    missed: tuple[ScoreBar, ...]
+
+
+@dataclass(frozen=True)
 class SampleCard:
-    """An image with its best scores (figure 6), and the present categories that are not among them."""
+    """An image with the best scores of one model or several (figure 6)."""
 
     name: str
     photo: str
-    bars: tuple[ScoreBar, ...]
-    missed: tuple[ScoreBar, ...]
+    models: tuple[SampleScores, ...]
 
 
 def worst_errors(
@@ -114,15 +122,24 @@ def error_cards(cases: Sequence[Case], model: Evaluated, data: LabelledImages) -
     return cards
 
 
-def sample_cards(scores: np.ndarray, data: LabelledImages, most: int) -> list[SampleCard]:
-    """Images spread evenly over the data, with their best scores."""
-    cards = []
-    for row in np.unique(np.linspace(0, len(data) - 1, min(most, len(data))).astype(int)):
-        order = np.argsort(-scores[row], kind="stable")
-        bars = [ScoreBar(data.categories[c], float(scores[row, c]), MEANING[int(data.labels[row, c])]) for c in order]
-        missed = tuple(bar for bar in bars[TOP:] if bar.label == "present")
-        cards.append(SampleCard(data.images[row].name, data_uri(_photo(data, row)), tuple(bars[:TOP]), missed))
-    return cards
+def sample_cards(scores: dict[str, np.ndarray], data: LabelledImages, most: int) -> list[SampleCard]:
+    """Images spread evenly over the data, with their best scores by each model: {"model": scores [N,C]}."""
+    rows = np.unique(np.linspace(0, len(data) - 1, min(most, len(data))).astype(int))
+    return [
+        SampleCard(
+            data.images[row].name,
+            data_uri(_photo(data, row)),
+            tuple(_best(model, found[row], data, row) for model, found in scores.items()),
+        )
+        for row in rows
+    ]
+
+
+def _best(model: str, scores: np.ndarray, data: LabelledImages, row: int) -> SampleScores:
+    """Of one model's scores [C] of an image."""
+    order = np.argsort(-scores, kind="stable")
+    bars = [ScoreBar(data.categories[c], float(scores[c]), MEANING[int(data.labels[row, c])]) for c in order]
+    return SampleScores(model, tuple(bars[:TOP]), tuple(bar for bar in bars[TOP:] if bar.label == "present"))
 
 
 def data_uri(image: Image.Image) -> str:

@@ -3,7 +3,7 @@
 import base64
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
@@ -63,6 +63,15 @@ class CategoryRow:
     recall: float | None
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Another model on the same data: scores [N,C] in the order of the data's categories."""
+
+    name: str
+    scores: np.ndarray
+    result: Evaluation
+
+
 def write_report(
     path: Path,
     model_name: str,
@@ -72,15 +81,18 @@ def write_report(
     scores: np.ndarray,
     result: Evaluation,
     worst: int,
+    others: Sequence[Compared] = (),
 ) -> None:
     """Write the report of `result`, the evaluation of `model` with `scores` [N,C] on `data`, atomically.
 
-    worst: how many false positives, false negatives and samples are shown as pictures. Unknown labels count nowhere.
+    others: models that figure 5's bars and figure 6's samples show beside it. worst: how many false positives, false
+    negatives and samples are shown as pictures. Unknown labels count nowhere.
     Raises UserError when the file cannot be written.
     """
     false_positives, false_negatives = worst_errors(scores, data.labels, model.thresholds, worst)
     rows = category_rows(scores, data, model.thresholds, result)
     chance = {row.category: 100 * row.positive / row.known for row in rows if row.known}
+    aps = {model_name: result.ap, **{other.name: other.result.ap for other in others}}
     template = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string(resources.files("sdpl.evaluate.report").joinpath("template.html").read_text(encoding="utf-8"))
@@ -91,7 +103,7 @@ def write_report(
         rows=rows,
         thresholds=_thresholds(model.thresholds),
         figures={
-            "ap": figure(lambda: ap_bars({"model": result.ap}, chance), "average precision of each category"),
+            "ap": figure(lambda: ap_bars(aps, chance), "average precision of each category"),
             "curves": figure(lambda: precision_recall(scores, data, result.ap), "precision-recall curves"),
             "calibration": figure(lambda: calibration_curve(calibration(scores, data.labels)), "calibration curve"),
         },
@@ -99,7 +111,9 @@ def write_report(
             "False positives": error_cards(false_positives, model, data),
             "False negatives": error_cards(false_negatives, model, data),
         },
-        samples=sample_cards(scores, data, worst),
+        samples=sample_cards({model_name: scores, **{other.name: other.scores for other in others}}, data, worst),
+        others=others,
+        models=[(model_name, result), *((other.name, other.result) for other in others)],
         known=float((data.labels != 0).mean()),
         version=__version__,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

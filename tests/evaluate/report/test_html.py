@@ -139,3 +139,16 @@ def test_unreadable_images_stop_an_evaluation_or_are_left_out(sdpl, fails, bundl
     assert result.exit_code == 0, result.output
     assert "skipped: " in result.stderr
     assert json.loads((tmp_path / "m.json").read_text())["images"] == 1
+
+
+def test_several_models_beside_each_other(sdpl, fails, checkpoint, bundle, scenes, tmp_path):
+    annotations, out = scenes / "annotations" / "instances_test.json", tmp_path / "r.html"
+    words = ("eval", bundle, annotations, "--worst", "2", "--compare", checkpoint)
+    result = sdpl(*words, "--report", out)
+    assert result.exit_code == 0, result.output
+    page = Page(out.read_text())
+    assert "Beside other models" in page.text
+    assert page.text.count(str(checkpoint)) == 1 + 2  # the table, and each of the two samples
+    bars = [address for address in page.addresses if address.startswith("data:image/svg")][-2:]
+    assert all(str(checkpoint) in base64.b64decode(bar.split(",")[1]).decode() for bar in bars)  # the legend
+    assert "add --report" in fails(*words)
