@@ -1,9 +1,11 @@
 """What can run on this machine, and for what cannot, the one line that says what is missing and how to get it."""
 
 import importlib
+from contextlib import nullcontext
 from typing import Any
 
 from sdpl.bundle import Bundle, Profile, Target
+from sdpl.kernels.driver import context
 from sdpl.kernels.gpu import find_gpu, gpu_obstacle, require_gpu
 from sdpl.runtime.machine import cpu_name
 from sdpl.targets import BACKENDS, PRECISIONS, Backend, rebuild_command
@@ -91,7 +93,8 @@ def target_obstacle(bundle: Bundle, name: str, device: int = 0) -> str | None:
     if target.compute_capability != gpu.capability:
         return f"built for compute capability {target.compute_capability}, {gpu.name} has {gpu.capability}: {fix}"
     if backend.capabilities:
-        invalid = invalid_engine(module.Runtime(logger(module)), bundle.file(target.files["engine"]).read_bytes())
+        with context(device).current() if device else nullcontext():
+            invalid = invalid_engine(module.Runtime(logger(module)), bundle.file(target.files["engine"]).read_bytes())
         return invalid and invalid.replace(REBUILD, fix)
     return None
 
