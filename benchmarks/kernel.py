@@ -1,6 +1,8 @@
 """The CUDA kernel on one GPU, beside what it replaces and beside what the GPU can do at most; all in one run.
 
-    python benchmarks/kernel.py [--out docs/benchmarks/kernel-NAME.json] [--quick]
+    python benchmarks/kernel.py [--out docs/benchmarks/kernel-NAME.json] [--seconds 480] [--quick]
+
+Rows are written as they come. It ends with status 3 when the time was not enough: call again to go on.
 
 Sides: this kernel; the research formulation; the folded formula in PyTorch eager (one category at a time, as the
 reference) and under torch.compile with max-autotune (all categories in one expression, for the compiler to fuse).
@@ -9,7 +11,7 @@ Every time is device time: many calls between two CUDA events, this kernel's ins
 """
 
 import itertools
-import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,18 +19,22 @@ import click
 import numpy as np
 import torch
 from research import ResearchHead
+from results import UNFINISHED, Results
 
-from sdpl.kernels.launch import Kernels
+from sdpl.kernels.compile import cubin
+from sdpl.kernels.driver import call, context
+from sdpl.kernels.launch import Kernels, supported
 from sdpl.kernels.reference import bilinear_attention_pool
 from sdpl.kernels.tolerance import departure, forward_deviations
 from sdpl.kernels.torch_op import attention_logits, device_array
-from sdpl.runtime.environment import environment
+from sdpl.runtime.environment import clock_mhz, environment
 
 K, E = 1024, 512
 GRID = list(
     itertools.product((20, 80, 500, 9600), (1, 8, 32, 128), (49, 196), ("float16", "float32"))
 )  # C, B, L, dtype
 COMPILED = {(80, 1), (80, 8), (80, 32), (500, 8)}  # C, B where torch.compile runs: max-autotune takes minutes for each
+POLYNOMIAL = 2  # of every 8 tanh, by polynomial, in the rows of that name
 IN_GRAPH = 20  # launches of a small shape in one graph
 TANH_CHAINS, TANH_STEPS = 8, 4096  # per thread of the ceiling's kernel
 TANH_SOURCE = f"""
@@ -76,17 +82,18 @@ def in_graph(call: Callable[[int], None], times: int) -> Callable[[], None]:
 
 def tanh_per_s() -> float:
     """The most tanh.approx.f32 a second that this GPU reaches."""
-    from cuda.core import Device, LaunchConfig, Program, ProgramOptions, Stream, launch
+    import ctypes
 
-    device = Device(torch.cuda.current_device())
-    device.set_current()
-    options = ProgramOptions(arch="sm_{}{}".format(*device.compute_capability), std="c++17")
-    kernel = Program(TANH_SOURCE, "c++", options).compile("cubin").get_kernel("tanh_rate")
-    blocks, threads = 8 * device.properties.multiprocessor_count, 256
+    from cuda.core import Program, ProgramOptions
+
+    here = context(torch.cuda.current_device())
+    options = ProgramOptions(arch=f"sm_{here.capability}", std="c++17")
+    code = bytes(Program(TANH_SOURCE, "c++", options).compile("cubin").code)
+    blocks, threads = 8 * here.attribute("MULTIPROCESSOR_COUNT"), 256
     out = torch.empty(blocks * threads, device="cuda")
-    stream = Stream.from_handle(torch.cuda.current_stream().cuda_stream)
-    config = LaunchConfig(grid=blocks, block=threads)
-    us = device_us(lambda: launch(stream, config, kernel, out.data_ptr()))
+    kernel = call("cuModuleGetFunction", call("cuModuleLoadData", code), b"tanh_rate")
+    arguments, stream = ((out.data_ptr(),), (ctypes.c_void_p,)), torch.cuda.current_stream().cuda_stream
+    us = device_us(lambda: call("cuLaunchKernel", kernel, blocks, 1, 1, threads, 1, 1, 0, stream, arguments, 0))
     return blocks * threads * TANH_CHAINS * TANH_STEPS / us * 1e6
 
 
@@ -123,7 +130,9 @@ def attempt(call: Callable[[], object], calls: int) -> float | str:
 
 
 @torch.inference_mode()
-def one_shape(C: int, B: int, L: int, dtype: str, kernels: Kernels, ceiling: float, with_compile: bool) -> dict:
+def one_shape(
+    C: int, B: int, L: int, dtype: str, kernels: Kernels, ceiling: float, with_compile: bool, polynomial: Kernels | None
+) -> dict:
     u, v, q, g, t = operands(C, B, L, dtype)
     logits = torch.empty(B, C, device="cuda")
     views = [device_array(x) for x in (u, v, q, g, t, logits)]
@@ -138,7 +147,16 @@ def one_shape(C: int, B: int, L: int, dtype: str, kernels: Kernels, ceiling: flo
     assert why is None, f"C={C}, B={B}, L={L}, {dtype}: {why}"
     launches = IN_GRAPH if C * B * L < 1e6 else 1  # launching a graph would outlast a small kernel
     us = device_us(in_graph(lambda stream: kernels.forward(*views, stream=stream), launches)) / launches
-    row = {"C": C, "B": B, "L": L, "dtype": dtype, "kernel_us": us, "difference": difference}
+    row = {"C": C, "B": B, "L": L, "dtype": dtype, "kernel_us": us, "difference": difference, "clock_mhz": clock_mhz()}
+    if polynomial is not None:
+        row["polynomial_us"] = (
+            device_us(in_graph(lambda stream: polynomial.forward(*views, stream=stream), launches)) / launches
+        )
+        row["polynomial_share_of_tanh_ceiling"] = B * C * L * K / (row["polynomial_us"] * 1e-6) / ceiling
+        actual = logits[:2, some].double()
+        why = departure(actual, expected, forward_deviations(*doubles, polynomial=POLYNOMIAL).logits)
+        assert why is None, f"polynomial, C={C}, B={B}, L={L}: {why}"
+        row["polynomial_difference"] = (actual - expected).abs().max().item()
     row["one_launch_in_a_graph_us"] = device_us(in_graph(lambda stream: kernels.forward(*views, stream=stream), 1))
     row["share_of_tanh_ceiling"] = B * C * L * K / (us * 1e-6) / ceiling
     few = 1 if C * B * L > 1e6 else 3
@@ -171,33 +189,37 @@ def training(B: int = 64, C: int = 80, L: int = 49) -> dict:
     return {"B": B, "C": C, "L": L, "operator": ours, "research": theirs}
 
 
+def ceilings() -> dict[str, float | str | None]:
+    return {"tanh_per_s": tanh_per_s(), "bytes_per_s": bytes_per_s(), "clock_mhz": clock_mhz()}
+
+
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path))
+@click.option("--seconds", type=float, default=480, show_default=True)
 @click.option("--quick", is_flag=True, help="L=49 in float16 only, without torch.compile.")
-def main(out: Path | None, quick: bool) -> None:
+def main(out: Path | None, seconds: float, quick: bool) -> None:
     if not torch.cuda.is_available():
         raise click.ClickException("this benchmark needs a GPU; tests/kernels show what can be shown without one.")
-    ceiling, bandwidth = tanh_per_s(), bytes_per_s()
-    print(f"ceilings: {ceiling / 1e12:.2f} T tanh/s, {bandwidth / 1e12:.2f} TB/s", flush=True)
+    about = {**environment(), "torch": torch.__version__, "gpu": torch.cuda.get_device_name()}
+    results = Results(out, seconds, **about)
+    found = ceilings()  # each time: a later run may have another clock
+    results.add("ceilings", found)
     kernels = {dtype: Kernels(dtype) for dtype in ("float16", "float32")}
-    rows = []
+    here = context(torch.cuda.current_device())
+    polynomial = Kernels("float16", cubin(supported(here.capability), "float16", polynomial=POLYNOMIAL))
     for C, B, L, dtype in GRID:
-        if quick and (L, dtype) != (49, "float16"):
+        name = f"C={C} B={B} L={L} {dtype}"
+        if results.has(name) or (quick and (L, dtype) != (49, "float16")):
             continue
+        if results.enough():
+            sys.exit(UNFINISHED)
         with_compile = not quick and (C, B) in COMPILED and (L, dtype) == (49, "float16")
-        rows.append(one_shape(C, B, L, dtype, kernels[dtype], ceiling, with_compile))
-        print(json.dumps(rows[-1]), flush=True)
+        other = polynomial if dtype == "float16" else None
+        ceiling = float(found["tanh_per_s"])
+        results.add(name, one_shape(C, B, L, dtype, kernels[dtype], ceiling, with_compile, other))
         torch.cuda.empty_cache()
-    report = {
-        "environment": {**environment(), "torch": torch.__version__, "gpu": torch.cuda.get_device_name()},
-        "tanh_per_s": ceiling,
-        "bytes_per_s": bandwidth,
-        "forward": rows,
-        "training": training(),
-    }
-    print(json.dumps(report["training"]))
-    if out is not None:
-        out.write_text(json.dumps(report, indent=2) + "\n")
+    if not results.has("training"):
+        results.add("training", training())
 
 
 if __name__ == "__main__":

@@ -1,37 +1,84 @@
 #!/usr/bin/env bash
-# Everything worth doing on a GPU, in one call; results go into a folder as JSON and logs.
+# Everything worth doing on a GPU, in steps that go on where they stopped; results are written as they come.
 #
-#     benchmarks/on_gpu.sh RESULTS [python]
+#     benchmarks/on_gpu.sh wheels [3.12]          on a machine with a network: what the other one lacks, into benchmarks/wheels
+#     benchmarks/on_gpu.sh run RESULTS [SECONDS]  on the machine with the GPU: the next steps, for at most so long (540)
 #
-# A step that fails does not stop the others; the last line names those that did.
+# The GPU machine needs Python with PyTorch, and nothing else of sdpl's: no pydantic, open_clip, ONNX or TensorRT. Call
+# `run` until its last line says "all done". RESULTS then holds at most 8 files. A step that fails is tried once more by
+# the next call; steps that need what is not there say so and are left out.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-results=${1:?usage: benchmarks/on_gpu.sh RESULTS [python]}
-python=${2:-python3}
-mkdir -p "$results"
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-name=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1 | tr ' ' '-' | tr -cd 'A-Za-z0-9-')
-failed=()
+wheels=benchmarks/wheels
+python=${PYTHON:-python3}
 
-step() { # step NAME SECONDS COMMAND...: its output into NAME.log
-  local step=$1 seconds=$2
+if [ "${1:-}" = wheels ]; then
+  exec "$python" -m pip download --quiet --no-deps --only-binary :all: --implementation cp \
+    --python-version "${2:-3.12}" --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --dest "$wheels" \
+    "click<9" "filelock<4" "platformdirs<5" "array-api-compat<2" "safetensors<1" "pillow<13" \
+    pydantic==2.12.5 pydantic-core==2.41.5 annotated-types typing-inspection typing-extensions \
+    "cuda-bindings>=13.0.3,<14" "cuda-core>=1.0.1,<2" "cuda-pathfinder>=1.2"
+fi
+[ "${1:-}" = run ] || { sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2; }
+
+results=${2:?usage: benchmarks/on_gpu.sh run RESULTS [SECONDS]}
+until=$((SECONDS + ${3:-540}))
+mkdir -p "$results"
+if [ -d "$wheels" ] && [ ! -d "$wheels/site" ]; then
+  "$python" -m pip install --quiet --no-deps --no-index --find-links "$wheels" --target "$wheels/site.part" "$wheels"/*.whl &&
+    mv "$wheels/site.part" "$wheels/site"
+fi
+# behind the machine's own packages, so that what it has is used
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 SDPL_WHEELS="$PWD/$wheels/site"
+export XDG_CACHE_HOME="${XDG_CACHE_HOME:-/tmp/sdpl-on-gpu}"
+log=$results/log.txt
+unfinished=() failed=()
+
+step() { # step NAME MOST_SECONDS SCRIPT ARGUMENTS...: what it prints goes into the log; done once it has ended well
+  local name=$1 most=$2 left=$((until - SECONDS)) status
   shift 2
-  echo "== $step"
-  timeout "$seconds" "$@" >"$results/$step.log" 2>&1 || failed+=("$step")
-  tail -n 3 "$results/$step.log"
+  if grep -qs "^== $name: failed twice" "$log"; then failed+=("$name"); return; fi
+  if grep -qs "^== $name: done" "$log"; then return; fi
+  if [ "$left" -lt 30 ]; then
+    unfinished+=("$name")
+    return
+  fi
+  echo "== $name: started $(date -u +%H:%M:%S)" | tee -a "$log"
+  timeout "$((left < most ? left : most))" "$python" benchmarks/with_wheels.py "$@" >>"$log" 2>&1
+  status=$?
+  if [ "$status" = 0 ]; then
+    echo "== $name: done" | tee -a "$log"
+  elif [ "$status" = 3 ] || [ "$status" = 124 ]; then
+    echo "== $name: goes on with the next call" | tee -a "$log"
+    unfinished+=("$name")
+  elif grep -qs "^== $name: failed" "$log"; then
+    echo "== $name: failed twice" | tee -a "$log"
+    failed+=("$name")
+  else
+    echo "== $name: failed with status $status" | tee -a "$log"
+    tail -n 5 "$log"
+    unfinished+=("$name")
+  fi
 }
 
-nvidia-smi >"$results/nvidia-smi.log"
-step tests 240 "$python" -m pytest -q tests/kernels tests/runtime -k "gpu or kernel or two_stage or torch_op"
+nvidia-smi -q >"$results/nvidia-smi.txt" 2>&1
+name=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -1 | tr ' ' '-' | tr -cd 'A-Za-z0-9-')
+left=$((until - SECONDS - 40))
+step kernels 180 kernel_once.py
+step two-stage-answers 180 two_stage.py --quick
+step kernel-quick 300 kernel.py --quick --seconds 240 --out "$results/kernel-$name.json"
+step two-stage 480 two_stage.py --seconds "$left" --out "$results/two_stage-$name.json"
+step kernel 540 kernel.py --seconds "$left" --out "$results/kernel-$name.json"
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck initcheck; do
-    step "sanitizer-$tool" 180 compute-sanitizer --tool "$tool" --error-exitcode 1 "$python" benchmarks/kernel_once.py
+    step "sanitizer-$tool" 300 --under compute-sanitizer --tool "$tool" --error-exitcode 1 -- kernel_once.py
   done
 else
   echo "compute-sanitizer is not installed: left out"
 fi
-step kernel 600 "$python" benchmarks/kernel.py --out "$results/kernel-$name.json"
-step gpu_model 600 "$python" benchmarks/gpu_model.py --folder "$results/work" --out "$results/gpu_model-$name.json"
-rm -rf "$results/work"
-echo "failed: ${failed[*]:-none}"
-[ ${#failed[@]} -eq 0 ]
+if "$python" -c "import open_clip, onnx, pydantic" 2>/dev/null; then
+  step gpu-model 540 gpu_model.py --folder /tmp/sdpl-on-gpu/work --out "$results/gpu_model-$name.json"
+else
+  echo "open_clip or ONNX is not installed: the whole model is left out"
+fi
+if [ ${#unfinished[@]} -eq 0 ]; then echo "all done; failed: ${failed[*]:-none}"; else echo "call again for: ${unfinished[*]}"; fi

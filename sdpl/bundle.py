@@ -6,6 +6,8 @@ been checked, and no path may leave the directory.
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -25,14 +27,20 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from sdpl.errors import UserError, listed
-from sdpl.files import one_at_a_time, replace_file
+from sdpl.files import one_at_a_time, recover_folder, replace_file
+from sdpl.onnx_interface import NotOnnxError, read_interface
 from sdpl.targets import BACKENDS, PRECISIONS
+from sdpl.text import UNSAFE, name_problem, path_problem
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 PROOF = "proof.safetensors"  # images uint8 [N,S,S,3] and PyTorch's scores float32 [N,C]
 HEAD = "head.safetensors"  # the operator's constants v [C,K], q [K], t [C,E], float32
+MAX_MANIFEST, MAX_FILES = 64 << 20, 10_000  # bytes, and files or targets named in it
 CACHE = "cache"  # folder of what engines write on the serving machine; no part of the manifest
+
+
+Cells = Annotated[int, Field(gt=0, le=4096)]
 
 
 class _Record(BaseModel):
@@ -42,8 +50,8 @@ class _Record(BaseModel):
 class FileRecord(_Record):
     """What a file of the bundle must be: its SHA-256 and its size in bytes."""
 
-    sha256: str
-    size: int
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    size: int = Field(ge=0, le=1 << 42)
 
 
 class Accuracy(_Record):
@@ -111,7 +119,7 @@ class Target(_Record):
 
     backend: Annotated[str, AfterValidator(_one_of(BACKENDS))]
     precision: Annotated[str, AfterValidator(_one_of(PRECISIONS))]
-    files: dict[str, str]
+    files: dict[str, str] = Field(max_length=100)
     built_with: dict[str, str]
     compute_capability: str | None = None
     profile: Profile | None = None
@@ -119,6 +127,16 @@ class Target(_Record):
     build_s: float
     notes: dict[str, Any] = {}
     verification: Verification | None = Field(default=None, description="None only while an export is at work")
+
+    @model_validator(mode="after")
+    def _has_its_files(self) -> "Target":
+        backend = BACKENDS[self.backend]
+        two_stages = ("encoder", "head", *(("engine",) if backend.builds_engines else ()))
+        needs = two_stages if backend.needs_gpu else ("model",)
+        missing = [role for role in needs if role not in self.files]
+        if missing:
+            raise ValueError(f"its files lack {', '.join(missing)}")
+        return self
 
     @property
     def status(self) -> str:
@@ -134,7 +152,7 @@ class Target(_Record):
 class Preprocessing(_Record):
     """How an image becomes the model's input; `sdpl.preprocess` is the definition."""
 
-    image_size: int = Field(gt=0)
+    image_size: int = Field(gt=0, le=4096)
     resize: Literal["squash, bicubic, antialiased"] = "squash, bicubic, antialiased"
     layout: Literal["uint8 NHWC RGB"] = "uint8 NHWC RGB"
     normalisation: Literal["inside the graph"] = "inside the graph"
@@ -144,16 +162,16 @@ class Manifest(_Record):
     """Everything about a bundle but its weights."""
 
     format_version: int = Field(gt=0)
-    sdpl_version: str
-    created: str
-    categories: tuple[str, ...] = Field(min_length=1)
+    sdpl_version: str = Field(max_length=100)
+    created: str = Field(max_length=100)
+    categories: tuple[str, ...] = Field(min_length=1, max_length=100_000)
     thresholds: tuple[float, ...]
     preprocessing: Preprocessing
     probability: Literal["sigmoid", "softmax"]
-    inverse_temperature: float = Field(gt=0)
+    inverse_temperature: float = Field(gt=0, allow_inf_nan=False)
     checkpoint_sha256: str
     config: dict[str, Any]
-    map_size: tuple[PositiveInt, PositiveInt] = Field(description="height and width of the attention map, in cells")
+    map_size: tuple[Cells, Cells] = Field(description="height and width of the attention map, in cells")
     targets: dict[str, Target]
     default_target: str | None = Field(default=None, description="what `auto` takes where it runs; named by the export")
     files: dict[str, FileRecord]
@@ -161,16 +179,36 @@ class Manifest(_Record):
     @field_validator("files")
     @classmethod
     def _inside(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
+        if len(files) > MAX_FILES:
+            raise ValueError(f"names {len(files):,} files, more than a bundle has")
         for name in files:
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or set(name) & set("\\:\0") or not path.parts:
                 raise ValueError(f"the path {name!r} leaves the bundle")
+            is_odd = path.as_posix() != name or path.parts[0] in (MANIFEST, CACHE)
+            if is_odd or UNSAFE.search(name) or path_problem(name):
+                raise ValueError(f"{name!r} is no path of a file in a bundle")
         return files
+
+    @field_validator("targets")
+    @classmethod
+    def _named(cls, targets: dict[str, Target]) -> dict[str, Target]:
+        odd = [name for name in targets if not re.fullmatch("[a-z0-9:.-]{1,60}", name)]
+        if odd or len(targets) > MAX_FILES:
+            raise ValueError(f"{listed(map(repr, odd))}: is no name of a target")
+        return targets
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Manifest":
         if len(self.thresholds) != len(self.categories) or len(set(self.categories)) < len(self.categories):
             raise ValueError("needs one threshold for each category, and every category once")
+        problem = next(filter(None, map(name_problem, self.categories)), None)
+        if problem or any(map(math.isnan, self.thresholds)):
+            raise ValueError(problem or "a threshold is NaN")
+        for target, record in self.targets.items():
+            unknown = [name for name in record.files.values() if name not in self.files]
+            if unknown:
+                raise ValueError(f"target {target} names files that the bundle does not list: {listed(unknown)}")
         if self.default_target is not None and self.default_target not in self.targets:
             raise ValueError(f"the default target {self.default_target!r} is none of its targets")
         return self
@@ -187,10 +225,16 @@ class Bundle:
     def open(cls, path: str | Path) -> "Bundle":
         """Read and check the manifest. Raises UserError when this is no bundle, or one of a newer format."""
         path = Path(path)
+        recover_folder(path)
         if not (path / MANIFEST).is_file():
             what = "no such bundle" if not path.exists() else f"is not a bundle (it has no {MANIFEST})"
             raise UserError(f"{path}: {what}. sdpl-export makes one from a checkpoint.")
-        text = (path / MANIFEST).read_bytes()
+        try:
+            if (path / MANIFEST).stat().st_size > MAX_MANIFEST:
+                raise UserError(f"{path / MANIFEST}: has more than {MAX_MANIFEST >> 20} MB, which no export writes.")
+            text = (path / MANIFEST).read_bytes()
+        except OSError as error:
+            raise UserError(f"{path / MANIFEST}: cannot be read ({error.strerror}).") from None
         try:
             version = _VersionOnly.model_validate_json(text).format_version
             if version != FORMAT_VERSION:
@@ -205,6 +249,12 @@ class Bundle:
             where = ".".join(str(part) for part in first["loc"]) or "the file"
             raise UserError(f"{path}/{MANIFEST}: {where}: {first['msg']}. Export the checkpoint again.") from None
 
+    def __repr__(self) -> str:
+        m = self.manifest
+        size = f"{len(m.categories)} categories, {m.preprocessing.image_size} px"
+        states = (f"{n} ({t.status})" if t.verification else n for n, t in m.targets.items())
+        return f"Bundle({str(self.path)!r}: {size}, {', '.join(states)})"
+
     def file(self, name: str) -> Path:
         """The path of a file of the bundle, after its size and hash have been checked.
 
@@ -214,7 +264,11 @@ class Bundle:
         if record is None:
             raise UserError(f"{self.path}: the manifest lists no {name!r} ({listed(self.manifest.files)}).")
         path = self.path / name
-        if not path.resolve().is_relative_to(self.path.resolve()):
+        try:
+            is_inside = path.resolve().is_relative_to(self.path.resolve())
+        except (OSError, RuntimeError):  # a link to itself
+            is_inside = False
+        if not is_inside:
             raise UserError(f"{path}: points outside the bundle; it is not opened.")
         if not path.is_file():
             raise UserError(f"{path}: is missing from the bundle. Export the checkpoint again.")
@@ -224,7 +278,44 @@ class Bundle:
             raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
         if not same:
             raise UserError(f"{path}: is not the file that was exported (hash differs). Export the checkpoint again.")
+        if name.endswith(".onnx"):
+            self._check_graph(path)
         return path
+
+    def head(self, target: Target) -> dict[str, np.ndarray]:
+        """The operator's constants of a target, float32: v [C,K], q [K], t [C,E]. Raises UserError for other ones."""
+        path = self.file(target.files["head"])
+        constants = _tensors(path)
+        v, q, t = (constants.get(name, np.zeros(0, np.float32)) for name in "vqt")
+        categories = len(self.manifest.categories)
+        fits = v.ndim == t.ndim == 2 and len(v) == len(t) == categories and q.shape == v.shape[1:] and t.shape[1] > 0
+        if not fits or v.size == 0 or not all(x.dtype == np.float32 and np.isfinite(x).all() for x in (v, q, t)):
+            raise UserError(f"{path}: is no head for {categories} categories. Export the checkpoint again.")
+        return {"v": v, "q": q, "t": t}
+
+    def _check_graph(self, path: Path) -> None:
+        """Raise UserError when a graph does not take and give what the manifest says, or reads unlisted files."""
+        manifest = self.manifest
+        side, categories = manifest.preprocessing.image_size, len(manifest.categories)
+        locations = math.prod(manifest.map_size)
+        expected = {"image": [side, side, 3], "scores": [categories], "attention": [categories, locations]}
+        try:
+            found = read_interface(path)
+        except (NotOnnxError, OSError, ValueError) as error:
+            raise UserError(f"{path}: is no ONNX graph of a bundle ({error}). Export the checkpoint again.") from None
+        for location in found.external:  # of the manifest too, or not opened
+            self.file((PurePosixPath(path.relative_to(self.path).parent.as_posix()) / location).as_posix())
+        shapes = found.inputs | found.outputs
+        gives = [{"scores", "attention"}, {"u", "g"}]
+        if found.inputs.keys() != {"image"} or found.outputs.keys() not in gives or len(shapes["image"]) != 4:
+            names = f"takes {listed(found.inputs)} and gives {listed(found.outputs)}"
+            raise UserError(f"{path}: {names}, not what a bundle's graph does. Export the checkpoint again.")
+        odd = [name for name, shape in expected.items() if name in shapes and shapes[name][1:] != shape]
+        if "u" in shapes:
+            odd += [name for name in "ug" if len(shapes[name]) != 3 or shapes[name][1] not in (locations, None)]
+        if odd:
+            what = f"size, categories or map: {listed(odd)}"
+            raise UserError(f"{path}: does not fit its manifest ({what}). Export the checkpoint again.")
 
     def replace_targets(self, targets: dict[str, Target]) -> None:
         """Write new records of some targets into the manifest, in one step.
@@ -247,11 +338,23 @@ class Bundle:
 
     def proof(self) -> tuple[np.ndarray, np.ndarray]:
         """The images of the proof, uint8 [N,S,S,3], and PyTorch's scores for them, float32 [N,C]."""
-        try:
-            tensors = load_file(self.file(PROOF))
-            return tensors["images"], tensors["scores"]
-        except (SafetensorError, KeyError) as error:
-            raise UserError(f"{self.path / PROOF}: cannot be read ({error}). Export the checkpoint again.") from None
+        path = self.file(PROOF)
+        tensors = _tensors(path)
+        images, scores = (tensors.get(name, np.zeros(0)) for name in ("images", "scores"))
+        side, categories = self.manifest.preprocessing.image_size, len(self.manifest.categories)
+        fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[1:] == (side, side, 3) and len(images) > 0
+        if not fits or scores.dtype != np.float32 or scores.shape != (len(images), categories):
+            raise UserError(f"{path}: is no proof for {categories} categories. Export the checkpoint again.")
+        if not np.isfinite(scores).all():
+            raise UserError(f"{path}: its scores are not finite. Export the checkpoint again.")
+        return images, scores
+
+
+def _tensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return load_file(path)
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error}). Export the checkpoint again.") from None
 
 
 class _VersionOnly(BaseModel):

@@ -1,20 +1,29 @@
 """Errors that a user can cause: one line that says what is wrong and how to fix it."""
 
 import difflib
+import itertools
 from collections.abc import Iterable
+
+from sdpl.text import printable, shortened
+
+MOST_COMPARED, LONGEST_COMPARED = 5000, 200  # of names and of their characters, for a hint: comparing is slow
 
 
 class UserError(Exception):
-    """Something the user can fix. The commands print it as one line and exit with status 2."""
+    """Something the user can fix. The commands print it as one line and exit with status 2.
+
+    The message may quote anything: it is made one line of at most `sdpl.text.MOST` printable characters.
+    """
 
     def __init__(self, message: str):
-        super().__init__(" ".join(message.split()))
+        super().__init__(shortened(printable(" ".join(message.split()))))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a misspelt name: "did you mean 'x'?" or what is known. Upper and lower case count as alike."""
     by_lower = {entry.lower(): entry for entry in sorted(known)}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    comparable = [entry for entry in itertools.islice(by_lower, MOST_COMPARED) if len(entry) < LONGEST_COMPARED]
+    close = difflib.get_close_matches(name.lower()[:LONGEST_COMPARED], comparable, n=1, cutoff=0.6)
     return f"did you mean {by_lower[close[0]]!r}?" if close else f"known: {listed(by_lower.values(), most=12)}"
 
 

@@ -4,18 +4,21 @@ While a batch runs, the next ones are decoded (Pillow releases the interpreter l
 and training all read their images through a `Decoder`.
 """
 
+import queue
+import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 
 from sdpl.cores import available_cores
 from sdpl.errors import UserError
 
-__all__ = ["Decoder", "available_cores", "batched", "stream"]
+__all__ = ["Decoder", "available_cores", "batched", "read_ahead", "run_groups", "stream"]
 
 Source = TypeVar("Source")
 Row = TypeVar("Row")
@@ -85,11 +88,21 @@ def stream(
     sources: of any number, also endless. load: a source to uint8 [S,S,3]. run: uint8 [B,S,S,3] to B rows. A batch holds
     the readable ones of `batch_size` sources: which images run together does not depend on timing.
     """
-    for group in decoder.groups(batched(sources, batch_size), load):
+    for group in run_groups(decoder, batched(sources, batch_size), load, run):
+        yield from group
+
+
+def run_groups(
+    decoder: Decoder,
+    groups: Iterable[Collection[Source]],
+    load: Callable[[Source], np.ndarray],
+    run: Callable[[np.ndarray], Iterable[Row]],
+) -> Generator[list[tuple[Source, Row | UserError]], None, None]:
+    """As `stream`, from groups that are made already: each is one batch, and comes back as one list, in order."""
+    for group in decoder.groups(groups, load):
         images = [image for _, image in group if not isinstance(image, UserError)]
         rows = iter(run(np.stack(images)) if images else ())
-        for source, image in group:
-            yield source, image if isinstance(image, UserError) else next(rows)
+        yield [(source, image if isinstance(image, UserError) else next(rows)) for source, image in group]
 
 
 def batched(items: Iterable[Source], size: int) -> Iterator[list[Source]]:
@@ -102,6 +115,42 @@ def batched(items: Iterable[Source], size: int) -> Iterator[list[Source]]:
             batch = []
     if batch:
         yield batch
+
+
+def read_ahead(items: Iterable[Source], most: int) -> Iterator[Source]:
+    """The items, made in a thread of their own up to `most` ahead of their use: reading from afar then overlaps.
+
+    An error of `items` is raised where it would have come. Closing the iterator ends the thread at its next item.
+    """
+    ready: queue.Queue[tuple[Source | None, BaseException | None]] = queue.Queue(most)
+    closed = threading.Event()
+
+    def put(item: Source | None, error: BaseException | None) -> None:
+        while not closed.is_set():
+            with suppress(queue.Full):
+                return ready.put((item, error), timeout=0.1)
+
+    def make() -> None:
+        try:
+            for item in items:
+                put(item, None)
+                if closed.is_set():
+                    return
+            put(None, StopIteration())
+        except BaseException as error:  # raised where the items are used
+            put(None, error)
+
+    threading.Thread(target=make, name="sdpl-read", daemon=True).start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield cast(Source, item)
+    finally:
+        closed.set()
 
 
 def _collect(group: list[tuple[Source, Future[np.ndarray]]]) -> Decoded[Source]:

@@ -20,8 +20,8 @@ REAL_LOOK = gpu.look
 
 
 def pytest_collection_modifyitems(items):
-    """Tests marked gpu are skipped, with the reason, where there is none; those marked host_driver everywhere but in the
-    process that `test_on_host_driver.py` starts for them."""
+    """Tests marked gpu are skipped, with the reason, where there is none; those marked host_driver everywhere but in
+    the process that `test_on_host_driver.py` starts for them."""
     if "HOST_DRIVER" not in os.environ:
         for item in items:
             if item.get_closest_marker("host_driver"):

@@ -70,7 +70,7 @@ def test_a_file_that_the_manifest_does_not_list_is_not_opened(copy):
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b", "C:\\x", ""])
 def test_paths_that_leave_the_directory_are_refused(copy, name):
-    edit_manifest(copy, files={name: {"sha256": "0", "size": 1}})
+    edit_manifest(copy, files={name: {"sha256": "0" * 64, "size": 1}})
     with pytest.raises(UserError, match="leaves the bundle"):
         Bundle.open(copy)
 
@@ -119,7 +119,7 @@ def test_a_damaged_proof_is_one_line(copy):
         ({"categories": ["a"] * 10}, "every category once"),
         ({"format_version": -1}, "its format version is -1, this sdpl reads version 3: export the checkpoint again"),
         ({"map_size": [0, 2]}, "map_size.0: Input should be greater than 0"),
-        ({"files": {"a\0": {"sha256": "", "size": 1}}}, "leaves the bundle"),
+        ({"files": {"a\0": {"sha256": "0" * 64, "size": 1}}}, "leaves the bundle"),
     ],
 )
 def test_a_manifest_that_makes_no_sense_is_refused(copy, changes, message):

@@ -1,10 +1,14 @@
 import errno
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
+from sdpl.atomic import SUFFIX, Temporary, exchange
 from sdpl.errors import UserError
-from sdpl.files import LOCK, replace_file, replace_folder
+from sdpl.files import LOCK, only_one_run, recover_folder, replace_file, replace_folder
 
 
 def names(folder):
@@ -52,6 +56,7 @@ def test_an_interrupt_during_the_swap_loses_nothing(tmp_path, monkeypatch, call)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x").write_text("old")
     original, calls = os.replace, []
+    monkeypatch.setattr("sdpl.files.exchange", lambda new, path: False)  # where the system has none
 
     def interrupted(source, target):
         calls.append(target)
@@ -87,6 +92,70 @@ def test_errors_of_the_system_become_one_line(tmp_path, code):
 def test_a_parent_that_is_a_file_is_named(tmp_path):
     (tmp_path / "a").write_text("")
     with pytest.raises(UserError, match="cannot write"), replace_file(tmp_path / "a" / "b"):
+        pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="renameat2 is Linux's")
+def test_two_folders_change_places_in_one_step(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("")
+    assert exchange(tmp_path / "a", tmp_path / "b")
+    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*/*"))] == ["a/b", "b/a"]
+
+
+def test_a_kill_between_two_renames_loses_nothing(tmp_path, monkeypatch):
+    """Where names cannot be exchanged, the old folder is beside its place for a moment; the next use puts it back."""
+    code = f"""
+import os, signal
+from pathlib import Path
+import sdpl.files
+sdpl.files.exchange = lambda new, path: False
+original, calls = os.replace, []
+def replace(source, target):
+    calls.append(target)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    original(source, target)
+os.replace = replace
+with sdpl.files.replace_folder(Path({str(tmp_path / "a")!r}), lambda path: True) as folder:
+    (folder / "x").write_text("new")
+"""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_text("old")
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    assert not (tmp_path / "a").exists()
+    recover_folder(tmp_path / "a")
+    assert (tmp_path / "a" / "x").read_text() == "old"
+    with replace_folder(tmp_path / "a", lambda path: True) as folder:  # and cleans up behind the killed process
+        (folder / "x").write_text("newer")
+    assert names(tmp_path) == ["a"]
+
+
+def test_only_temporaries_of_dead_processes_are_deleted(tmp_path):
+    living = Temporary(tmp_path / "a", is_folder=True)
+    (tmp_path / f".a.dead{SUFFIX}").mkdir()
+    (tmp_path / f".b.dead{SUFFIX}").write_text("half")
+    with replace_folder(tmp_path / "a", lambda path: True) as folder:
+        (folder / "x").write_text("")
+    assert names(tmp_path) == [living.path.name, "a"]
+    living.close()
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_second_run_into_a_folder_is_refused(tmp_path):
+    again = (
+        f"from sdpl.files import only_one_run\nwith only_one_run(__import__('pathlib').Path({str(tmp_path)!r})): pass"
+    )
+    with only_one_run(tmp_path):
+        refused = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True)
+    assert "another run is writing into it" in refused.stderr
+    assert subprocess.run([sys.executable, "-c", again]).returncode == 0
+
+
+def test_a_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is a device or a pipe"), replace_file(tmp_path / "pipe"):
         pass
 
 

@@ -15,11 +15,12 @@ ROOMS = {  # what each may import beside the root modules and `preprocess`
     "data": set(),
     "evaluate": {"data"},
     "runtime": {"kernels"},
+    "scale": {"kernels", "runtime"},
     "train": {"kernels", "data", "evaluate"},
     "export": {"train", "kernels", "data", "evaluate", "runtime"},
     "server": {"runtime", "kernels"},
     "demo": {"train", "export", "data", "evaluate", "runtime"},
-    "cli": {"train", "export", "kernels", "data", "evaluate", "runtime", "server", "demo"},
+    "cli": {"train", "export", "kernels", "data", "evaluate", "runtime", "scale", "server", "demo"},
 }
 ROOT_MODULES = {  # those of the root that import rooms, and why
     "__init__": {"runtime"},  # `from sdpl import Recognizer`, when it is asked for
@@ -74,6 +75,11 @@ def test_the_runtime_needs_no_training_library():
 def test_data_and_evaluation_need_no_torch(room):
     loaded = loaded_by(f"import {modules(room)}")
     assert not loaded & {"torch", "open_clip", "tensorboard"}
+
+
+def test_scoring_at_scale_needs_no_training_library_and_loads_no_ray():
+    loaded = loaded_by(f"import {modules('scale')}")
+    assert not loaded & {"torch", "open_clip", "sklearn", "yaml", "onnx", "ray", "s3fs"}
 
 
 def test_recognising_loads_no_torch(bundle, scenes):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sdpl.errors import UserError
-from sdpl.pipeline import Decoder, available_cores, batched, stream
+from sdpl.pipeline import Decoder, available_cores, batched, read_ahead, run_groups, stream
 
 SIDE = 4
 
@@ -109,3 +109,42 @@ def test_nothing_gives_nothing_and_a_batch_of_bad_images_runs_nothing(decoder):
 def test_batches_and_cores():
     assert list(batched("abcde", 2)) == [["a", "b"], ["c", "d"], ["e"]]
     assert available_cores() >= 1
+
+
+def test_groups_come_back_as_they_were_made(decoder):
+    groups = [[1, 2, 7], [3], [8, 9]]
+    ran = []
+    run = lambda images: ran.append(first_pixels(images).tolist()) or first_pixels(images)  # noqa: E731
+    found = list(run_groups(decoder, groups, picture, run))
+    assert [[source for source, _ in group] for group in found] == groups
+    assert ran == [[1, 2], [3], [8, 9]]
+
+
+def test_reading_ahead_is_bounded_and_keeps_order_and_errors():
+    made = []
+
+    def items():
+        for number in range(100):
+            made.append(number)
+            yield number
+            if number == 50:
+                raise ZeroDivisionError
+
+    ahead = read_ahead(items(), 3)
+    for number in range(10):
+        assert next(ahead) == number
+        assert len(made) <= number + 1 + 3 + 1
+    with pytest.raises(ZeroDivisionError):
+        list(ahead)
+    assert made[-1] == 50
+
+
+def test_closing_it_ends_the_reading_thread():
+    ahead = read_ahead(itertools.count(), 2)
+    next(ahead)
+    ahead.close()
+    for _ in range(100):
+        if not any(thread.name == "sdpl-read" for thread in threading.enumerate()):
+            return
+        time.sleep(0.05)
+    pytest.fail("the thread goes on")

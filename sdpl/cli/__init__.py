@@ -4,7 +4,7 @@ needs it, so that --help is instant."""
 import click
 
 from sdpl import __version__
-from sdpl.cli import bench, data, demo, evaluate, export, info, predict, serve, sweep, train, verify
+from sdpl.cli import bench, data, demo, evaluate, export, info, predict, score, serve, sweep, train, verify
 from sdpl.cli.command import Group
 
 
@@ -14,5 +14,5 @@ def main() -> None:
     """Multi-label image recognition with partial labels, from training to production."""
 
 
-for module in (train, sweep, export, evaluate, predict, bench, serve, verify, info, demo, data):
+for module in (train, sweep, export, evaluate, predict, score, bench, serve, verify, info, demo, data):
     main.add_command(module.command)

@@ -7,7 +7,7 @@ import click
 
 from sdpl.cli.bars import shown
 from sdpl.cli.command import Group
-from sdpl.cli.options import FORMAT, IMAGES, JSON_FILE, PATH
+from sdpl.cli.options import FORMAT, IMAGES, JSON_FILE, MAX_PIXELS, PATH
 from sdpl.errors import UserError
 
 
@@ -21,6 +21,7 @@ def command() -> None:
 @click.option("--images", type=PATH, multiple=True, help="Folder of the images, once for each of LABELS.")
 @FORMAT
 @JSON_FILE
+@MAX_PIXELS
 def check_data(labels: tuple[Path, ...], images: tuple[Path, ...], format: str, json_path: Path | None) -> None:
     """Count labels, open every image, find copies.
 

@@ -2,12 +2,18 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sdpl.cli.bars import shown
 from sdpl.cli.command import Command
-from sdpl.cli.options import FORMAT, IMAGES, PATH, runtime_options
+from sdpl.cli.options import FORMAT, IMAGES, MAX_PIXELS, PATH, runtime_options
+from sdpl.errors import UserError
+
+if TYPE_CHECKING:
+    from sdpl.data.images import LabelledImages
+    from sdpl.evaluate.report.html import Compared
 
 
 @click.command("eval", cls=Command)
@@ -15,11 +21,13 @@ from sdpl.cli.options import FORMAT, IMAGES, PATH, runtime_options
 @click.argument("annotations", type=PATH)
 @IMAGES
 @FORMAT
+@MAX_PIXELS
 @click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True)
 @click.option("--threshold", type=click.FloatRange(0, 1), help="For F1.  [default: the model's own, or 0.5]")
 @click.option("--skip-unreadable", is_flag=True, help="Name unreadable images and leave them out, instead of stopping.")
 @click.option("--json", "json_path", type=PATH, help="Also write the metrics to this file.")
 @click.option("--report", "page", type=PATH, help="Also write an HTML page: curves, the worst errors and more.")
+@click.option("--compare", type=PATH, multiple=True, help="Another model beside MODEL in the page; may be repeated.")
 @runtime_options
 @click.option("--worst", type=click.IntRange(0, 200), default=12, show_default=True, help="Pictures per part of it.")
 def command(
@@ -32,6 +40,7 @@ def command(
     skip_unreadable: bool,
     json_path: Path | None,
     page: Path | None,
+    compare: tuple[Path, ...],
     backend: str,
     precision: str | None,
     threads: int | None,
@@ -48,6 +57,8 @@ def command(
     from sdpl.files import write_json
     from sdpl.models import open_model
 
+    if compare and page is None:
+        raise UserError("--compare shows other models in the page: add --report FILE.html.")
     if page is not None:
         from sdpl.evaluate.report.html import write_report  # before hours of scoring, should it not be installed
     opened = open_model(model, threshold, backend, threads, streams, precision)
@@ -63,6 +74,22 @@ def command(
     if json_path is not None:
         write_json(json_path, {**asdict(result), "target": opened.target})
     if page is not None:
+        others = [_compared(path, data, batch, threshold) for path in compare]
         with shown("drawing the report"):
-            write_report(page, str(model), str(annotations), opened, data, scores, result, worst)
+            write_report(page, str(model), str(annotations), opened, data, scores, result, worst, others)
         click.echo(f"report: {page}")
+
+
+def _compared(path: Path, data: "LabelledImages", batch: int, threshold: float | None) -> "Compared":
+    """Another model's scores and metrics of the same data. Raises UserError when its categories are others."""
+    from sdpl.data.formats import in_order
+    from sdpl.evaluate.evaluation import evaluate, score_all
+    from sdpl.evaluate.report.html import Compared
+    from sdpl.models import open_model
+
+    other = open_model(path, threshold)
+    own = in_order(data, other.categories, f"--compare {path}")
+    with shown() as report:
+        scores = score_all(other.scores, own, other.image_size, batch, report)
+    result = evaluate(scores, own, other.thresholds)
+    return Compared(str(path), scores[:, [other.categories.index(name) for name in data.categories]], result)

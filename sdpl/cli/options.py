@@ -2,16 +2,45 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sdpl.errors import UserError
+from sdpl.text import path_problem, printable, shortened
 
 if TYPE_CHECKING:
     from sdpl.runtime import Recognizer
 
-PATH = click.Path(path_type=Path)
+
+class _Path(click.Path):
+    """A path that can be one: without null bytes, of a length that systems take."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        problem = path_problem(str(value))
+        if problem:
+            self.fail(f"{shortened(printable(str(value)), 60)!r} {problem}.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def _allow(ctx: click.Context, param: click.Parameter, value: int | None) -> None:
+    if value is not None:
+        from sdpl.preprocess import allow_pixels
+
+        try:
+            allow_pixels(value)
+        except UserError as error:
+            raise click.BadParameter(str(error)) from None
+
+
+PATH = _Path(path_type=Path)
+MAX_PIXELS = click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    expose_value=False,
+    callback=_allow,
+    help="Read images of up to so many pixels, each decoding thread in up to 12 bytes for one.  [default: 80000000]",
+)
 IMAGES = click.option("--images", type=PATH, help="Folder of the images.  [default: where the format keeps them]")
 FORMAT = click.option(
     "--format",
@@ -44,9 +73,25 @@ STREAMS = click.option(
 )
 
 
+def _refuse_engines(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        from sdpl.runtime.availability import refuse_engines
+
+        refuse_engines()
+
+
+NO_ENGINES = click.option(
+    "--no-engines",
+    is_flag=True,
+    expose_value=False,
+    callback=_refuse_engines,
+    help="Run no built engine: they are native code. For bundles of strangers.",
+)
+
+
 def runtime_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What every command that runs a bundle may be told: backend, precision, threads, streams."""
-    for option in (STREAMS, THREADS, PRECISION, BACKEND):
+    """What every command that runs a bundle may be told: backend, precision, threads, streams, no engines."""
+    for option in (NO_ENGINES, STREAMS, THREADS, PRECISION, BACKEND):
         command = option(command)
     return command
 

@@ -1,51 +1,77 @@
 """sdpl-predict"""
 
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
 
 from sdpl.cli.command import Command
-from sdpl.cli.options import PATH, runtime_options, say_target
+from sdpl.cli.options import MAX_PIXELS, PATH, runtime_options, say_target
 from sdpl.errors import UserError
 
 
 @click.command("predict", cls=Command)
 @click.argument("bundle", type=PATH)
-@click.argument("images", type=PATH, nargs=-1, required=True)
+@click.argument("images", nargs=-1, required=True)
+@click.option("--recursive", is_flag=True, help="Look into the folders of folders too.")
 @click.option("--json", "as_json", is_flag=True, help="Print every score as JSON, one line per image.")
 @click.option("--top", type=click.IntRange(min=1), help="Print the K best categories instead of those above threshold.")
 @click.option("--threshold", type=click.FloatRange(0, 1), help="For all categories.  [default: the bundle's own]")
+@click.option("--out", type=PATH, help="Write a table, .csv or .jsonl, instead of printing.")
+@click.option("--save", type=PATH, help="Draw each photo beside its best scores, one PNG per image, into this folder.")
 @click.option("--attention", type=PATH, help="Draw where the model looked, one PNG per image, into this folder.")
+@MAX_PIXELS
 @runtime_options
 def command(
     bundle: Path,
-    images: tuple[Path, ...],
+    images: tuple[str, ...],
+    recursive: bool,
     as_json: bool,
     top: int | None,
     threshold: float | None,
+    out: Path | None,
+    save: Path | None,
     attention: Path | None,
     backend: str,
     precision: str | None,
     threads: int | None,
     streams: int | None,
 ) -> None:
-    """Labels and scores of IMAGES (files or folders). Unreadable images are named; the others are still done."""
-    from sdpl.preprocess import find_images
-    from sdpl.runtime import Recognizer
-    from sdpl.runtime.predict import attention_names, draw, predict
+    """Labels and scores of IMAGES: files, folders, globs, lists of paths (@list.txt, or - for standard input).
 
-    paths = find_images(list(images))
+    Unreadable images are named; the others are still done. For images without number: sdpl-score.
+    """
+    from sdpl.cli.bars import shown
+    from sdpl.progress import Steps, silent
+    from sdpl.runtime import Recognizer
+    from sdpl.runtime.predict import draw, picture_names, predict, table
+    from sdpl.sources import expand
+
+    paths = [Path(path) for path in expand(images, recursive)]
+    if not paths:
+        raise UserError("no images: the lists are empty.")
     failed = 0
-    with Recognizer.open(bundle, backend, threads, streams, precision) as recognizer:
+    with ExitStack() as stack:
+        recognizer = stack.enter_context(Recognizer.open(bundle, backend, threads, streams, precision))
         say_target(recognizer)
+        add = stack.enter_context(table(out, recognizer.categories)) if out is not None else None
+        quiet = out is not None or not sys.stdout.isatty()  # a bar and lines on one terminal write over each other
+        steps = Steps(stack.enter_context(shown()) if quiet else silent, "images", len(paths))
         predictions = predict(recognizer, paths, threshold, with_attention=attention is not None)
-        for prediction, name in zip(predictions, attention_names(paths), strict=True):
+        for path, prediction, name in zip(paths, predictions, picture_names(paths), strict=True):
+            steps.advance()
+            if add is not None:
+                add(path, prediction)
             if isinstance(prediction, UserError):
                 click.echo(f"error: {prediction}", err=True)
                 failed += 1
                 continue
-            click.echo(prediction.to_json() if as_json else prediction.to_line(top))
+            if add is None:
+                click.echo(prediction.to_json() if as_json else prediction.to_line(top))
             if attention is not None:
                 draw(prediction, top or 3, attention / name)
+            if save is not None:
+                prediction.recognition.save(save / name, top or 5)
     if failed:
         raise UserError(f"{failed} of {len(paths)} images could not be read.")

@@ -6,11 +6,12 @@ import click
 
 from sdpl.cli.bars import shown
 from sdpl.cli.command import Command
-from sdpl.cli.options import PATH
+from sdpl.cli.options import MAX_PIXELS, PATH
 from sdpl.errors import UserError
 
 
 @click.command("sweep", cls=Command)
+@MAX_PIXELS
 @click.argument("sweep", type=PATH)
 @click.option("--out", type=PATH, required=True, help="Folder for the runs, the table and the curves.")
 def command(sweep: Path, out: Path) -> None:

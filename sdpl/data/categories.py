@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from sdpl.errors import UserError, listed
+from sdpl.text import name_problem
 
 
 def words(name: str) -> tuple[str, ...]:
@@ -17,7 +18,11 @@ def as_text(name: str) -> str:
 
 
 def require_distinct(categories: Sequence[str], source: str) -> None:
-    """Raise UserError when a name is empty, or two are the same words and so the same prompt and word vector."""
+    """Raise UserError when a name is empty, too long or has control characters, or two are the same words and so the
+    same prompt and word vector."""
+    problem = next(filter(None, map(name_problem, categories)), None)
+    if problem:
+        raise UserError(f"{source}: {problem}; rename the category.")
     by_words: dict[tuple[str, ...], list[str]] = {}
     for name in categories:
         by_words.setdefault(words(name), []).append(name)

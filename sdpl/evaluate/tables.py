@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from rich.markup import escape
 from rich.table import Table
 
 from sdpl.evaluate.evaluation import Evaluation
+from sdpl.text import escaped
 
 
 def evaluation_tables(result: Evaluation) -> Iterator[Table]:
@@ -20,8 +20,8 @@ def evaluation_tables(result: Evaluation) -> Iterator[Table]:
     yield overall
 
     per_category = Table(title="average precision, percent")
-    per_category.add_column("category")
+    per_category.add_column("category", overflow="fold")
     per_category.add_column("AP", justify="right")
     for name, ap in sorted(result.ap.items(), key=lambda item: (item[1] is not None, item[1])):
-        per_category.add_row(escape(name), "no positive" if ap is None else f"{ap:.2f}")
+        per_category.add_row(escaped(name), "no positive" if ap is None else f"{ap:.2f}")
     yield per_category

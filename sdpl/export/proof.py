@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnxruntime
-from safetensors.numpy import load_file
 
 from sdpl.bundle import Accuracy, Bundle, Target, Verification
 from sdpl.data.images import LabelledImages
@@ -102,7 +101,7 @@ def _opened(bundle: Bundle, name: str, report: Report) -> Iterator[tuple[Scorer,
                 environment = {**recognizer.backend.describe(), **machine()}
                 yield recognizer.scores, {"scored_by": "target", "environment": environment}
             return
-    constants = load_file(bundle.file(target.files["head"]))
+    constants = bundle.head(target)
     scorer = encoder_scorer(onnx.load(bundle.file(target.files["encoder"])), constants, bundle.manifest.probability)
     yield scorer, {"scored_by": "graph", "environment": {"onnxruntime": onnxruntime.__version__}}
 

@@ -12,6 +12,7 @@ from sdpl.files import replace_file
 from sdpl.install import install_line
 
 SOURCE = Path(__file__).with_name("bilinear_attention_pool.cu")
+RESIZE_SOURCE = Path(__file__).with_name("resize.cu")
 CAPABILITIES = ("80", "86", "89", "90", "100", "120")  # compute capabilities, major and minor together
 DTYPES = {"float32": 32, "float16": 16, "bfloat16": 17}  # of u, v and g; the source's SDPL_DTYPE
 
@@ -29,19 +30,36 @@ def constants() -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"^constexpr int (\w+) = (\d+);", SOURCE.read_text(), re.M)}
 
 
-def cubin(capability: str, dtype: str, exact_tanh: bool = False, cache: Path | None = None) -> bytes:
+def cubin(
+    capability: str, dtype: str, exact_tanh: bool = False, cache: Path | None = None, polynomial: int = 0
+) -> bytes:
     """Machine code of every kernel for one compute capability ("86") and dtype of u, v and g.
 
-    exact_tanh: tanhf instead of the tanh unit, several times slower, for checking. cache: a folder for results,
-    by default the user's. Two processes may compile at once: files appear whole. A damaged one is made again.
+    exact_tanh: tanhf instead of the tanh unit, several times slower, for checking. polynomial: of every 8 tanh of the
+    forward kernels, how many are a polynomial on the FMA pipe, beside the tanh unit; see docs/kernel.md. cache: a
+    folder for results, by default the user's. Two processes may compile at once: files appear whole. A
+    damaged one is made again.
     Raises UserError for an unknown capability and when NVRTC is not installed.
     """
-    if capability not in CAPABILITIES:
-        raise UserError(f"compute capability {capability}: kernels are built for {listed(CAPABILITIES, most=9)}.")
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {listed(DTYPES)}, got {dtype!r}")
-    source = SOURCE.read_text()
-    definitions = [("SDPL_DTYPE", str(DTYPES[dtype])), ("SDPL_EXACT_TANH", str(int(exact_tanh)))]
+    definitions = [
+        ("SDPL_DTYPE", str(DTYPES[dtype])),
+        ("SDPL_EXACT_TANH", str(int(exact_tanh))),
+        ("SDPL_POLYNOMIAL", str(polynomial)),
+    ]
+    return _cubin(SOURCE, capability, definitions, cache)
+
+
+def resize_cubin(capability: str, cache: Path | None = None) -> bytes:
+    """As `cubin`, of the resize kernel."""
+    return _cubin(RESIZE_SOURCE, capability, [], cache)
+
+
+def _cubin(path: Path, capability: str, definitions: list[tuple[str, str]], cache: Path | None) -> bytes:
+    if capability not in CAPABILITIES:
+        raise UserError(f"compute capability {capability}: kernels are built for {listed(CAPABILITIES, most=9)}.")
+    source = path.read_text()
     key = hashlib.sha256(repr((source, capability, definitions, _nvrtc_version())).encode()).hexdigest()
     path = (cache or _cache_folder()) / f"{key}.cubin"
     code = _read(path)
@@ -65,7 +83,7 @@ def _read(path: Path) -> bytes | None:
 def _compile(source: str, capability: str, definitions: list[tuple[str, str]]) -> bytes:
     from cuda.core import Program, ProgramOptions
 
-    options = ProgramOptions(arch=f"sm_{capability}", std="c++17", define_macro=definitions)
+    options = ProgramOptions(arch=f"sm_{capability}", std="c++17", define_macro=definitions or None)
     return bytes(Program(source, "c++", options).compile("cubin").code)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from sdpl.errors import UserError, listed
 from sdpl.kernels import EPS
 from sdpl.kernels.compile import CAPABILITIES, constants, covering, cubin
-from sdpl.kernels.driver import DriverError, call, context, version
+from sdpl.kernels.driver import Context, DriverError, call, context, version
 
 MAX_LOCATIONS = 1024
 MAX_GRID_YZ = 65535  # CUDA's limit for the second and third dimension of a grid
@@ -262,23 +262,7 @@ class Kernels:
     def _load(self, code: bytes | None, device_id: int) -> tuple[int, Any]:
         """The number of multiprocessors, and the cubin as a loaded module."""
         self._context = context(device_id)
-        capability = self._context.capability
-        if code is None:
-            built_for = covering(capability)
-            if built_for is None:
-                raise UserError(
-                    f"compute capability {capability}: kernels are built for {listed(CAPABILITIES, most=9)}, and for "
-                    "later minors of the same major."
-                )
-            code = cubin(built_for, self.dtype)
-        with self._context.current():
-            try:
-                module = call("cuModuleLoadData", code)
-            except DriverError as error:
-                raise UserError(
-                    f"the driver ({version()}) cannot load the kernel for compute capability {capability} ({error}): "
-                    "update the driver, or export again."
-                ) from None
+        module = load_module(self._context, code or cubin(supported(self._context.capability), self.dtype))
         return self._context.attribute("MULTIPROCESSOR_COUNT"), module
 
     def _function(self, entry: str) -> Any:
@@ -288,13 +272,39 @@ class Kernels:
             return call("cuModuleGetFunction", self._module, entry.encode())
 
     def _enqueue(self, function: Any, plan: Launch, stream: Any, arguments: tuple[int | np.generic, ...]) -> None:
-        values = tuple(argument.item() if isinstance(argument, np.generic) else argument for argument in arguments)
-        types = tuple(C_TYPES[type(argument)] for argument in arguments)
         with self._context.current():  # the calling thread may have none, as PyTorch's backward thread
-            call(
-                "cuLaunchKernel", function, *plan.grid, plan.block, 1, 1, plan.shared_bytes, _address(stream),
-                (values, types), 0,
-            )  # fmt: skip
+            launch(function, plan, _address(stream), arguments)
+
+
+def supported(capability: str) -> str:
+    """The compute capability to compile for, for a GPU of this one. Raises UserError when there is none."""
+    built_for = covering(capability)
+    if built_for is None:
+        raise UserError(
+            f"compute capability {capability}: kernels are built for {listed(CAPABILITIES, most=9)}, and for later "
+            "minors of the same major."
+        )
+    return built_for
+
+
+def load_module(where: Context, code: bytes) -> Any:
+    """A cubin as a module of a GPU. Raises UserError when the driver will not have it."""
+    with where.current():
+        try:
+            return call("cuModuleLoadData", code)
+        except DriverError as error:
+            raise UserError(
+                f"the driver ({version()}) cannot load the kernel for compute capability {where.capability} ({error}): "
+                "update the driver, or export again."
+            ) from None
+
+
+def launch(function: Any, plan: Launch, stream: int, arguments: tuple[int | np.generic, ...]) -> None:
+    """Enqueue a kernel in the current context. An int is an address; NumPy's numbers are passed as what they are."""
+    values = tuple(argument.item() if isinstance(argument, np.generic) else argument for argument in arguments)
+    types = tuple(C_TYPES[type(argument)] for argument in arguments)
+    shape = (*plan.grid, plan.block, 1, 1, plan.shared_bytes)
+    call("cuLaunchKernel", function, *shape, stream, (values, types), 0)
 
 
 def _address(stream: Any) -> int:

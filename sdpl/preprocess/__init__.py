@@ -1,9 +1,7 @@
 """Image bytes to the model's input: one definition for training, export, serving and measuring."""
 
+from sdpl.preprocess.bounds import FORMATS, MAX_PIXELS, MIN_SIDE, allow_pixels
 from sdpl.preprocess.cpu import (
-    FORMATS,
-    MAX_PIXELS,
-    MIN_SIDE,
     SUFFIXES,
     VERSION,
     ImageSource,
@@ -20,6 +18,7 @@ __all__ = [
     "SUFFIXES",
     "VERSION",
     "ImageSource",
+    "allow_pixels",
     "find_images",
     "load_image",
     "preprocess",

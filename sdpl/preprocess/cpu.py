@@ -1,6 +1,6 @@
 """Image bytes to uint8 [S,S,3]: the one definition for training, export, serving and measuring.
 
-1. The header is read; format, sides and pixel count are checked before anything is decoded.
+1. The header is read; what decoding may cost is checked before anything is decoded (`sdpl.preprocess.bounds`).
 2. Decoding; a large JPEG is decoded at the smallest of its own scales that is still at least twice S.
 3. EXIF orientation is applied. Transparent pixels lie on white. 16-bit grey is scaled to 8 bits.
 4. RGB, resized to S x S with antialiased bicubic interpolation. The aspect ratio is not kept: every part
@@ -9,21 +9,29 @@
 Normalisation (mean, standard deviation) is no part of this: it lies inside the exported graph.
 """
 
-import io
 import struct
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sdpl.errors import UserError
+from sdpl.preprocess.bounds import FORMATS, max_pixels, opened, require_sides
 
 VERSION = 1  # raise it whenever any image's pixels change: feature caches depend on it, and tests hold its bits
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-MAX_PIXELS = 80_000_000  # about 240 MB once decoded
-MIN_SIDE = 8  # pixels; smaller pictures are tracking pixels and errors, not photos
+BAND = 1 << 20  # pixels that are converted at a time, where that takes more memory than the picture
+UPRIGHT = {  # EXIF's orientations
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 ImageSource = str | Path | bytes | Image.Image
 
@@ -37,16 +45,9 @@ def load_image(source: ImageSource, decode_side: int | None = None) -> Image.Ima
     name = "image" if isinstance(source, bytes | Image.Image) else str(source)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked just below
-            opened = _open(source)
-        with opened as image:
-            _check_sides(name, image)
-            if decode_side is not None:
-                image.draft(None, (decode_side, decode_side))
-            image.load()
-            if image.mode == "F":
-                raise UserError(f"{name}: floating-point images have no defined range; save it with 8 or 16 bits.")
-            return _to_rgb(ImageOps.exif_transpose(image))
+            warnings.simplefilter("ignore")  # of Pillow, about sizes and damage; both are judged here
+            image, orientation = _decode(source, name, decode_side)
+        return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
     except UserError:
         raise
     except FileNotFoundError:
@@ -54,7 +55,7 @@ def load_image(source: ImageSource, decode_side: int | None = None) -> Image.Ima
     except IsADirectoryError:
         raise UserError(f"{name}: is a folder, not an image.") from None
     except Image.DecompressionBombError:
-        raise UserError(f"{name}: has more than {MAX_PIXELS:,} pixels; make it smaller first.") from None
+        raise UserError(f"{name}: has more than {max_pixels():,} pixels; make it smaller first.") from None
     except UnidentifiedImageError:
         raise UserError(f"{name}: is not an image that can be read ({', '.join(FORMATS)}).") from None
     except (
@@ -92,25 +93,46 @@ def find_images(paths: list[Path]) -> list[Path]:
     return found
 
 
-def _open(source: ImageSource) -> Image.Image:
-    if isinstance(source, Image.Image):
-        return source.copy()
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+def _decode(source: ImageSource, name: str, decode_side: int | None) -> tuple[Image.Image, int]:
+    """The picture as RGB, not yet upright, and its EXIF orientation."""
+    if isinstance(source, Image.Image):  # a caller's, left as it is
+        require_sides(source, name)
+        return _loaded(source, name)
+    with opened(source, name) as image:
+        if decode_side is not None:
+            image.draft(None, (decode_side, decode_side))
+        return _loaded(image, name)
 
 
-def _check_sides(name: str, image: Image.Image) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise UserError(f"{name}: {width}x{height} has more than {MAX_PIXELS:,} pixels; make it smaller first.")
-    if min(width, height) < MIN_SIDE:
-        raise UserError(f"{name}: {width}x{height} is too small; both sides need at least {MIN_SIDE} pixels.")
+def _loaded(image: Image.Image, name: str) -> tuple[Image.Image, int]:
+    image.load()
+    if image.mode == "F":
+        raise UserError(f"{name}: floating-point images have no defined range; save it with 8 or 16 bits.")
+    return _to_rgb(image), image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it to white
-        grey = np.asarray(image).astype(np.int64)
-        return Image.fromarray((np.clip(grey, 0, 65535) // 257).astype(np.uint8)).convert("RGB")
+        return _by_bands(image, "L", _eight_bits).convert("RGB")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return _by_bands(image, "RGB", _on_white)
     return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    grey = np.asarray(image).astype(np.int64)
+    return Image.fromarray((np.clip(grey, 0, 65535) // 257).astype(np.uint8))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _by_bands(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """The picture, converted a band of rows at a time: pixel for pixel the same, in less memory."""
+    (width, height), rows = image.size, max(1, BAND // image.width)
+    result = Image.new(mode, image.size)
+    for top in range(0, height, rows):
+        result.paste(convert(image.crop((0, top, width, min(top + rows, height)))), (0, top))
+    return result

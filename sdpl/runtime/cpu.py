@@ -1,6 +1,7 @@
 """Whole models on a CPU: cores, streams, and ONNX Runtime's CPU provider. OpenVINO: `sdpl.runtime.openvino`."""
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class CpuModel:
         self._cores, self._open = cores, True
         self._description = {**description, "threads": str(cores)}
         self._pool = ThreadPoolExecutor(cores.streams, "sdpl-stream") if cores.streams > 1 else None
+        self._calls, self._idle = 0, threading.Condition()  # running now; told when one ends
 
     def infer(self, outputs: list[str], images: np.ndarray) -> list[np.ndarray]:
         """These outputs for uint8 [B,S,S,3]."""
@@ -82,15 +84,27 @@ class CpuModel:
         return self._description
 
     def close(self) -> None:
-        self._open = False
+        with self._idle:
+            self._open = False
+            self._idle.wait_for(lambda: self._calls == 0)  # what other threads run is finished first
         if self._pool is not None:
             self._pool.shutdown(wait=True)
         self.release()
 
     def _run(self, outputs: list[str], images: np.ndarray) -> list[np.ndarray]:
         """One batch, divided among the streams."""
-        if not self._open:
-            raise RuntimeError("this recognizer is closed")
+        with self._idle:
+            if not self._open:
+                raise RuntimeError("this recognizer is closed")
+            self._calls += 1
+        try:
+            return self._run_open(outputs, images)
+        finally:
+            with self._idle:
+                self._calls -= 1
+                self._idle.notify_all()
+
+    def _run_open(self, outputs: list[str], images: np.ndarray) -> list[np.ndarray]:
         images = np.ascontiguousarray(images)
         parts = np.array_split(images, min(self._cores.streams, len(images)))
         if self._pool is None or len(parts) == 1:
@@ -128,9 +142,16 @@ class OnnxRuntimeCpu(CpuModel):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # docs/decisions/0060
         path = model_path(bundle, target)
         state = vars(onnxruntime.capi.onnxruntime_pybind11_state).values()  # its errors share no base class
-        failures = tuple(e for e in state if isinstance(e, type) and issubclass(e, Exception))
+        own = (e for e in state if isinstance(e, type) and issubclass(e, Exception))
+        failures: tuple[type[Exception], ...] = (ValueError, *own)  # ValueError: names that are not UTF-8
+        self._path, self._failures = path, failures
         try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                path,
+                options,
+                providers=["CPUExecutionProvider"],
+                enable_fallback=0,  # there is nothing to fall back to, and it prints
+            )
         except failures as error:
             raise UserError(f"{path}: ONNX Runtime cannot load it ({str(error).splitlines()[0]}).") from None
         (image,), (scores, attention) = self._session.get_inputs(), self._session.get_outputs()
@@ -143,7 +164,13 @@ class OnnxRuntimeCpu(CpuModel):
         super().__init__(cores, about)
 
     def infer(self, outputs: list[str], images: np.ndarray) -> list[np.ndarray]:
-        results: list[np.ndarray] = self._session.run(outputs, {"image": images})
+        try:
+            results: list[np.ndarray] = self._session.run(outputs, {"image": images})
+        except self._failures as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{self._path}: ONNX Runtime cannot run it ({reason}). Export the checkpoint again."
+            ) from None
         return results
 
     def release(self) -> None:

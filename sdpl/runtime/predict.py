@@ -1,16 +1,22 @@
 """Predictions of many images, as the command prints and draws them."""
 
+import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from sdpl.errors import UserError
+from sdpl.files import replace_file
 from sdpl.preprocess import load_image
-from sdpl.runtime.recognizer import Recognition, Recognizer
+from sdpl.runtime.recognition import Recognition
+from sdpl.runtime.recognizer import Recognizer
+from sdpl.text import printable
 
 
 @dataclass(frozen=True)
@@ -28,10 +34,10 @@ class Prediction:
 
     def to_line(self, top: int | None) -> str:
         listed = ", ".join(f"{name} {score:.3f}" for name, score in self.best(top))
-        return f"{self.path}: {listed or 'nothing above threshold'}"
+        return printable(f"{self.path}: {listed or 'nothing above threshold'}")
 
     def to_json(self) -> str:
-        return json.dumps({"image": str(self.path), **asdict(self.recognition)})
+        return json.dumps({"image": str(self.path), **self.recognition.to_dict()})
 
 
 def predict(
@@ -43,10 +49,49 @@ def predict(
             yield scored
             continue
         maps = () if scored.attention is None else zip(recognizer.categories, scored.attention, strict=True)
-        yield Prediction(path, recognizer.recognition(scored.scores, threshold), dict(maps))
+        attention = dict(maps)
+        recognition = replace(recognizer.recognition(scored.scores, threshold), image=path, attention=attention)
+        yield Prediction(path, recognition, attention)
 
 
-def attention_names(paths: list[Path]) -> list[str]:
+@contextmanager
+def table(path: Path, categories: tuple[str, ...]) -> Iterator[Callable[[Path, Prediction | UserError], None]]:
+    """A call that adds a row to a table which takes its place, whole, at the end.
+
+    .jsonl: a line as `Prediction.to_json` gives it. .csv: image, labels (divided by |), a column of scores for each
+    category. Either has a column `error`, for images that could not be read. Raises UserError for another name.
+    """
+    if path.suffix.lower() not in (".csv", ".jsonl"):
+        raise UserError(f"--out {path}: expected a name that ends in .csv or .jsonl.")
+    with replace_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
+        yield _csv_rows(stream, categories) if path.suffix.lower() == ".csv" else _json_rows(stream)
+
+
+def _csv_rows(stream: IO[str], categories: tuple[str, ...]) -> Callable[[Path, Prediction | UserError], None]:
+    writer = csv.writer(stream)
+    writer.writerow(["image", "labels", *categories, "error"])
+
+    def add(path: Path, prediction: Prediction | UserError) -> None:
+        if isinstance(prediction, UserError):
+            writer.writerow([path, "", *[""] * len(categories), prediction])
+            return
+        scores = [f"{prediction.recognition.scores[name]:.6g}" for name in categories]
+        writer.writerow([path, "|".join(prediction.recognition.labels), *scores, ""])
+
+    return add
+
+
+def _json_rows(stream: IO[str]) -> Callable[[Path, Prediction | UserError], None]:
+    def add(path: Path, prediction: Prediction | UserError) -> None:
+        if isinstance(prediction, UserError):
+            stream.write(json.dumps({"image": str(path), "error": str(prediction)}) + "\n")
+        else:
+            stream.write(prediction.to_json() + "\n")
+
+    return add
+
+
+def picture_names(paths: list[Path]) -> list[str]:
     """The pictures' names: those of the images, with the position in front where two images share a name."""
     count = Counter(path.stem for path in paths)
     return [f"{i:04d}-{p.stem}.png" if count[p.stem] > 1 else f"{p.stem}.png" for i, p in enumerate(paths)]

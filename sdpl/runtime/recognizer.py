@@ -1,11 +1,11 @@
 """The recognizer: a bundle, opened on one backend."""
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,19 +13,11 @@ from sdpl.bundle import Bundle
 from sdpl.errors import UserError
 from sdpl.pipeline import Decoder, stream
 from sdpl.preprocess import ImageSource, preprocess
+from sdpl.preprocess.inputs import ChannelOrder, ImageInput, as_source, is_one_image
 from sdpl.runtime.backends import Choice, Wanted, open_backend
+from sdpl.runtime.recognition import Recognition
 
-Source = TypeVar("Source", bound=ImageSource)
-
-
-@dataclass(frozen=True)
-class Recognition:
-    """What one image shows. `scores`: every category's score in 0..1, best first. `labels`: the categories whose
-    score reaches the category's threshold, best first. `target`: what it was computed on."""
-
-    labels: tuple[str, ...]
-    scores: dict[str, float]
-    target: str
+Source = TypeVar("Source")
 
 
 @dataclass(frozen=True)
@@ -76,6 +68,10 @@ class Recognizer:
             measure_missing(bundle, wanted)
         return cls(bundle, open_backend(bundle, wanted))
 
+    def __repr__(self) -> str:
+        size = f"{len(self.categories)} categories, {self.image_size} px"
+        return f"Recognizer({str(self.bundle.path)!r}: {self}, {size})"
+
     def __str__(self) -> str:
         """The target in one line: `openvino:fp32 (openvino 2026.4.1, 2 threads; measured on this machine)`."""
         about = self.backend.describe()
@@ -112,37 +108,39 @@ class Recognizer:
         scores, attention = self.backend.attention(images)
         return scores, attention.reshape(*scores.shape, *self.bundle.manifest.map_size)
 
-    @overload
-    def recognize(
-        self, images: Sequence[ImageSource], threshold: float | None = None, batch_size: int | None = None
-    ) -> list[Recognition]: ...
-
-    @overload
-    def recognize(
-        self, images: Iterator[ImageSource], threshold: float | None = None, batch_size: int | None = None
-    ) -> Iterator[Recognition]: ...
-
     def recognize(
         self,
-        images: Sequence[ImageSource] | Iterator[ImageSource],
+        images: ImageInput | Iterable[ImageInput],
         threshold: float | None = None,
         batch_size: int | None = None,
-    ) -> list[Recognition] | Iterator[Recognition]:
-        """Labels and scores of paths, encoded bytes or PIL images, in their order.
+        *,
+        attention: bool = False,
+        channels: ChannelOrder = "rgb",
+    ) -> Any:
+        """Labels and scores of one image or of many, in their order.
 
-        A list gives a list; an iterator, of any length, gives an iterator of results as they come. threshold: for all
-        categories, instead of the bundle's own. batch_size: images per call of the engine; by default the largest that
-        the backend takes well. Raises UserError naming a bad image; `stream` goes on behind it.
+        images: paths, encoded bytes, PIL images, arrays or tensors uint8 [H,W,3] or [H,W], files open for reading
+        bytes. One of these gives one `Recognition`; a list, or an array [B,H,W,3], gives a list; an iterator, of any
+        length, gives an iterator of results as they come. A plain string is one path.
+        threshold: for all categories, instead of the bundle's own. batch_size: images per call of the engine; by
+        default the largest that the backend takes well. attention: also keep where the model looked for each category.
+        channels: of arrays; "bgr" for OpenCV's. Raises UserError naming a bad image; `stream` goes on behind it.
         """
-        results = self._recognized(images, threshold, batch_size)
-        return results if isinstance(images, Iterator) else list(results)
+        many = [images] if is_one_image(images) else images
+        if not isinstance(many, Iterable):
+            many = [many]  # as_source says what is wrong with it
+        results = self._recognized((as_source(i, channels) for i in many), threshold, batch_size, attention)
+        if isinstance(images, Iterator) and not is_one_image(images):
+            return results
+        found = list(results)
+        return found[0] if is_one_image(images) else found
 
     def stream(
         self, sources: Iterable[Source], with_attention: bool = False, batch_size: int | None = None
     ) -> Iterator[tuple[Source, Scored | UserError]]:
         """Each image with its scores, or with the UserError that says why it could not be read, in order.
 
-        sources: paths, encoded bytes or PIL images, of any number. The next images are decoded in threads while these
+        sources: images as `recognize` takes them, of any number. The next images are decoded in threads while these
         run; what is in memory at a time is a few batches. Closing the iterator ends it.
         """
         size = batch_size or self.backend.batch_sizes[-1]
@@ -156,9 +154,9 @@ class Recognizer:
         labels = tuple(self.categories[c] for c in order if scores[c] >= thresholds[c])
         return Recognition(labels, {self.categories[c]: float(scores[c]) for c in order}, self.target)
 
-    def preprocess(self, image: ImageSource) -> np.ndarray:
-        """uint8 [S,S,3]: this model's input for one image."""
-        return preprocess(image, self.image_size)
+    def preprocess(self, image: ImageInput, channels: ChannelOrder = "rgb") -> np.ndarray:
+        """uint8 [S,S,3]: this model's input for one image, as `recognize` takes it."""
+        return preprocess(as_source(image, channels), self.image_size)
 
     def close(self) -> None:
         self.backend.close()
@@ -180,12 +178,13 @@ class Recognizer:
         return (Scored(scores, self.target, maps) for scores, maps in zip(*self.attention(images), strict=True))
 
     def _recognized(
-        self, images: Iterable[ImageSource], threshold: float | None, batch_size: int | None
+        self, images: Iterable[ImageSource], threshold: float | None, batch_size: int | None, attention: bool
     ) -> Iterator[Recognition]:
-        for _, result in self.stream(images, batch_size=batch_size):
-            if isinstance(result, UserError):
-                raise result
-            yield self.recognition(result.scores, threshold)
+        for image, scored in self.stream(images, attention, batch_size):
+            if isinstance(scored, UserError):
+                raise scored
+            maps = () if scored.attention is None else zip(self.categories, scored.attention, strict=True)
+            yield replace(self.recognition(scored.scores, threshold), image=image, attention=dict(maps))
 
     def _check(self, images: Any) -> None:
         side, shape = self.image_size, tuple(images.shape)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from sdpl.bundle import Bundle, Profile, Target, to_scores
 from sdpl.errors import UserError
@@ -72,7 +71,7 @@ class TwoStage:
         self._probability = bundle.manifest.probability
         self._encoder, self._kernels, self._device = encoder, kernels, device
         self._profile = target.profile or Profile()
-        constants = load_file(bundle.file(target.files["head"]))
+        constants = bundle.head(target)
         v, t = constants["v"], constants["t"]
         manifest = bundle.manifest
         size = manifest.preprocessing.image_size
@@ -251,8 +250,12 @@ class TwoStage:
             )
 
     def _both(self, slot: Slot, bucket: Bucket, batch: int, image: int, with_attention: bool) -> None:
+        self._encoder.enqueue(batch, image, bucket.pointers["u"], bucket.pointers["g"], slot.stream)
+        self._head(slot, bucket, batch, with_attention)
+
+    def _head(self, slot: Slot, bucket: Bucket, batch: int, with_attention: bool) -> None:
+        """The second stage: logits, and attention if it is asked for, from u and g."""
         s, at, dtype = self._sizes, bucket.pointers, self._kernels.dtype
-        self._encoder.enqueue(batch, image, at["u"], at["g"], slot.stream)
         attention = DeviceArray(at["attention"], (batch, s.C, s.L), "float32") if with_attention else None
         self._kernels.forward(
             DeviceArray(at["u"], (batch, s.L, s.K), dtype),

@@ -33,6 +33,7 @@ class Batcher(Generic[Item]):
         return self._rows[0][1] if self._rows else None
 
     def add(self, item: Item, arrival: int, deadline: int) -> None:
+        self._cancelled.discard(item)  # that was meant for an earlier row of this name, which has left
         self._rows.append((item, arrival, deadline))
 
     def cancel(self, item: Item) -> None:

@@ -40,6 +40,7 @@ HISTOGRAMS = {
 FAILURES = tuple(REASONS)
 SERVER = {
     "connections": "Open HTTP connections.",
+    "gpu_used_bytes": "Memory in use on the engines' GPUs, by all programs; 0 without a GPU.",
     "log_lines_lost": "Lines of the access log that could not be written.",
 }
 
@@ -96,7 +97,7 @@ class Counters:
         for model in range(len(self._models)):
             for name in GAUGES:
                 self.set(model, name, 0)
-        self._own[self._server["connections"]] = 0
+        self.set_server("connections", 0)
 
     def columns(self, prefix: str) -> list[str]:
         """The names that begin so."""
@@ -137,7 +138,7 @@ class Counters:
                 yield f'sdpl_{name}_sum{{model="{m}"}} {summed:.9g}'
                 yield f'sdpl_{name}_count{{model="{m}"}} {below[-1]:.0f}'
         for name, text in SERVER.items():
-            kind = "gauge" if name == "connections" else "counter"
+            kind = "counter" if name == "log_lines_lost" else "gauge"
             full = f"sdpl_{name}" + ("_total" if kind == "counter" else "")
             yield from _head(full, kind, text)
             yield f"{full} {self._all[:, self._server[name]].sum():.0f}"

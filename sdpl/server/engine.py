@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from sdpl.errors import UserError
+from sdpl.runtime.environment import gpu_used_mb
 from sdpl.server.arena import Arena, Geometry
 from sdpl.server.batcher import Batcher
 from sdpl.server.channel import (
@@ -40,6 +41,7 @@ from sdpl.server.serving import Serving, make_ready
 from sdpl.server.settings import Settings
 
 SMOOTHING = 0.2  # weight of the newest batch in the time of one image
+RETRY_S = 10.0  # before a bundle that is not served at all is tried again
 FAILURES_IN_A_ROW = 3  # calls of the engine that fail before the process gives up and is started anew
 
 
@@ -242,6 +244,7 @@ class Engine:
             "reason": reason,
         }
         self._states[model] = state
+        self._counters.set_server("gpu_used_bytes", 1e6 * (gpu_used_mb() or 0))
         for front in self._fronts.values():
             self._tell(front, state)
         self._control.control({"model": model, "ready": serving is not None, "reason": reason})
@@ -272,6 +275,10 @@ class Engine:
                 if current is not None:
                     self._counters.add(model, "reload_failures")
                 self._announce(model, current.serving if current else None, result)
+                if current is None and model not in self._unloaded:
+                    again = threading.Timer(RETRY_S, self._to_load.put, (model,))
+                    again.daemon = True
+                    again.start()
                 continue
             if current is not None and current.serving.generation == result.generation:
                 result.recognizer.close()

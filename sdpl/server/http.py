@@ -5,19 +5,14 @@ httptools parses heads and chunked bodies; a body with a length goes past it. Wh
 
 import asyncio
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, cast
-from urllib.parse import parse_qs, unquote
+from typing import Any, cast
 
 import httptools
 
+from sdpl.server.exchange import Exchange, Limits, Request, Response, Routes
+from sdpl.server.head import MAX_HEAD, Head, parse_head
 from sdpl.server.refusal import RefusalError
 
-if TYPE_CHECKING:
-    from sdpl.server.link import ModelInfo
-
-MAX_HEAD = 16_384
 SCRATCH = 1 << 16
 KEEP_REFUSED = 4 << 20  # bytes of a refused body that are read and dropped so that the connection can stay open
 LINGER_S = 2.0
@@ -28,75 +23,6 @@ STATUS = {
     504: "Gateway Timeout",
 }  # fmt: skip
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-@dataclass(eq=False)
-class Request:
-    """A request's head. length: of its body."""
-
-    method: str
-    path: str
-    query: dict[str, str]
-    headers: dict[str, str]  # names in lower case
-    length: int
-    keep_alive: bool
-    started_ns: int
-    peer: str
-    log: dict[str, Any] = field(default_factory=dict)  # what the access log says beside
-    info: "ModelInfo | None" = None  # the model that an inference is for
-    refused: RefusalError | None = None
-
-
-@dataclass
-class Response:
-    """An answer. body: pieces in order."""
-
-    status: int = 200
-    body: Iterable[bytes | memoryview] = ()
-    content_type: str = "application/json"
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-class Exchange(Protocol):
-    """One request being received and answered. memory: where the body goes next."""
-
-    memory: memoryview
-
-    def filled(self) -> None:
-        """`memory` is full: put the next in its place if more is to come. Raises RefusalError."""
-
-    async def answer(self) -> Response:
-        """The body is here. Raises RefusalError; CancelledError when the caller has gone."""
-
-    def abandon(self) -> None:
-        """The request will not be answered: give back what it holds. May come at any time, more than once."""
-
-
-class Routes(Protocol):
-    """What a server does with requests."""
-
-    def begin(self, request: Request) -> Exchange:
-        """A head has come in. Raises RefusalError."""
-
-    def refusal(self, request: Request | None, refused: RefusalError) -> Response:
-        """How a refusal looks."""
-
-    def finish(self, request: Request, response: Response) -> None:
-        """An answer will be written."""
-
-    def finished(self, request: Request, response: Response, sent: int) -> None:
-        """An answer was written, or nobody is there any more to read it."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Of one front end's HTTP side."""
-
-    max_body: int
-    max_connections: int
-    header_timeout_s: float
-    idle_timeout_s: float
-    min_bytes_per_s: int
 
 
 class Server:
@@ -129,28 +55,6 @@ class Server:
             connection.close_if_idle()
 
 
-class _Head:
-    """What httptools calls back."""
-
-    def __init__(self) -> None:
-        self.url = b""
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.body = bytearray()
-        self.complete = False
-
-    def on_url(self, url: bytes) -> None:
-        self.url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
-
-    def on_body(self, data: bytes) -> None:
-        self.body += data
-
-    def on_message_complete(self) -> None:
-        self.complete = True
-
-
 class Connection(asyncio.BufferedProtocol):
     """One client. It is in one of four states: reading a head, receiving a body, answering, dropping a refused body."""
 
@@ -164,12 +68,13 @@ class Connection(asyncio.BufferedProtocol):
         self._request: Request | None = None
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
-        self._chunks: tuple[Any, _Head] | None = None  # of a chunked body
+        self._chunks: tuple[Any, Head] | None = None  # of a chunked body
         self._body: memoryview | None = None  # where the body goes now
         self._filled = 0  # bytes of it
         self._remaining = 0  # bytes of the whole body that are still to come
         self._refusal: Response | None = None  # waits until the rest of its body has been dropped
         self._dropping = False
+        self._unread = False  # of a chunked body that was refused
         self._closing = False
         self._since = time.monotonic()  # when this state began
         self._paused = False
@@ -253,7 +158,7 @@ class Connection(asyncio.BufferedProtocol):
         head, rest = self._pending[: end + 4], self._pending[end + 4 :]
         self._pending = b""
         try:
-            request, chunks = self._parse(head)
+            request, chunks = parse_head(head, self._peer)
             self._request = request
             if chunks is None and request.length > self._server.limits.max_body:
                 raise RefusalError(
@@ -275,8 +180,8 @@ class Connection(asyncio.BufferedProtocol):
         assert self._request is not None
         try:
             self._exchange = self._server.routes.begin(self._request)
-        except RefusalError as refused:
-            self._refuse(refused, rest=rest)
+        except Exception as error:
+            self._refuse(_refusal(error), rest=rest)
             return
         if not rest:
             self._expected(self._request)
@@ -297,8 +202,10 @@ class Connection(asyncio.BufferedProtocol):
         """After bytes of the body have come in."""
         if self._fill() and self._remaining == 0:
             self._body = None
-            assert self._exchange is not None
+            exchange = self._exchange
+            assert exchange is not None
             self._task = asyncio.get_running_loop().create_task(self._answer())
+            self._task.add_done_callback(lambda _: exchange.abandon())  # also when it is cancelled before it began
 
     def _fill(self) -> bool:
         """Ask for the next memory once this is full. False when the request was refused meanwhile."""
@@ -306,9 +213,9 @@ class Connection(asyncio.BufferedProtocol):
         if self._body is not None and self._filled == len(self._body) and (self._remaining or self._filled):
             try:
                 self._exchange.filled()
-            except RefusalError as refused:
+            except Exception as error:
                 self._exchange.abandon()
-                self._refuse(refused)
+                self._refuse(_refusal(error))
                 return False
             self._body, self._filled = self._exchange.memory, 0
         return True
@@ -332,37 +239,6 @@ class Connection(asyncio.BufferedProtocol):
             self._request.length = self._remaining = len(head.body)
             self._begin(bytes(head.body))
 
-    def _parse(self, data: bytes) -> tuple[Request, tuple[Any, _Head] | None]:
-        """A head, and the parser to go on with when its body is chunked. Raises RefusalError."""
-        head = _Head()
-        parser = httptools.HttpRequestParser(head)
-        try:
-            parser.feed_data(data)
-            method, url = parser.get_method().decode("ascii"), httptools.parse_url(head.url)
-        except httptools.HttpParserUpgrade:
-            raise RefusalError("invalid", "this server does not switch protocols.") from None
-        except (httptools.HttpParserError, UnicodeDecodeError):
-            raise RefusalError("invalid", "the head is malformed.") from None
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers}
-        lengths = [value for name, value in head.headers if name == b"content-length"]
-        chunked = "transfer-encoding" in headers
-        if len(lengths) > 1 or (lengths and (chunked or not lengths[0].isdigit() or len(lengths[0]) > 18)):
-            raise RefusalError("invalid", "its Content-Length is malformed.")
-        if chunked and headers["transfer-encoding"].lower() != "chunked":
-            raise RefusalError("invalid", f"unknown Transfer-Encoding {headers['transfer-encoding']!r}.")
-        query = {name: values[-1] for name, values in parse_qs((url.query or b"").decode("latin-1"), True).items()}
-        request = Request(
-            method=method,
-            path=unquote((url.path or b"/").decode("latin-1")),
-            query=query,
-            headers=headers,
-            length=int(lengths[0]) if lengths else 0,
-            keep_alive=parser.should_keep_alive(),
-            started_ns=time.monotonic_ns(),
-            peer=self._peer,
-        )
-        return request, (parser, head) if chunked else None
-
     def _expected(self, request: Request) -> None:
         if request.headers.get("expect", "").lower() == "100-continue":
             self._transport.write(CONTINUE)
@@ -375,26 +251,20 @@ class Connection(asyncio.BufferedProtocol):
         assert request is not None
         try:
             response = await exchange.answer()
-        except RefusalError as refused:
-            response = self._server.routes.refusal(request, refused)
         except asyncio.CancelledError:
             request.refused = RefusalError("cancelled", "the caller went away")
             self._server.routes.finished(request, Response(499), 0)
             return
-        except Exception as error:  # a defect: it is told, and the connection ends
-            asyncio.get_running_loop().call_exception_handler({"message": "a request failed", "exception": error})
-            response = self._server.routes.refusal(
-                request, RefusalError("internal", f"internal error: {type(error).__name__}")
-            )
-            request.keep_alive = False
-        finally:
-            exchange.abandon()
+        except Exception as error:
+            response = self._server.routes.refusal(request, _refusal(error))
+        exchange.abandon()
         self._task = self._exchange = None
         self._write(request, response)
 
     def _refuse(self, refused: RefusalError, rest: bytes = b"", close: bool = False) -> None:
         """Answer without the body having been read. A short rest of it is dropped, so that the client reads on."""
         request = self._request
+        self._unread = self._chunks is not None
         self._exchange = self._body = self._chunks = None
         self._pending = b""
         response = self._server.routes.refusal(request, refused)
@@ -447,7 +317,7 @@ class Connection(asyncio.BufferedProtocol):
         before it reads the answer: what it sends is dropped for a little while first."""
         self._closing = True
         self._body = None
-        if self._remaining or self._chunks is not None:
+        if self._remaining or self._unread:
             asyncio.get_running_loop().call_later(LINGER_S, self._transport.close)
         else:
             self._transport.close()
@@ -463,18 +333,33 @@ class Connection(asyncio.BufferedProtocol):
         elif self._task is not None:
             return
         elif self._request is not None:
-            received = self._request.length - self._remaining
-            if waited > limits.header_timeout_s and received < waited * limits.min_bytes_per_s:
-                if self._exchange is not None:
-                    self._exchange.abandon()
-                self._dropping = False
-                self._refuse(RefusalError("slow", "the body comes too slowly."), close=True)
+            self._check_body(waited)
         elif self._pending:
             if waited > limits.header_timeout_s:
                 self._refuse(RefusalError("slow", "the head did not come in time."), close=True)
+        elif self._transport.is_closing():
+            self._transport.abort()  # it does not read what it asked for
         elif waited > limits.idle_timeout_s:
             self._transport.close()
+
+    def _check_body(self, waited: float) -> None:
+        """Cut off a body that comes too slowly."""
+        assert self._request is not None
+        limits, received = self._server.limits, self._request.length - self._remaining
+        if waited > limits.header_timeout_s and received < waited * limits.min_bytes_per_s:
+            if self._exchange is not None:
+                self._exchange.abandon()
+            self._dropping = False
+            self._refuse(RefusalError("slow", "the body comes too slowly."), close=True)
 
     def close_if_idle(self) -> None:
         if self._request is None and not self._pending:
             self._transport.close()
+
+
+def _refusal(error: Exception) -> RefusalError:
+    """The refusal itself, or, for a defect of the server, one that tells the caller and the log."""
+    if isinstance(error, RefusalError):
+        return error
+    asyncio.get_running_loop().call_exception_handler({"message": "a request failed", "exception": error})
+    return RefusalError("internal", f"internal error: {type(error).__name__}")

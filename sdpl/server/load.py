@@ -168,7 +168,9 @@ async def _closed(target: Target, callers: int, seconds: float, kind: str) -> Lo
 
 async def _open(target: Target, rate: float, seconds: float, kind: str) -> Load:
     """Requests at random times (Poisson), `rate` a second on average."""
-    tally, free, asking = _Tally(), [], set()
+    tally = _Tally()
+    free: list[_Client] = []
+    asking: set[asyncio.Task[None]] = set()
     gaps = np.random.default_rng(SEED).exponential(1 / rate, max(1, int(rate * seconds)))
     start = time.perf_counter()
 
@@ -185,8 +187,8 @@ async def _open(target: Target, rate: float, seconds: float, kind: str) -> Load:
         task = asyncio.create_task(call(free.pop() if free else _Client(target), due))
         asking.add(task)
         task.add_done_callback(asking.discard)
-    taken = time.perf_counter() - start
     await asyncio.gather(*asking)
+    taken = time.perf_counter() - start  # with the last answers, so that a backlog does not count as throughput
     for connection in free:
         connection.close()
     return tally.load(loop="open", callers=None, offered_per_s=rate, input=kind, seconds=taken)

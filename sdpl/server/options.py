@@ -1,6 +1,7 @@
 """What the words of `sdpl-serve` mean, checked before anything is started."""
 
 import importlib
+import os
 import ssl
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 from sdpl.bundle import Bundle
 from sdpl.errors import UserError
 from sdpl.install import install_line
-from sdpl.kernels.gpu import find_gpu
+from sdpl.kernels.gpu import find_gpu, gpu_obstacle
 from sdpl.pipeline import available_cores
 from sdpl.server.log import open_log
 from sdpl.server.settings import Settings
@@ -38,6 +39,8 @@ def devices(text: str) -> tuple[str, ...]:
     found = tuple(text.split(","))
     if not all(each in ("auto", "cpu") or each.isdigit() for each in found):
         raise UserError(f"--devices {text!r}: expected auto, cpu, or numbers of GPUs such as 0,1.")
+    if any(each.isdigit() for each in found) and find_gpu() is None:
+        raise UserError(f"--devices {text!r}: {gpu_obstacle()}")
     return found
 
 
@@ -81,7 +84,7 @@ def tls(certificate: Path | None, key: Path | None) -> tuple[str | None, str | N
 
 def writable(path: str) -> None:
     """Raises UserError when a log cannot be written."""
-    open_log(path).close()
+    os.close(open_log(path))
 
 
 def require_packages(settings: Settings) -> None:

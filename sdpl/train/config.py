@@ -1,20 +1,23 @@
 """The one configuration: frozen dataclasses, checked once, saved in the checkpoint, copied to the manifest."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from sdpl.errors import UserError, listed, nearest
+from sdpl.text import path_problem
+from sdpl.train.plain_yaml import NotPlainError, parse_plain_yaml, read_plain_yaml
 
 Checked = TypeVar("Checked")
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(gt=0, le=10**9)]
+Size = Annotated[int, Field(gt=0, le=65536)]  # of a tensor's axis, or threads: more exhausts any machine
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -30,6 +33,15 @@ def _with_placeholder(value: str) -> str:
     return value
 
 
+def _path(value: str) -> str:
+    problem = path_problem(value)
+    if problem:
+        raise ValueError(f"the path {problem}")
+    return value
+
+
+PathText = Annotated[str, AfterValidator(_path)]
+ShortText = Annotated[str, Field(max_length=1000)]
 FocusingPower = Annotated[float, Field(ge=0), AfterValidator(_focusing_power)]
 
 _RULES = ConfigDict(extra="forbid", allow_inf_nan=False, strict=False)
@@ -39,9 +51,29 @@ _RULES = ConfigDict(extra="forbid", allow_inf_nan=False, strict=False)
 class Split:
     """One split: a label file (`sdpl.data.formats`), and its images' folder if not where the format keeps them."""
 
-    annotations: str
-    images: str | None = None
+    annotations: PathText
+    images: PathText | None = None
     format: Literal["auto", "coco", "voc", "csv", "jsonl", "parquet"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True, config=_RULES)
+class Values:
+    """What the numbers in a table's columns mean. CheXpert's: {present: 1, absent: 0, unknown: -1}."""
+
+    present: float = 1
+    absent: float = -1
+    unknown: float | None = None  # beside blank, which always is
+
+    @model_validator(mode="after")
+    def _differ(self) -> "Values":
+        if len({self.present, self.absent, self.unknown}) < 3:
+            raise ValueError("present, absent and unknown need three different numbers")
+        return self
+
+    @property
+    def meaning(self) -> dict[float, int]:
+        """The label of each number: 1 present, -1 absent, 0 unknown."""
+        return {self.present: 1, self.absent: -1} | ({} if self.unknown is None else {self.unknown: 0})
 
 
 @dataclass(frozen=True, kw_only=True, config=_RULES)
@@ -52,12 +84,13 @@ class DataConfig:
     known_proportion: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the training labels
     mask_seed: Seed = 0
     categories: tuple[str, ...] | None = None  # names and their order; by default those of the training file
+    values: Values | None = None  # of tables whose numbers do not mean 1 present, -1 absent, 0 unknown
     unreadable: Literal["stop", "skip"] = "stop"  # what a damaged image does to a run; "skip" names and counts it
-    workers: Count = 2  # threads that decode images
+    workers: Annotated[int, Field(gt=0, le=1024)] = 2  # threads that decode images
     flip: bool = False  # mirror training images at random
     min_crop: Annotated[float, Field(gt=0, le=1)] = 1.0  # random resized crops of at least this share of the area
-    cache: str | None = None  # folder in which the frozen tower's maps are kept
-    cache_views: Count = 1  # augmented views of each image in the cache; an epoch takes the next one
+    cache: PathText | None = None  # folder in which the frozen tower's maps are kept
+    cache_views: Size = 1  # augmented views of each image in the cache; an epoch takes the next one
 
     @model_validator(mode="after")
     def _views_differ(self) -> "DataConfig":
@@ -72,21 +105,21 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_RULES)
 class ModelConfig:
-    backbone: str = "RN101"  # an open_clip model name
-    backbone_config: str | None = None  # an open_clip config JSON that defines `backbone`
-    weights: str | None = "openai"  # an open_clip tag, a file, or null for random weights
+    backbone: ShortText = "RN101"  # an open_clip model name
+    backbone_config: PathText | None = None  # an open_clip config JSON that defines `backbone`
+    weights: PathText | None = "openai"  # an open_clip tag, a file, or null for random weights
     quick_gelu: bool | None = None  # the activation that a weights file was trained with, where it cannot say so itself
     image_size: Annotated[int, Field(ge=32, le=4096)] = 448
-    map_pool: Count = 2  # average pooling of the trunk's map, before the head
-    word_vectors: str = "clip"  # "clip", "glove-coco80", "glove-voc20", or a file: GloVe .txt, .npy, .npz
-    joint_dim: Count = 1024
+    map_pool: Size = 2  # average pooling of the trunk's map, before the head
+    word_vectors: PathText = "clip"  # "clip", "glove-coco80", "glove-voc20", or a file: GloVe .txt, .npy, .npz
+    joint_dim: Size = 1024
     decoupling: Literal["semantic", "convolutional", "sigmoid-mask", "none"] = "semantic"
     attention_spread: Positive | None = 0.4  # of the attention logits over the locations, at the start; decision 0036
     pooling: Literal["projected", "trunk", "fused"] = "projected"
     prompts: Literal["category-specific", "shared", "dual", "manual", "vectors"] = "category-specific"
-    prompt_tokens: Count = 16
+    prompt_tokens: Annotated[int, Field(gt=0, le=1024)] = 16
     class_token_position: Literal["end", "middle", "front"] = "end"  # of the name among the learned vectors
-    manual_prompt: Annotated[str, AfterValidator(_with_placeholder)] = "a photo of a {}."
+    manual_prompt: Annotated[ShortText, AfterValidator(_with_placeholder)] = "a photo of a {}."
     probability: Literal["sigmoid", "softmax"] = "sigmoid"
     inverse_temperature: Annotated[float, Field(gt=0, le=1000)] = 10.0  # docs/decisions/0008
     learn_temperature: bool = False
@@ -105,8 +138,8 @@ class TrainConfig:
     gamma_neg: FocusingPower = 2.0
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.05
     epochs: Count = 100
-    batch_size: Count = 64  # images of one step, over all processes and parts
-    accumulate: Count = 1  # parts into which a process cuts its share of a batch, to save memory
+    batch_size: Size = 64  # images of one step, over all processes and parts
+    accumulate: Size = 1  # parts into which a process cuts its share of a batch, to save memory
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the frozen image tower; all else is float32
     lr: Positive = 0.002
     warmup_lr: Positive = 0.0005
@@ -118,8 +151,9 @@ class TrainConfig:
     fit_thresholds: bool = False  # per category, best F1 on the validation split; otherwise 0.5
     checkpoint_steps: Count | None = None  # also write last.ckpt after every so many steps
     tensorboard: bool = False
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = ()  # each with its own package and settings
     seed: Seed = 0
-    device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1"
+    device: ShortText = "auto"  # "auto", "cpu", "cuda", "cuda:1"
 
 
 @dataclass(frozen=True, kw_only=True, config=_RULES)
@@ -133,8 +167,8 @@ class Config:
 class SweepConfig:
     """Many trainings: `base` with the changes of every method, at every proportion of known labels, with every seed."""
 
-    base: str  # a training configuration
-    test: Split  # the best checkpoint of each run is measured on all labels of this split
+    base: PathText  # a training configuration
+    test: Split  # the checkpoint that each run keeps is measured on all labels of this split
     methods: Annotated[dict[str, dict[str, dict[str, Any]]], Field(min_length=1)]  # name -> section -> key -> value
     proportions: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)]
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)  # of weights, order, mask and held-out images
@@ -146,6 +180,9 @@ class SweepConfig:
         unknown = {name for names in self.figures.values() for name in names} - set(self.methods)
         if unknown:
             raise ValueError(f"figures name methods that are not in the sweep: {listed(sorted(unknown))}")
+        odd = [name for name in self.figures if not re.fullmatch(r"\w[\w .-]{0,99}", name)]
+        if odd:
+            raise ValueError(f"figures are files of these names, of letters, digits, '-' and '.': {listed(odd)}")
         return self
 
 
@@ -155,6 +192,7 @@ _SECTIONS: dict[type, dict[tuple[int | str, ...], type]] = {
         ("data",): DataConfig,
         ("data", "train"): Split,
         ("data", "val"): Split,
+        ("data", "values"): Values,
         ("model",): ModelConfig,
         ("train",): TrainConfig,
     },
@@ -184,8 +222,8 @@ def _override(values: dict[str, Any], setting: str) -> None:
     """Put a "key=value" in its place. Raises UserError when it is none, or the key leads through a plain value."""
     key, equals, text = setting.partition("=")
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError):
+        value = parse_plain_yaml(text)
+    except NotPlainError:
         raise UserError(f"--set {setting!r}: its value is not YAML; quote it for the shell.") from None
     *sections, name = key.strip().split(".")
     if not equals or not sections:
@@ -224,14 +262,7 @@ def read_sweep(path: Path) -> SweepConfig:
 
 
 def _read_yaml(path: Path, needed: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such configuration file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}).") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{path}: is not YAML: {error}.") from None
+    values = read_plain_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: is not a mapping; it needs at least {needed}.")
     return values
@@ -240,6 +271,14 @@ def _read_yaml(path: Path, needed: str) -> dict[str, Any]:
 def check_config(values: dict[str, Any], name: str = "config") -> Config:
     """The checked configuration of plain values. Raises UserError naming the first wrong key or value."""
     return _check(Config, values, name)
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values as one level, with dotted keys: {"train.lr": 0.002}."""
+    rows: dict[str, Any] = {}
+    for key, value in values.items():
+        rows |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return rows
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -287,7 +326,8 @@ def _absolute(values: dict[str, Any], folder: Path) -> dict[str, Any]:
             data[split] = _absolute_split(data[split], folder)
     if isinstance(model, dict):
         for key in ("backbone_config", "weights", "word_vectors"):
-            if isinstance(model.get(key), str) and (folder / model[key]).is_file():
+            text = model.get(key)
+            if isinstance(text, str) and not path_problem(text) and (folder / text).is_file():
                 model[key] = _join(folder, model[key])
     return values
 

@@ -12,6 +12,7 @@ from sdpl.train.config import Config
 from sdpl.train.distributed import Processes
 from sdpl.train.losses import partial_asymmetric_loss, partial_bce_loss
 from sdpl.train.model import PartialLabelModel
+from sdpl.train.resume import check_learner
 
 Part = tuple[list[int], torch.Tensor]  # rows of the data, and their maps f [b,L,D]
 
@@ -87,13 +88,19 @@ class Learner:
         finally:
             self._swap()
 
+    def restart_average(self) -> None:
+        """Begin the average with the parameters as they are now."""
+        for parameter, average in zip(self.parameters, self.average, strict=False):
+            average.copy_(parameter.detach())
+
     def state(self) -> dict[str, Any]:
         """What resuming needs beside the model's own (averaged) state."""
         trained = [p.detach() for p in self.parameters] if self.average else []
         return {"optimiser": self.optimiser.state_dict(), "steps": self.steps, "trained": trained}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Of `state()`, after the model's own state was loaded."""
+        """Of `state()`, after the model's own state was loaded. Raises UserError for the state of another learner."""
+        check_learner(state, self.state(), self.parameters)
         self.optimiser.load_state_dict(state["optimiser"])
         self.steps = state["steps"]
         for parameter, average, trained in zip(self.parameters, self.average, state["trained"], strict=False):

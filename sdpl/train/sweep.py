@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from sdpl.data.images import LabelledImages
-from sdpl.errors import UserError
+from sdpl.errors import UserError, listed
 from sdpl.evaluate.evaluation import Evaluation, evaluate
-from sdpl.files import write_json
+from sdpl.files import only_one_run, write_json
 from sdpl.progress import Progress, Report, silent
 from sdpl.train.checkpoint import load_checkpoint, restore_model
 from sdpl.train.config import Config, SweepConfig, check_config, differences, read_values
@@ -29,6 +29,7 @@ from sdpl.train.splits import read_split
 from sdpl.train.sweep_report import Result
 
 RESULT = "result.json"
+LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,16 @@ class Run:
 
     @property
     def folder(self) -> str:
-        return f"{re.sub(r'[^a-z0-9]+', '-', self.method.lower()).strip('-')}/{self.proportion:g}-seed{self.seed}"
+        return f"{_slug(self.method)}/{self.proportion:g}-seed{self.seed}"
 
 
 def runs(sweep: SweepConfig) -> list[Run]:
     """All runs of a sweep, every configuration checked. Raises UserError naming the method and its wrong key."""
     base = read_values(Path(sweep.base))
+    nameless = [name for name in sweep.methods if not 0 < len(_slug(name)) <= LONGEST_NAME]
+    if nameless:
+        names = listed(map(repr, nameless))
+        raise UserError(f"{names}: a method's name is a folder's: it needs 1 to {LONGEST_NAME} letters or digits.")
     result = []
     for method, changes in sweep.methods.items():
         for proportion in sweep.proportions:
@@ -55,7 +60,11 @@ def runs(sweep: SweepConfig) -> list[Run]:
                 values = copy.deepcopy(base)
                 known = {"known_proportion": proportion, "mask_seed": seed}
                 for section, change in (*changes.items(), ("data", known), ("train", {"seed": seed})):
-                    values.setdefault(section, {}).update(change)
+                    if values.get(section) is None:
+                        values[section] = {}
+                    if not isinstance(values[section], dict):
+                        raise UserError(f"{sweep.base}: {section} has no keys of its own.")
+                    values[section].update(change)
                 result.append(Run(method, proportion, seed, check_config(values, f"method {method!r}")))
     folders = {run.folder for run in result}
     if len(folders) < len(result):
@@ -70,7 +79,11 @@ def run_sweep(sweep: SweepConfig, out: Path, report: Report = silent) -> list[Re
     """
     if world_size() > 1:
         raise UserError("a sweep runs in one process: start it without torchrun (several sweeps may share data.cache).")
-    todo = runs(sweep)
+    with only_one_run(out):
+        return _run_all(runs(sweep), sweep, out, report)
+
+
+def _run_all(todo: list[Run], sweep: SweepConfig, out: Path, report: Report) -> list[Result]:
     done = {run.folder: result for run in todo if (result := _finished(run, out / run.folder)) is not None}
     report(Progress(f"{len(todo)} runs, {len(done)} of them finished before"))
     for number, run in enumerate(todo, 1):
@@ -145,6 +158,11 @@ def score(model: PartialLabelModel, config: Config, data: LabelledImages, report
     for rows, f in FeatureSource(model, config, device, report).plain(data).batches(groups):
         scores[rows] = model.probabilities(model.pool(f, t)[0]).cpu().numpy()
     return scores
+
+
+def _slug(name: str) -> str:
+    """A method's name as a folder's: letters and digits, with dashes between."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def _plain(config: Config) -> dict[str, Any]:

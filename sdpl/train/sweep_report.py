@@ -9,6 +9,7 @@ from rich.table import Table
 from scipy.stats import t as student_t
 
 from sdpl.files import replace_file, write_json
+from sdpl.text import escaped
 
 METRICS = ("mAP", "OF1", "CF1")
 
@@ -76,11 +77,11 @@ def cells(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
 def table(results: Sequence[Result], title: str) -> Table:
     """As `cells`, for the terminal."""
     head, rows = cells(results)
-    result = Table(title=title)
+    result = Table(title=escaped(title))
     for i, name in enumerate(head):
         result.add_column(name, justify="right" if i else "left", no_wrap=not i)
     for row in rows:
-        result.add_row(*row)
+        result.add_row(*map(escaped, row))
     return result
 
 

@@ -1,7 +1,12 @@
+import csv
 import json
 
 import numpy as np
+import pytest
+from click.testing import CliRunner
 from PIL import Image
+
+from sdpl.cli import main
 
 
 def test_lines(sdpl, bundle, scenes):
@@ -67,3 +72,51 @@ def test_what_a_user_gets_wrong(fails, bundle, scenes, tmp_path):
     assert "no images in this folder" in fails("predict", bundle, tmp_path)
     (tmp_path / "file").write_text("")
     assert "cannot write" in fails("predict", bundle, photo, "--attention", tmp_path / "file")
+
+
+def test_tables(sdpl, fails, bundle, scenes, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"x")
+    photo = scenes / "test" / "000000.jpg"
+    for name in ("a.csv", "a.jsonl"):
+        result = sdpl("predict", bundle, photo, bad, "--out", tmp_path / name)
+        assert result.exit_code == 2
+        assert result.stdout == ""
+    row = json.loads(sdpl("predict", bundle, photo, "--json").stdout)
+    good, wrong = csv.DictReader((tmp_path / "a.csv").read_text().splitlines())
+    assert (good["image"], good["labels"], good["error"]) == (str(photo), "|".join(row["labels"]), "")
+    for name, score in row["scores"].items():
+        assert float(good[name]) == pytest.approx(score, rel=1e-5)
+    assert "is not an image" in wrong["error"]
+    good, wrong = map(json.loads, (tmp_path / "a.jsonl").read_text().splitlines())
+    assert good == row
+    assert "is not an image" in wrong["error"]
+    assert "expected a name that ends in .csv or .jsonl" in fails("predict", bundle, photo, "--out", tmp_path / "a.txt")
+
+
+def test_saved_pictures(sdpl, bundle, scenes, tmp_path):
+    result = sdpl("predict", bundle, scenes / "test", "--save", tmp_path / "drawn", "--attention", tmp_path / "maps")
+    assert result.exit_code == 0
+    for name in (f"{i:06d}.png" for i in range(8)):
+        with Image.open(tmp_path / "drawn" / name) as plain, Image.open(tmp_path / "maps" / name):
+            assert plain.width > 400  # the photo, its bars, and the maps under them
+
+
+def test_folders_of_folders_globs_lists_and_standard_input(sdpl, fails, bundle, scenes, tmp_path):
+    photos = sorted((scenes / "test").iterdir())
+    expected = sdpl("predict", bundle, *photos).stdout
+    assert sdpl("predict", bundle, scenes / "test" / "*.jpg").stdout == expected
+    (tmp_path / "list.txt").write_text("\n".join(map(str, photos)))
+    assert sdpl("predict", bundle, f"@{tmp_path / 'list.txt'}").stdout == expected
+    piped = CliRunner().invoke(main, ["predict", str(bundle), "-"], input="\n".join(map(str, photos)))
+    assert piped.stdout == expected
+    deep = sdpl("predict", bundle, scenes, "--recursive").stdout.splitlines()
+    assert len(deep) == 32
+    assert expected.splitlines() == [line for line in deep if "/test/" in line]
+    assert "--recursive looks into its folders too" in fails("predict", bundle, scenes)
+    assert "no images: the lists are empty" in fails("predict", bundle, f"@{write_blank(tmp_path)}")
+
+
+def write_blank(folder):
+    (folder / "blank.txt").write_text("\n")
+    return folder / "blank.txt"

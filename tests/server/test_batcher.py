@@ -49,9 +49,9 @@ def test_cancelling_what_has_left_does_nothing_to_a_later_row_of_the_same_name()
     batcher = filled(1)
     batcher.take()
     batcher.cancel(0)
-    assert batcher.drop(now=0) == ([], [])
     batcher.add(0, arrival=5, deadline=FOREVER)
     assert batcher.drop(now=0) == ([], [])
+    assert batcher.take() == [(0, 5)]
 
 
 def test_rows_of_a_lost_sender_are_removed():

@@ -5,9 +5,11 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
+import urllib.request
 from pathlib import Path
 
 import grpc
@@ -201,6 +203,29 @@ def test_token_tls_and_limits(own, images, tmp_path):
         assert server.stop() == 0
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert {line["status"] for line in lines if line["transport"] == "http"} == {200, 401}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_tls_on_both_transports(own, tmp_path):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    words = ["-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    made = ["openssl", "req", "-x509", *words, "-keyout", str(key), "-out", str(certificate), "-days", "2"]
+    subprocess.run(made, check=True, capture_output=True)
+    files = ("--tls-certificate", certificate, "--tls-key", key)
+    with serving(own, "--workers", "1", "--threads", "1", *files) as server:
+        context = ssl.create_default_context(cafile=certificate)
+        url = f"https://127.0.0.1:{server.http_port}/v2/health/ready"
+        with urllib.request.urlopen(url, timeout=10, context=context) as answer:
+            assert json.load(answer)["ready"]
+        credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
+        with grpc.secure_channel(f"127.0.0.1:{server.grpc_port}", credentials) as channel:
+            ask = channel.unary_unary(
+                "/inference.GRPCInferenceService/ServerReady",
+                message("ServerReadyRequest").SerializeToString,
+                message("ServerReadyResponse").FromString,
+            )
+            assert ask(message("ServerReadyRequest")(), timeout=10).ready
 
 
 def test_wrong_words_end_in_one_line(fails, bundle, tmp_path):

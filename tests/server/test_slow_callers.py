@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from sdpl.server.http import Exchange, Limits, Request, Response, Server
+from sdpl.server.exchange import Exchange, Limits, Request, Response
+from sdpl.server.http import Server
 from sdpl.server.refusal import RefusalError
 from sdpl.server.routes import Later
 
@@ -14,6 +15,9 @@ class Echo:
     """Answers with the body it was sent."""
 
     def begin(self, request: Request) -> Exchange:
+        if request.path == "/defect":
+            raise ZeroDivisionError
+
         async def answer(body: bytes) -> Response:
             return Response(body=[body])
 
@@ -71,3 +75,9 @@ def test_a_slow_caller_that_is_fast_enough_is_answered():
     answer, _ = asyncio.run(talk(request, b"abcd", 0.05))
     assert answer.startswith(b"HTTP/1.1 200")
     assert answer.endswith(b"abcd")
+
+
+def test_a_defect_is_told_with_a_status_and_not_by_silence():
+    answer, _ = asyncio.run(talk(b"GET /defect HTTP/1.1\r\nConnection: close\r\n\r\n", b"", 1))
+    assert answer.startswith(b"HTTP/1.1 500")
+    assert b"internal error: ZeroDivisionError" in answer

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from sdpl.kernels.compile import DTYPES, SOURCE
+from sdpl.kernels.compile import DTYPES, RESIZE_SOURCE, SOURCE
 
 HERE = Path(__file__).parent / "driver"
 FLAGS = (
@@ -38,7 +38,8 @@ def build(folder: Path) -> dict[str, str]:
         pytest.skip("the driver of host memory needs g++")
     library = folder / "libcuda.so.1"
     commands = [[*FLAGS, "-I", _cuda_headers(), str(HERE / "driver.cpp"), "-o", str(library), "-ldl", "-lpthread"]]
-    kernels = []
+    kernels = [folder / "kernels-resize.so"]
+    commands.append(_emulated(RESIZE_SOURCE, ["resize_pass"], kernels[0]))
     for dtype, number in DTYPES.items():
         kernels.append(folder / f"kernels-{dtype}.so")
         commands.append(_emulated(SOURCE, _entries(dtype), kernels[-1], f"-DSDPL_DTYPE={number}"))

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from sdpl.train.sweep_report import cells, draw_curves, grid, markdown
+from sdpl.train.sweep_report import cells, draw_curves, grid, markdown, paired
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,17 @@ def test_averages_are_taken_for_each_seed_first():
     assert head == ["method", "mAP 10%", "mAP 90%", "average mAP", "average OF1", "average CF1"]
     deviation = np.std([50, 62], ddof=1)
     assert rows == [["a", "20.00 ± 14.14", "92.00 ± 2.83", f"56.00 ± {deviation:.2f}", "50.00 ± 0.00", "40.00 ± 0.00"]]
+
+
+def test_paired_differences_take_out_what_the_seeds_share():
+    """Seeds that are far apart, and a method that gains 2, 3 and 4 points on each: t(0.975, 2) = 4.303."""
+    rows = [Row("a", p, seed, 10 * seed) for p in (0.1, 0.9) for seed in range(3)]
+    rows += [Row("b", p, seed, 10 * seed + 2 + seed) for p in (0.1, 0.9) for seed in range(3)]
+    rows += [Row("b", 0.5, 0, 99), Row("b", 0.1, 7, 99)]  # without a partner: they count nowhere
+    mean, half, seeds = paired(rows, "b", "a")
+    assert (mean, seeds) == (3, 3)
+    assert half == pytest.approx(4.303 / 3**0.5, rel=1e-3)
+    assert np.isnan(paired(rows[:1] + rows[6:7], "b", "a")[1])
 
 
 def test_markdown_has_a_row_for_each_method():

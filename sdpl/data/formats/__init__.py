@@ -4,10 +4,12 @@ from collections.abc import Callable
 from functools import partial
 from os.path import abspath, commonpath
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sdpl.data.categories import require_distinct
+from sdpl.data.formats.bounds import require_file, require_names
 from sdpl.data.formats.coco import read_coco
 from sdpl.data.formats.table import csv_rows, jsonl_rows, parquet_rows, read_table, write_table
 from sdpl.data.formats.voc import is_voc, read_voc
@@ -35,19 +37,26 @@ def read_labels(
     format: str = "auto",
     categories: tuple[str, ...] | None = None,
     require_images: bool = True,
+    values: dict[float, int] | None = None,
 ) -> LabelledImages:
     """The images and labels of one label file, in the order of the file.
 
     images: the folder of the images; by default where the format keeps them. format: a key of `READERS`, or "auto" to
     recognise it. categories: the names and their order, as a model or a configuration defines them; by default the
-    file's own. Raises UserError for anything that does not fit together, naming the first offenders; with
-    `require_images` also for images that are not there.
+    file's own. values: what the numbers in a table's columns mean, {number: 1 present, -1 absent or 0 unknown}, where
+    they do not mean themselves. Raises UserError for anything that does not fit together, naming the first offenders;
+    with `require_images` also for images that are not there.
     """
     path = Path(path)
     require_distinct(categories or (), "data.categories")
     try:
-        reader = READERS[recognise(path) if format == "auto" else format]
-        folder, names, labels, found = reader(path, None if images is None else Path(images), categories)
+        require_file(path)
+        kind = recognise(path) if format == "auto" else format
+        if values is not None and kind in ("coco", "voc"):
+            raise UserError(f"{path}: data.values is for tables; {kind.upper()} format says itself what is present.")
+        reader: Callable[..., Any] = READERS[kind]
+        meaning = {} if values is None else {"values": values}
+        folder, names, labels, found = reader(path, None if images is None else Path(images), categories, **meaning)
     except FileNotFoundError:
         raise UserError(f"{path}: no such annotation file.") from None
     except IsADirectoryError:
@@ -55,6 +64,7 @@ def read_labels(
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
     require_distinct(found, str(path))
+    require_names(names, path)
     paths = _inside(folder, names, path)
     if require_images:
         _require_images(paths, folder, path)
@@ -93,14 +103,14 @@ def recognise(path: Path) -> str:
 
 def in_order(data: LabelledImages, categories: tuple[str, ...], name: str) -> LabelledImages:
     """The data with its columns in the given order. Raises UserError when the categories are not the same."""
-    missing = [name for name in categories if name not in data.categories]
-    excess = [name for name in data.categories if name not in categories]
+    column = {name: i for i, name in enumerate(data.categories)}
+    missing, excess = set(categories) - column.keys(), column.keys() - set(categories)
     if missing or excess:
-        odd = sorted(missing + excess)
+        odd = sorted(missing | excess)
         raise UserError(
             f"{name}: its categories are not those of the model or configuration ({len(odd)} differ: {listed(odd)})."
         )
-    columns = [data.categories.index(name) for name in categories]
+    columns = [column[name] for name in categories]
     return LabelledImages(data.images, data.labels[:, columns], tuple(categories))
 
 

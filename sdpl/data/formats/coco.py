@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
+from sdpl.data.formats.bounds import require_room
 from sdpl.errors import UserError, listed
 
 
@@ -51,6 +52,7 @@ def read_coco(
     named = {a.category_id for a in content.annotations}.union(*(i.neg_category_ids or () for i in content.images))
     _require_listed(path, "categories", named, column)
     _require_listed(path, "images", {a.image_id for a in content.annotations}, row)
+    require_room(path, len(row), len(ordered))
     labels = np.full((len(row), len(ordered)), -1, dtype=np.int8)  # [N,C]
     for i, image in enumerate(content.images):
         if image.neg_category_ids is not None:

@@ -8,27 +8,40 @@ by `|`); what neither list names is unknown.
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sdpl.data.formats.bounds import require_room
 from sdpl.errors import UserError, listed, nearest
 
+if TYPE_CHECKING:
+    from pyarrow import DataType
+
 IMAGE_COLUMNS = ("image", "image_path", "path", "file_name", "filename", "file")
+MEANING: dict[float, int] = {1: 1, -1: -1, 0: 0}  # what a column's numbers mean: present, absent, unknown
+MAX_LINE = 16 << 20  # bytes of a line of JSONL, characters of a header of CSV
 LISTS = {"positives": 1, "negatives": -1}
 
 Rows = Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]  # each row with its place, such as "labels.csv:12"
 
 
 def read_table(
-    rows: Rows, path: Path, images: Path | None, categories: tuple[str, ...] | None
+    rows: Rows,
+    path: Path,
+    images: Path | None,
+    categories: tuple[str, ...] | None,
+    values: dict[float, int] | None = None,
 ) -> tuple[Path, list[str], np.ndarray, tuple[str, ...]]:
     """A reader of `sdpl.data.formats`. Images are looked for from the table's folder.
 
     Without `categories`, all other columns are categories, in their order, or those that the lists name, in
-    alphabetical order. With them, other columns are skipped, but a list may name no others.
+    alphabetical order. With them, other columns are skipped, but a list may name no others. values: what the numbers in
+    the columns mean, {number: 1, -1 or 0}; by default themselves.
     """
     column = {name: i for i, name in enumerate(categories or ())}
     names, labels, by_lists = [], [], False
@@ -40,10 +53,11 @@ def read_table(
             row = _from_lists(cells, where)
             _require_known(row, categories, where)
         else:
-            row = _from_columns(cells, categories, where)
+            row = _from_columns(cells, categories, where, values or MEANING)
             columns |= cells.keys()
         for name in row:
             column.setdefault(name, len(column))
+        require_room(path, len(names), len(column))
         labels.append(np.zeros(len(column), dtype=np.int8))  # [C so far]
         for name, label in row.items():
             labels[-1][column[name]] = label
@@ -56,8 +70,8 @@ def read_table(
         hint = nearest(missing[0], columns)
         raise UserError(f"{path}: has no column for {len(missing)} categories: {listed(missing)}; {hint}")
     matrix = np.zeros((len(names), len(column)), dtype=np.int8)  # [N,C]
-    for i, values in enumerate(labels):
-        matrix[i, : len(values)] = values
+    for i, known in enumerate(labels):
+        matrix[i, : len(known)] = known
     order = sorted(column) if by_lists and categories is None else list(column)
     return path.parent if images is None else images, names, matrix[:, [column[n] for n in order]], tuple(order)
 
@@ -66,7 +80,7 @@ def csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a CSV file with a header; divided by comma, semicolon or tab, whichever the header has most of."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as stream:
-            header = stream.readline()
+            header = stream.readline(MAX_LINE)
             stream.seek(0)
             reader = csv.reader(stream, delimiter=max(",;\t", key=header.count), strict=True)
             columns = [name.strip() for name in next(reader, [])]
@@ -85,7 +99,9 @@ def csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a file with one JSON object per line."""
     with open(path, "rb") as stream:
-        for number, line in enumerate(stream, 1):
+        for number, line in enumerate(iter(partial(stream.readline, MAX_LINE), b""), 1):
+            if len(line) == MAX_LINE:
+                raise UserError(f"{path}:{number}: the line has more than {MAX_LINE >> 20} MB.")
             if not line.strip():
                 continue
             try:
@@ -105,13 +121,34 @@ def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         with ParquetFile(path) as file:
             _require_header(file.schema_arrow.names, path)
+            odd = {column.name: f"a {column.type}" for column in file.schema_arrow if not _is_plain(column.type)}
+            plain = [name for name in file.schema_arrow.names if name not in odd]
             number = 0
-            for batch in file.iter_batches(batch_size=4096):
+            for batch in file.iter_batches(batch_size=4096, columns=plain):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{path}, row {number}", row
-    except ArrowException as error:
-        raise UserError(f"{path}: is not Parquet ({str(error).splitlines()[0]}).") from None
+                    yield f"{path}, row {number}", {**row, **odd}  # refused only where it is used
+    except UserError:
+        raise
+    except (ArrowException, ValueError, OverflowError, OSError) as error:  # ValueError: text that is not UTF-8
+        raise UserError(f"{path}: is not Parquet ({(str(error).splitlines() or ['damaged'])[0]}).") from None
+
+
+def _is_plain(kind: "DataType") -> bool:
+    """Whether a column of Parquet holds what a table may: numbers, text, nothing, or lists of text."""
+    from pyarrow import types
+
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_dictionary(kind):
+        return _is_plain(kind.value_type)
+    plain = (
+        types.is_integer,
+        types.is_floating,
+        types.is_boolean,
+        types.is_string,
+        types.is_large_string,
+        types.is_null,
+    )
+    return any(check(kind) for check in plain)
 
 
 def write_table(path: Path, format: str, names: list[str], labels: np.ndarray, categories: tuple[str, ...]) -> None:
@@ -146,7 +183,7 @@ def _require_header(columns: list[str], path: Path) -> None:
         raise UserError(f"{path}: has no column {' or '.join(map(repr, IMAGE_COLUMNS))}; {have}.")
     if "" in columns:
         raise UserError(f"{path}: column {columns.index('') + 1} has no name (pandas: to_csv(..., index=False)).")
-    twice = sorted({name for name in columns if columns.count(name) > 1})
+    twice = sorted(name for name, times in Counter(columns).items() if times > 1)
     if twice:
         raise UserError(f"{path}: a column appears twice: {listed(twice)}; each must be unique.")
 
@@ -163,27 +200,38 @@ def _image(cells: dict[str, Any], where: str) -> str:
     return name.strip()
 
 
-def _from_columns(cells: dict[str, Any], categories: tuple[str, ...] | None, where: str) -> dict[str, int]:
+def _from_columns(
+    cells: dict[str, Any], categories: tuple[str, ...] | None, where: str, values: dict[float, int]
+) -> dict[str, int]:
     image = _image_column(cells)
     chosen = [name for name in cells if name != image] if categories is None else [n for n in categories if n in cells]
-    return {name: _label(cells[name], name, where) for name in chosen}
+    return {name: _label(cells[name], name, where, values) for name in chosen}
 
 
-def _label(value: Any, name: str, where: str) -> int:
+def _label(value: Any, name: str, where: str, values: dict[float, int]) -> int:
     number = value
     if isinstance(value, str):
         try:
-            number = float(value.strip() or 0)
+            number = float(value) if value.strip() else None
         except ValueError:
-            number = None
-    elif value is None or (isinstance(value, float) and math.isnan(value)):
-        number = 0
-    if isinstance(number, bool) or number not in (1, -1, 0):
+            number = math.nan
+    elif isinstance(value, float) and math.isnan(value):
+        number = None
+    if number is None:  # blank is unknown, whatever the numbers mean
+        return 0
+    if isinstance(number, bool) or not isinstance(number, int | float) or number not in values:
         raise UserError(
-            f"{where}: {name} = {value!r}: expected 1 (present), -1 (absent), 0 or blank (unknown); "
-            "if this column is no category, name the categories in data.categories."
+            f"{where}: {name} = {value!r}: expected {_written(values)}; if this column is no category, name "
+            "the categories in data.categories; if its numbers mean something else, say what in data.values."
         )
-    return int(number)
+    return values[number]
+
+
+def _written(values: dict[float, int]) -> str:
+    """The numbers and what they mean: "1 (present), -1 (absent), 0 or blank (unknown)"."""
+    numbers = {label: f"{number:g}" for number, label in values.items()}
+    unknown = f", {numbers[0]} or blank (unknown)" if 0 in numbers else " or blank (unknown)"
+    return f"{numbers[1]} (present), {numbers[-1]} (absent){unknown}"
 
 
 def _from_lists(cells: dict[str, Any], where: str) -> dict[str, int]:

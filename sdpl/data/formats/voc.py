@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sdpl.data.formats.bounds import require_file, require_room
 from sdpl.errors import UserError, listed
 
 # 0: only objects marked "difficult", which the field counts as absent (VOC 2007's own evaluation leaves them out).
@@ -29,6 +30,7 @@ def read_voc(
             f"{path}: has no category files such as aeroplane_{path.stem}.txt beside it; "
             "name the list of a split, such as ImageSets/Main/trainval.txt."
         )
+    require_room(path, len(names), len(files))
     labels = np.stack([_column(file, names) for file in files], axis=1)  # [N,C]
     folder = path.resolve().parents[2] / "JPEGImages" if images is None else images
     found = tuple(file.stem.removesuffix(f"_{path.stem}") for file in files)
@@ -50,6 +52,7 @@ def _column(file: Path, names: list[str]) -> np.ndarray:
 
 
 def _lines(file: Path) -> list[str]:
+    require_file(file)
     try:
         lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError:

@@ -18,6 +18,7 @@ from sdpl.preprocess import load_image
 SIDE = 240  # pixels of the longer side of a picture
 BATCH = 16
 TOP = 5
+TWICE = 2  # cards of errors that one image may have
 ALIKE = 3  # errors of one category in a row
 MEANING = {1: "present", -1: "absent", 0: "unknown"}
 
@@ -53,13 +54,21 @@ class ScoreBar:
 
 
 @dataclass(frozen=True)
+class SampleScores:
+    """A model's best scores of an image, and the present categories that are not among them."""
+
+    model: str
+    bars: tuple[ScoreBar, ...]
+    missed: tuple[ScoreBar, ...]
+
+
+@dataclass(frozen=True)
 class SampleCard:
-    """An image with its best scores (figure 6), and the present categories that are not among them."""
+    """An image with the best scores of one model or several (figure 6)."""
 
     name: str
     photo: str
-    bars: tuple[ScoreBar, ...]
-    missed: tuple[ScoreBar, ...]
+    models: tuple[SampleScores, ...]
 
 
 def worst_errors(
@@ -67,14 +76,16 @@ def worst_errors(
 ) -> tuple[list[Case], list[Case]]:
     """The false positives with the highest scores and the false negatives with the lowest; unknown is neither."""
     positive = scores >= thresholds  # [N,C]
+    shown: Counter[int] = Counter()
     return (
-        _cases(scores, (labels < 0) & positive, -scores, most),
-        _cases(scores, (labels > 0) & ~positive, scores, most),
+        _cases(scores, (labels < 0) & positive, -scores, most, shown),
+        _cases(scores, (labels > 0) & ~positive, scores, most, shown),
     )
 
 
-def _cases(scores: np.ndarray, wrong: np.ndarray, order: np.ndarray, most: int) -> list[Case]:
-    """In the given order; but of one category no more than `ALIKE` before all others have had their turn."""
+def _cases(scores: np.ndarray, wrong: np.ndarray, order: np.ndarray, most: int, shown: Counter[int]) -> list[Case]:
+    """In the given order; but of one category no more than `ALIKE` before all others have had their turn, and no image
+    more than twice. shown: how often each was shown already; counted on."""
     rows, columns = np.nonzero(wrong)
     ranked = np.argsort(order[rows, columns], kind="stable")
     seen: Counter[int] = Counter()
@@ -82,7 +93,11 @@ def _cases(scores: np.ndarray, wrong: np.ndarray, order: np.ndarray, most: int) 
     for column in columns[ranked]:
         turns.append(seen[column] // ALIKE)
         seen[column] += 1
-    chosen = ranked[np.argsort(np.array(turns, dtype=int), kind="stable")][:most]
+    chosen: list[int] = []
+    for i in ranked[np.argsort(np.array(turns, dtype=int), kind="stable")]:
+        if len(chosen) < most and shown[int(rows[i])] < TWICE:
+            shown[int(rows[i])] += 1
+            chosen.append(int(i))
     return [Case(int(r), int(c), float(scores[r, c])) for r, c in zip(rows[chosen], columns[chosen], strict=True)]
 
 
@@ -114,15 +129,24 @@ def error_cards(cases: Sequence[Case], model: Evaluated, data: LabelledImages) -
     return cards
 
 
-def sample_cards(scores: np.ndarray, data: LabelledImages, most: int) -> list[SampleCard]:
-    """Images spread evenly over the data, with their best scores."""
-    cards = []
-    for row in np.unique(np.linspace(0, len(data) - 1, min(most, len(data))).astype(int)):
-        order = np.argsort(-scores[row], kind="stable")
-        bars = [ScoreBar(data.categories[c], float(scores[row, c]), MEANING[int(data.labels[row, c])]) for c in order]
-        missed = tuple(bar for bar in bars[TOP:] if bar.label == "present")
-        cards.append(SampleCard(data.images[row].name, data_uri(_photo(data, row)), tuple(bars[:TOP]), missed))
-    return cards
+def sample_cards(scores: dict[str, np.ndarray], data: LabelledImages, most: int) -> list[SampleCard]:
+    """Images spread evenly over the data, with their best scores by each model: {"model": scores [N,C]}."""
+    rows = np.unique(np.linspace(0, len(data) - 1, min(most, len(data))).astype(int))
+    return [
+        SampleCard(
+            data.images[row].name,
+            data_uri(_photo(data, row)),
+            tuple(_best(model, found[row], data, row) for model, found in scores.items()),
+        )
+        for row in rows
+    ]
+
+
+def _best(model: str, scores: np.ndarray, data: LabelledImages, row: int) -> SampleScores:
+    """Of one model's scores [C] of an image."""
+    order = np.argsort(-scores, kind="stable")
+    bars = [ScoreBar(data.categories[c], float(scores[c]), MEANING[int(data.labels[row, c])]) for c in order]
+    return SampleScores(model, tuple(bars[:TOP]), tuple(bar for bar in bars[TOP:] if bar.label == "present"))
 
 
 def data_uri(image: Image.Image) -> str:

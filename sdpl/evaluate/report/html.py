@@ -1,9 +1,10 @@
 """The report: everything of an evaluation in one HTML file that needs nothing beside it and no network."""
 
 import base64
+import hashlib
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
 
 from sdpl import __version__
 from sdpl.data.images import LabelledImages, count_labels
@@ -25,6 +27,7 @@ from sdpl.plots import pyplot
 if TYPE_CHECKING:
     import matplotlib.figure
 
+MOST_COUNTED = 300  # categories for which the page can count again at another threshold, within its size
 THEMES = {
     "light": {
         "text": "#1c2430",
@@ -61,6 +64,16 @@ class CategoryRow:
     threshold: float
     precision: float | None
     recall: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Another model on the same data: scores [N,C] in the order of the data's categories."""
+
+    name: str
+    scores: np.ndarray
+    result: Evaluation
 
 
 def write_report(
@@ -72,26 +85,34 @@ def write_report(
     scores: np.ndarray,
     result: Evaluation,
     worst: int,
+    others: Sequence[Compared] = (),
 ) -> None:
     """Write the report of `result`, the evaluation of `model` with `scores` [N,C] on `data`, atomically.
 
-    worst: how many false positives, false negatives and samples are shown as pictures. Unknown labels count nowhere.
+    others: models that figure 5's bars and figure 6's samples show beside it. worst: how many false positives, false
+    negatives and samples are shown as pictures. Unknown labels count nowhere.
     Raises UserError when the file cannot be written.
     """
     false_positives, false_negatives = worst_errors(scores, data.labels, model.thresholds, worst)
     rows = category_rows(scores, data, model.thresholds, result)
     chance = {row.category: 100 * row.positive / row.known for row in rows if row.known}
+    aps = {model_name: result.ap, **{other.name: other.result.ap for other in others}}
     template = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string(resources.files("sdpl.evaluate.report").joinpath("template.html").read_text(encoding="utf-8"))
+    script = resources.files("sdpl.evaluate.report").joinpath("table.js").read_text(encoding="utf-8")
     text = template.render(
+        script=Markup(script),  # ours, and the only one that the page's policy lets run: by its hash
+        script_hash=Markup(f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"),
+        counts=threshold_counts(scores, data.labels) if len(rows) <= MOST_COUNTED else None,
+        random=float(np.mean(list(chances))) if (chances := [chance[r.category] for r in rows if r.positive]) else None,
         model=model_name,
         data=data_name,
         result=result,
         rows=rows,
         thresholds=_thresholds(model.thresholds),
         figures={
-            "ap": figure(lambda: ap_bars({"model": result.ap}, chance), "average precision of each category"),
+            "ap": figure(lambda: ap_bars(aps, chance), "average precision of each category"),
             "curves": figure(lambda: precision_recall(scores, data, result.ap), "precision-recall curves"),
             "calibration": figure(lambda: calibration_curve(calibration(scores, data.labels)), "calibration curve"),
         },
@@ -99,13 +120,22 @@ def write_report(
             "False positives": error_cards(false_positives, model, data),
             "False negatives": error_cards(false_negatives, model, data),
         },
-        samples=sample_cards(scores, data, worst),
+        samples=sample_cards({model_name: scores, **{other.name: other.scores for other in others}}, data, worst),
+        others=others,
+        models=[(model_name, result), *((other.name, other.result) for other in others)],
         known=float((data.labels != 0).mean()),
         version=__version__,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def threshold_counts(scores: np.ndarray, labels: np.ndarray) -> list[list[list[int]]]:
+    """For each category how many positives, and negatives, score at least 0.00, 0.01 and so on to 1.00: [C,2,101]."""
+    cuts = np.arange(101) / 100
+    columns = [[scores[labels[:, c] == label, c] for label in (1, -1)] for c in range(labels.shape[1])]
+    return [[(np.sort(s)[None] >= cuts[:, None]).sum(axis=1).tolist() for s in pair] for pair in columns]
 
 
 def category_rows(
@@ -126,6 +156,7 @@ def category_rows(
             float(thresholds[c]),
             100 * float(hits[c]) / int(claims[c]) if claims[c] else None,
             100 * float(hits[c]) / count.positive if count.positive else None,
+            200 * float(hits[c]) / (int(claims[c]) + count.positive) if claims[c] or count.positive else None,
         )
         for c, count in enumerate(count_labels(data))
     ]

@@ -1,39 +1,59 @@
 """The feature cache: maps of the frozen tower on disk, float16, read through a memory map. Needs no torch.
 
-A cache is three files named after the hash of its key: `<name>.json` (the key in words), `<name>.maps` (rows of L*D
-float16 values, in the order of the images' hashes) and a lock. While it is being filled the maps are called
-`<name>.maps.partial`, and whole rows in it are kept: filling goes on behind them.
+A cache is four files named after the hash of its key: `<name>.json` (the key in words), `<name>.maps` (rows of L*D
+float16 values, in the order of the images' hashes), `<name>.sha256` (for each row the SHA-256 of its bytes) and a lock.
+While it is being filled the maps are called `<name>.maps.partial`, and rows in it that have their hash are kept:
+filling goes on behind them. A row is compared with its hash when a process first reads it.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from filelock import FileLock
 
+from sdpl.atomic import remove_leftovers
 from sdpl.bundle import sha256
 from sdpl.errors import UserError
 from sdpl.files import replace_file, sync, writing
 from sdpl.progress import Progress, Report, Steps
 
 DTYPE = np.dtype("<f2")
+FORMAT = "2, with a hash of each row"
+HASH_BYTES = hashlib.sha256().digest_size
+REMAKE = "delete it, it will be made again"
 
 Key = dict[str, str]  # what a cache depends on ("weights", "image size", ...), as text: any difference is another cache
 Fill = Callable[[int], Iterator[np.ndarray]]  # from this row on: blocks of rows [n,L,D]
 
 
-@dataclass(frozen=True)
 class FeatureCache:
-    """maps float16 [N,L,D], and which row belongs to an image's SHA-256."""
+    """maps float16 [N,L,D] on disk, and which row belongs to an image's SHA-256."""
 
-    maps: np.ndarray
-    row: dict[str, int]
+    def __init__(self, path: Path, order: Sequence[str], shape: tuple[int, int]):
+        """order: the images' SHA-256 of each row. Raises UserError when the files have other sizes."""
+        rows = len(order)
+        if not _has_size(path, rows * _row_bytes(shape)) or not _has_size(_hashes(path), rows * HASH_BYTES):
+            raise UserError(f"{path}: is damaged (its size is not what was written); {REMAKE}.")
+        self.path, self.row = path, {digest: row for row, digest in enumerate(order)}
+        self._maps = np.memmap(path, DTYPE, "r", shape=(rows, *shape))  # [N,L,D]
+        self._hashes = _hashes(path).read_bytes()
+        self._is_checked = np.zeros(rows, dtype=bool)  # [N]
+
+    def read(self, rows: Sequence[int]) -> np.ndarray:
+        """These rows, float16 [B,L,D]. Raises UserError when one is not what was written."""
+        for row in rows:
+            if not self._is_checked[row]:
+                if _digest(self._maps[row]) != self._hashes[row * HASH_BYTES : (row + 1) * HASH_BYTES]:
+                    raise UserError(f"{self.path}: row {row} is damaged (hash differs); {REMAKE}.")
+                self._is_checked[row] = True
+        return self._maps[rows]  # [B,L,D]
 
 
 def hash_images(paths: Iterable[Path], workers: int, steps: Steps) -> dict[Path, str]:
@@ -71,21 +91,24 @@ def open_cache(
     folder cannot be written, or the file is damaged.
     """
     order = sorted(set(digests))
-    key = {**key, "images": hash_all(digest.encode() for digest in order), "shape": f"{len(order)} x {shape}"}
+    key = {
+        "format": FORMAT,
+        **key,
+        "images": hash_all(digest.encode() for digest in order),
+        "shape": f"{len(order)} x {shape}",
+    }
     name = hash_all([json.dumps(key, sort_keys=True).encode()])[:16]
     path = folder / f"{name}.maps"
     with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{name}.lock"):
             if not path.exists():
+                remove_leftovers(folder)
                 _report_others(folder, key, report)
                 with replace_file(folder / f"{name}.json") as temporary:
                     temporary.write_text(json.dumps(key, indent=2) + "\n")
                 _write(path, len(order), shape, fill)
-    if path.stat().st_size != len(order) * _row_bytes(shape):
-        raise UserError(f"{path}: is damaged (its size is not what was written); delete it, it will be made again.")
-    maps = np.memmap(path, DTYPE, "r", shape=(len(order), *shape))  # [N,L,D]
-    return FeatureCache(maps, {digest: row for row, digest in enumerate(order)})
+    return FeatureCache(path, order, shape)
 
 
 def within_float16(maps: np.ndarray) -> np.ndarray:
@@ -97,15 +120,43 @@ def within_float16(maps: np.ndarray) -> np.ndarray:
 
 def _write(path: Path, rows: int, shape: tuple[int, int], fill: Fill) -> None:
     partial = path.with_suffix(".maps.partial")
-    with open(partial, "ab") as stream:
-        done = stream.tell() // _row_bytes(shape)
+    with open(partial, "a+b") as stream, open(_hashes(path), "a+b") as hashes:
+        done = _whole_rows(stream, hashes, _row_bytes(shape))
         stream.truncate(done * _row_bytes(shape))  # a row that was cut off is made again
+        hashes.truncate(done * HASH_BYTES)
         _require_space(path, (rows - done) * _row_bytes(shape))
         for block in fill(done) if done < rows else ():
-            stream.write(block.astype(DTYPE).tobytes())
+            written = block.astype(DTYPE)  # [n,L,D]
+            stream.write(written.tobytes())
+            hashes.write(b"".join(map(_digest, written)))
+            stream.flush()
+            hashes.flush()
     sync(partial)
+    sync(_hashes(path))
     os.replace(partial, path)
     sync(path.parent)
+
+
+def _whole_rows(stream: BinaryIO, hashes: BinaryIO, row_bytes: int) -> int:
+    """How many rows from the start have their hash: after a power cut a file may hold zeros, or less than the other."""
+    stream.seek(0)
+    hashes.seek(0)
+    done = 0
+    while len(row := stream.read(row_bytes)) == row_bytes and hashes.read(HASH_BYTES) == hashlib.sha256(row).digest():
+        done += 1
+    return done
+
+
+def _digest(row: np.ndarray) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(row).data).digest()
+
+
+def _hashes(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
 
 
 def _require_space(path: Path, needed: int) -> None:

@@ -89,7 +89,7 @@ class CachedFeatures:
         cache = self.caches[(epoch or 0) % len(self.caches)]
         for group in groups:
             rows = [int(row) for row in group]
-            found = cache.maps[[cache.row[self.digests[self.images[row]]] for row in rows]]  # [B,L,D] float16
+            found = cache.read([cache.row[self.digests[self.images[row]]] for row in rows])  # [B,L,D] float16
             read = ~np.isnan(found[:, 0, 0])  # [B]
             for i in np.flatnonzero(~read):
                 path = self.images[rows[i]]

@@ -73,12 +73,21 @@ def test_samples_show_the_best_scores_and_what_they_missed(data):
     scores = np.tile(np.linspace(1, 0, 10), (8, 1))  # "zero" is always the best guess
     labels = np.full((8, 10), -1, np.int8)
     labels[:, 1], labels[:, 2], labels[:, 9] = 1, 0, 1
-    cards = sample_cards(scores, data.with_labels(labels), 3)
+    cards = sample_cards({"m": scores}, data.with_labels(labels), 3)
     assert [card.name for card in cards] == ["000000.jpg", "000003.jpg", "000007.jpg"]
     for card in cards:
-        assert [(bar.category, bar.label) for bar in card.bars[:3]] == [
+        assert [(bar.category, bar.label) for bar in card.models[0].bars[:3]] == [
             ("zero", "absent"), ("one", "present"), ("two", "unknown"),
         ]  # fmt: skip
-        assert [bar.category for bar in card.missed] == ["nine"]
-    assert len(sample_cards(scores, data, 100)) == 8
-    assert sample_cards(scores, data, 0) == []
+        assert [bar.category for bar in card.models[0].missed] == ["nine"]
+    assert len(sample_cards({"m": scores}, data, 100)) == 8
+    assert sample_cards({"m": scores}, data, 0) == []
+
+
+def test_no_image_has_more_than_two_cards():
+    labels = np.full((2, 6), -1, np.int8)
+    labels[:, 3:] = 1
+    scores = np.where(labels < 0, 0.9, 0.1)
+    wrong = worst_errors(scores, labels, np.full(6, 0.5), 6)
+    rows = [case.row for cases in wrong for case in cases]
+    assert sorted(rows) == [0, 0, 1, 1]

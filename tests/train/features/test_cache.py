@@ -41,16 +41,16 @@ def opened(tmp_path):
 def test_rows_are_those_of_the_images(opened):
     found, start = opened()
     assert start == 0
-    assert found.maps.dtype == np.float16
+    assert found.read([0]).dtype == np.float16
     for digest, row in found.row.items():
-        assert (found.maps[row] == sorted(DIGESTS).index(digest)).all()
+        assert (found.read([row]) == sorted(DIGESTS).index(digest)).all()
 
 
 def test_is_read_the_second_time_whatever_the_order_of_the_images(opened):
     opened()
     found, start = opened(digests=("c", "a", "b", "d", "a"))
     assert start is None
-    assert len(found.maps) == 4
+    assert len(found.read(range(4))) == 4
 
 
 @pytest.mark.parametrize("part", ["weights", "image size"])
@@ -82,7 +82,7 @@ def test_filling_goes_on_behind_the_last_whole_row(opened, tmp_path):
         stream.write(b"half a row")
     found, start = opened()
     assert start == 2
-    np.testing.assert_array_equal(found.maps, rows(0, 4))
+    np.testing.assert_array_equal(found.read(range(4)), rows(0, 4))
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -92,6 +92,36 @@ def test_a_damaged_cache_is_named(opened, tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"is damaged .* delete it"):
         opened()
+
+
+@pytest.mark.parametrize("name", ["*.maps", "*.sha256"])
+def test_a_flipped_bit_is_found_when_its_row_is_read(opened, tmp_path, name):
+    opened()
+    (path,) = tmp_path.glob(name)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    found, _ = opened()
+    found.read([0, 1, 2])
+    with pytest.raises(UserError, match=r"row 3 is damaged \(hash differs\); delete it"):
+        found.read([3])
+
+
+def test_rows_that_a_power_cut_left_as_zeros_are_made_again(opened, tmp_path):
+    def stops(start):
+        yield rows(0, 3)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        opened(fill=stops)
+    (partial,) = tmp_path.glob("*.partial")
+    size = partial.stat().st_size
+    with open(partial, "r+b") as stream:
+        stream.seek(size // 3)
+        stream.write(bytes(size - size // 3))
+    found, start = opened()
+    assert start == 1
+    np.testing.assert_array_equal(found.read(range(4)), rows(0, 4))
 
 
 def test_values_beyond_float16_are_refused():

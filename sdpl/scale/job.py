@@ -1,0 +1,195 @@
+"""The manifest of a job: what is scored, how, and whether a folder's finished shards belong to the same job."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from sdpl import __version__
+from sdpl.bundle import Bundle
+from sdpl.errors import UserError
+from sdpl.preprocess import VERSION
+from sdpl.scale.output import Counts, read_metadata
+from sdpl.scale.plan import Plan, other_inputs, resized
+from sdpl.scale.storage import Store, is_url
+
+FORMAT_VERSION = 1
+JOB, INPUTS, LOCK = "job.json", "inputs.parquet", ".sdpl-score.lock"
+FOOTERS = 16  # of finished shards, read at a time
+
+
+@dataclass(frozen=True)
+class Model:
+    """What scores: equal on every worker, or their scores do not belong into one folder."""
+
+    bundle_sha256: str
+    target: str
+    batch_size: int
+    sdpl: str
+    preprocessing: int
+
+    @classmethod
+    def of(cls, bundle: Bundle, target: str, batch_size: int) -> "Model":
+        """Of an opened bundle: its files' hashes, thresholds and categories stand for it; later measurements do not."""
+        parts = bundle.manifest.model_dump(mode="json", include={"files", "categories", "thresholds", "preprocessing"})
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return cls(digest, target, batch_size, __version__, VERSION)
+
+    def difference(self, other: "Model") -> str | None:
+        """What differs, in words, or None."""
+        return _difference(asdict(self), asdict(other))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What else decides a file's content."""
+
+    keep: str = "all"
+    dtype: str = "float32"
+    shard_size: int = 10_000
+    image_column: str | None = None
+    key_column: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job in its folder. id: stands in every file of it; done: the finished shards and their counts."""
+
+    id: str
+    plan: Plan
+    done: dict[int, Counts]
+
+    def todo(self) -> list[int]:
+        return [index for index in range(len(self.plan)) if index not in self.done]
+
+
+def open_job(store: Store, plan: Plan, model: Model, settings: Settings) -> Job:
+    """Begin a job in a folder, or go on with the one that is there.
+
+    Raises UserError that lists the differences when the folder holds another job, or when it holds other files.
+    """
+    names = store.names()
+    content: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "model": asdict(model),
+        "settings": asdict(settings),
+    }
+    if JOB not in names:
+        strange = sorted(name for name in names if name.endswith(".parquet") and name != INPUTS)
+        if strange:
+            raise UserError(f"{store.location}: holds {strange[0]} but no {JOB}: choose another --out.")
+        _write_inputs(store, plan)
+        job_id = hashlib.sha256(json.dumps(content, sort_keys=True).encode() + _digest(plan)).hexdigest()
+        with store.replace(JOB) as path:
+            total = {"shards": len(plan), "inputs": plan.table.num_rows, "bytes": int(plan.sizes().sum())}
+            path.write_text(json.dumps({"id": job_id, **content, **total}, indent=2) + "\n")
+        return Job(job_id, plan, {})
+    written = _read_json(store)
+    found = [_difference(written.get(part, {}), content[part]) for part in ("model", "settings")]
+    before, done = _read_inputs(store), {}
+    found += other_inputs(before, plan.table)
+    if not any(found):
+        done = _finished(store, written["id"], names, len(plan))
+        found += resized(before, plan.table, set(done))
+    changes = "; ".join(change for change in found if change)
+    if changes:
+        raise UserError(f"{store.location}: holds another job: {changes}. Choose another --out, or the same settings.")
+    if before != plan.table:  # unfinished inputs that were repaired
+        _write_inputs(store, plan)
+    return Job(written["id"], plan, done)
+
+
+@contextmanager
+def only_job(store: Store) -> Iterator[None]:
+    """Refuse a second job in the same folder of this machine or a mounted one.
+
+    An object store has no locks: there two equal commands do the same work twice, and write the same files.
+    """
+    if is_url(store.location):
+        yield
+        return
+    folder = Path(store.location)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --out.") from None
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{folder}: another sdpl-score is writing into this folder; wait for it.") from None
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --out.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _finished(store: Store, job_id: str, names: set[str], shards: int) -> dict[int, Counts]:
+    """The shards that are there, after a look at each footer."""
+
+    def look(name: str) -> tuple[int, Counts]:
+        content = read_metadata(store, name)
+        if content["job"] != job_id or content["shard"] >= shards:
+            raise UserError(f"{store.location}/{name}: belongs to another job; choose another --out.")
+        return content["shard"], Counts(**content["counts"])
+
+    written = sorted(name for name in names if name.startswith("shard-") and name.endswith(".parquet"))
+    with ThreadPoolExecutor(FOOTERS) as pool:
+        return dict(pool.map(look, written))
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    changed = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+    return "; ".join(f"{_name(k)} was {_short(before.get(k))}, is now {_short(now.get(k))}" for k in changed) or None
+
+
+def _name(key: str) -> str:
+    options = {field.name for field in fields(Settings)}
+    return "--" + key.replace("_", "-") if key in options else key.replace("_", " ")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 else text  # a hash
+
+
+def _digest(plan: Plan) -> bytes:
+    digest = hashlib.sha256()
+    for name in plan.table["location"].to_pylist():
+        digest.update(name.encode() + b"\0")
+    return digest.digest()
+
+
+def _write_inputs(store: Store, plan: Plan) -> None:
+    with store.replace(INPUTS) as path:
+        pq.write_table(plan.table, path, compression="zstd")
+
+
+def _read_json(store: Store) -> dict[str, Any]:
+    try:
+        with store.open(JOB) as stream:
+            content: dict[str, Any] = json.loads(stream.read())
+        version = content["format_version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{store.location}/{JOB}: cannot be read; choose another --out.") from None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{store.location}/{JOB}: its format version is {version}, this sdpl knows {FORMAT_VERSION}.")
+    return content
+
+
+def _read_inputs(store: Store) -> pa.Table:
+    try:
+        with store.open(INPUTS) as stream:
+            return pq.read_table(pa.BufferReader(stream.read()))
+    except (OSError, pa.ArrowInvalid):
+        raise UserError(f"{store.location}/{INPUTS}: is missing or damaged; choose another --out.") from None

@@ -1,0 +1,205 @@
+"""What scores shards: an opened recognizer with its decoding threads. One per process, on one machine or on many."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from sdpl.errors import UserError
+from sdpl.pipeline import Decoder, batched, read_ahead, run_groups
+from sdpl.runtime import Recognizer
+from sdpl.scale.job import Model, Settings
+from sdpl.scale.output import Counts, Keep, ShardWriter, read_metadata
+from sdpl.scale.plan import Shard
+from sdpl.scale.readers import Columns, Entry, read_shard
+from sdpl.scale.storage import StorageError, open_store
+
+AHEAD = 2  # batches that are read, beyond those that are decoded
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a worker opens its bundle; paths must hold on its machine. backend, threads, streams, precision: as of
+    `Recognizer.open`; as many threads decode. batch_size: images per call; None for the backend's largest."""
+
+    bundle: str
+    out: str
+    backend: str = "auto"
+    threads: int | None = None
+    streams: int | None = None
+    precision: str | None = None
+    batch_size: int | None = None
+    settings: Settings = field(default_factory=Settings)
+
+
+@dataclass
+class Times:
+    """Seconds: of all, in the model, of the decoding threads' CPU, of this process's CPU."""
+
+    wall: float = 0.0
+    model: float = 0.0
+    decode: float = 0.0
+    cpu: float = 0.0
+
+    def __add__(self, other: "Times") -> "Times":
+        return Times(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a shard: its counts, or why it failed and whether trying again may help."""
+
+    shard: int
+    counts: Counts | None = None
+    failure: str | None = None
+    again: bool = False
+    times: Times = field(default_factory=Times)
+
+
+@dataclass(frozen=True)
+class _End:
+    """Follows a shard's last entry. failure: why its reader stopped before the end."""
+
+    shard: Shard
+    failure: UserError | None = None
+
+    def load(self, image_size: int) -> np.ndarray:
+        raise UserError("the end of a shard")
+
+
+class Worker:
+    """Scores shards into files. Use as a context manager, or call `close`."""
+
+    def __init__(self, options: Options):
+        """Raises UserError when the bundle cannot be opened or nothing of it runs here."""
+        self.options = options
+        self._recognizer = Recognizer.open(
+            options.bundle, options.backend, options.threads, options.streams, options.precision
+        )
+        self._decoder = Decoder(options.threads)
+        backend = self._recognizer.backend
+        self.batch_size = options.batch_size or backend.batch_sizes[-1]
+        self.model = Model.of(self._recognizer.bundle, self._recognizer.target, self.batch_size)
+        self.decoders = self._decoder.workers
+        self._store = open_store(options.out)
+        self._keep = Keep.parse(options.settings.keep)
+        self._columns = Columns(options.settings.image_column, options.settings.key_column)
+        self._times, self._lock = Times(), threading.Lock()
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        return self._recognizer.categories
+
+    def score(
+        self, job_id: str, shards: Iterable[Shard], tick: Callable[[int], None] = lambda images: None
+    ) -> Iterator[Outcome]:
+        """Write each shard's file, and tell what became of it, in order. tick: called with the images of each batch.
+
+        Shards overlap: the next is read and decoded while the model runs on the end of this one. No batch holds images
+        of two shards, so that a shard's scores do not depend on which others were finished before.
+
+        Raises UserError when the output cannot be written.
+        """
+        scored = run_groups(self._decoder, read_ahead(self._groups(shards), AHEAD), self._load, self._run)
+        writer: ShardWriter | None = None
+        failure: UserError | None = None
+        begin, cpu = time.perf_counter(), sum(os.times()[:2])
+        try:
+            for group in scored:
+                end = group[0][0]
+                if not isinstance(end, _End):
+                    tick(len(group))
+                    for entry, result in group:
+                        if isinstance(result, StorageError):
+                            failure = result
+                        elif failure is None and isinstance(entry, Entry):
+                            writer = writer or self._writer(entry.shard)
+                            writer.add(entry, result)
+                    continue
+                failure, now, cpu_now = failure or end.failure, time.perf_counter(), sum(os.times()[:2])
+                if failure is not None:
+                    if writer is not None:
+                        writer.abandon()
+                    outcome = self._failed(end.shard, failure)
+                else:
+                    counts = self._finish(writer or self._writer(end.shard.index), end.shard, job_id)
+                    outcome = Outcome(end.shard.index, counts)
+                writer, failure = None, None
+                yield replace(outcome, times=self._taken(now - begin, cpu_now - cpu))
+                begin, cpu = now, cpu_now
+        finally:
+            scored.close()
+            if writer is not None:
+                writer.abandon()
+
+    def score_one(self, job_id: str, shard: Shard) -> Outcome:
+        """As `score`, for one shard. A file that is there already, from a worker that was lost behind it, is kept."""
+        if self._store.has(shard.name):
+            content = read_metadata(self._store, shard.name)
+            if content["job"] == job_id:
+                return Outcome(shard.index, Counts(**content["counts"]))
+        return next(iter(self.score(job_id, [shard])))
+
+    def close(self) -> None:
+        self._decoder.close()
+        self._recognizer.close()
+
+    def _groups(self, shards: Iterable[Shard]) -> Iterator[list[Entry | _End]]:
+        for shard in shards:
+            failure = None
+            try:
+                yield from batched(read_shard(shard, self._columns), self.batch_size)  # type: ignore[misc]
+            except UserError as error:
+                failure = error
+            yield [_End(shard, failure)]
+
+    def _load(self, entry: Entry | _End) -> np.ndarray:
+        begin = time.thread_time()
+        try:
+            return entry.load(self._recognizer.image_size)
+        finally:
+            with self._lock:
+                self._times.decode += time.thread_time() - begin
+
+    def _run(self, images: np.ndarray) -> np.ndarray:
+        begin = time.perf_counter()
+        scores = self._recognizer.scores(images)
+        with self._lock:
+            self._times.model += time.perf_counter() - begin
+        return scores
+
+    def _taken(self, wall: float, cpu: float) -> Times:
+        """The times since the last shard; decoding counts when it happens, so it may be of the next shard."""
+        with self._lock:
+            times, self._times = self._times, Times()
+        times.wall, times.cpu = wall, cpu
+        return times
+
+    def _writer(self, index: int) -> ShardWriter:
+        manifest, settings = self._recognizer.bundle.manifest, self.options.settings
+        name = Shard(index, "", (), 0).name
+        return ShardWriter(self._store, name, self._keep, settings.dtype, manifest.categories, manifest.thresholds)
+
+    def _finish(self, writer: ShardWriter, shard: Shard, job_id: str) -> Counts:
+        manifest = self._recognizer.bundle.manifest
+        return writer.finish(
+            {
+                "job": job_id,
+                "shard": shard.index,
+                "kind": shard.kind,
+                "input": shard.locations[0],
+                **vars(self.model),
+                "checkpoint_sha256": manifest.checkpoint_sha256,
+                "keep": self.options.settings.keep,
+                "categories": manifest.categories,
+                "thresholds": manifest.thresholds,
+                "versions": self._recognizer.backend.describe(),
+            }
+        )
+
+    @staticmethod
+    def _failed(shard: Shard, failure: UserError) -> Outcome:
+        return Outcome(shard.index, failure=str(failure), again=isinstance(failure, StorageError))

@@ -1,0 +1,64 @@
+"""What a user may name as images: files, folders, globs, lists of paths, and standard input."""
+
+import glob
+import os
+import sys
+from collections.abc import Iterable, Iterator
+
+from sdpl.errors import UserError
+from sdpl.preprocess import SUFFIXES
+
+STDIN = "-"
+
+
+def expand(inputs: Iterable[str], recursive: bool = False, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[str]:
+    """The paths that are meant, in a fixed order: of the inputs, and inside a folder or glob by name.
+
+    An input is a file; a folder, for the files in it with one of the `suffixes` (with `recursive`, at any depth); a
+    glob; `@list.txt`, a text file with a path in each line; or `-`, the same from standard input. A file is not looked
+    at: one that is missing is found when it is read. Raises UserError for a folder or glob without images and for a
+    list that cannot be read.
+    """
+    for text in inputs:
+        if text == STDIN:
+            yield from _lines(sys.stdin)
+        elif text.startswith("@"):
+            yield from _listed(text[1:])
+        elif os.path.isdir(text):
+            yield from _inside(text, recursive, suffixes)
+        elif glob.has_magic(text) and not os.path.exists(text):
+            found = sorted(glob.glob(text, recursive=True))
+            if not found:
+                raise UserError(f"{text}: no file fits this pattern.")
+            yield from found
+        else:
+            yield text
+
+
+def _inside(folder: str, recursive: bool, suffixes: tuple[str, ...]) -> Iterator[str]:
+    found = False
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            if name.lower().endswith(suffixes):
+                found = True
+                yield os.path.join(parent, name)
+        if not recursive:
+            break
+    if not found:
+        hint = "" if recursive else "; --recursive looks into its folders too"
+        raise UserError(f"{folder}: no images in this folder ({', '.join(suffixes)}){hint}.")
+
+
+def _listed(path: str) -> Iterator[str]:
+    try:
+        with open(path, encoding="utf-8") as lines:
+            yield from _lines(lines)
+    except OSError as error:
+        raise UserError(f"@{path}: the list cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError:
+        raise UserError(f"@{path}: the list is not UTF-8 text.") from None
+
+
+def _lines(lines: Iterable[str]) -> Iterator[str]:
+    return (line.rstrip("\r\n") for line in lines if line.strip())

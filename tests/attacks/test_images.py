@@ -1,0 +1,81 @@
+"""Images that cost more than they look are refused before they are decoded, or read in bounded memory."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import bomb_cost
+import pytest
+from bombs import LARGEST, READ, REFUSED, animated_webp
+
+from sdpl.errors import UserError
+from sdpl.preprocess import allow_pixels, load_image
+from sdpl.preprocess.bounds import MAX_PIXELS
+
+EXTRA = 40 << 20  # bytes that Pillow takes for itself, whatever the picture
+WEBP = 6  # times the RGB size: its decoder keeps two more pictures, so fewer pixels are allowed (`bounds.FORMAT_COST`)
+
+
+def cost(content: bytes, folder: Path) -> dict[str, object]:
+    """What reading it took, in a process of its own."""
+    path = folder / "image"
+    path.write_bytes(content)
+    run = subprocess.run([sys.executable, bomb_cost.__file__, path], capture_output=True, text=True, check=True)
+    return json.loads(run.stdout)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_bomb_is_refused_in_one_line(name, tmp_path):
+    measured = cost(REFUSED[name](), tmp_path)
+    assert measured["outcome"] != "read"
+    assert measured["peak"] < 100 << 20
+
+
+@pytest.mark.parametrize("name", READ)
+def test_reading_takes_at_most_four_times_the_rgb_size(name, tmp_path):
+    measured = cost(READ[name](2400), tmp_path)
+    assert measured["outcome"] == "read"
+    assert measured["peak"] < 4 * 3 * 2400**2 + EXTRA
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READ)
+def test_the_largest_of_a_kind_takes_less_than_a_gigabyte(name, tmp_path):
+    measured = cost(READ[name](LARGEST), tmp_path)
+    assert measured["outcome"] == "read"
+    assert measured["peak"] < 4 * 3 * MAX_PIXELS
+
+
+@pytest.fixture
+def allowed():
+    """Changes how many pixels are allowed, for one test."""
+    yield allow_pixels
+    allow_pixels(MAX_PIXELS)
+
+
+def test_animated_webp_may_have_fewer_pixels(tmp_path, allowed):
+    content = animated_webp(1000)
+    assert cost(content, tmp_path)["peak"] < WEBP * 3 * 1000**2 + EXTRA
+    allowed(1_200_000)
+    with pytest.raises(UserError, match="costs as much as 1,333,333 pixels in this kind of WEBP"):
+        load_image(content)
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "pipe"])
+def test_a_pipe_or_device_is_not_waited_for(path, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is a device or a pipe"):
+        load_image(tmp_path / path)
+
+
+def test_more_pixels_can_be_allowed(allowed):
+    small = READ["EXIF-rotated"](100)
+    allowed(9999)
+    with pytest.raises(UserError, match="has more than 9,999 pixels"):
+        load_image(small)
+    allowed(10_000)
+    load_image(small)
+    with pytest.raises(UserError, match="--max-pixels 178956971: expected a number up to 178956970"):
+        allow_pixels(178_956_971)

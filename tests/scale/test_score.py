@@ -1,0 +1,224 @@
+"""Every kind of input to Parquet, and what a user can get wrong."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sdpl.runtime import Recognizer
+
+
+@pytest.fixture(scope="module")
+def expected(bundle, photos):
+    """Scores [24,C] as `Recognizer` gives them."""
+    with Recognizer.open(bundle) as recognizer:
+        return np.stack([recognizer.scores(recognizer.preprocess(photo)[None])[0] for photo in photos])
+
+
+def scores_of(found, photos):
+    by_name = {key.split("/")[-1].removesuffix(".jpg"): row["scores"] for (_, key), row in found.items()}
+    return np.array([by_name[photo.stem] for photo in photos])
+
+
+def test_a_folder(sdpl, bundle, scenes, photos, expected, rows, tmp_path):
+    result = sdpl("score", bundle, scenes / "train", "--out", tmp_path / "out", "--shard-size", 10)
+    assert result.exit_code == 0, result.output
+    assert "3 of 3 shards, 24 images, 0 with an error" in result.stdout
+    np.testing.assert_allclose(scores_of(rows(tmp_path / "out"), photos), expected, atol=1e-6)
+    sizes = [pq.read_metadata(tmp_path / "out" / f"shard-{i:06d}.parquet").num_rows for i in range(3)]
+    assert sizes == [10, 10, 4]
+
+
+def test_every_kind_of_input_gives_the_same_scores(sdpl, bundle, photos, tars, expected, rows, tmp_path, write_tar):
+    (tmp_path / "list.txt").write_text("".join(f"{photo}\n" for photo in photos))
+    gz = write_tar(tmp_path / "all.tar.gz", [(photo.name, photo.read_bytes()) for photo in photos])
+    names, data = [photo.stem for photo in photos], [photo.read_bytes() for photo in photos]
+    pq.write_table(pa.table({"jpg": data, "key": names}), tmp_path / "bytes.parquet")
+    pq.write_table(
+        pa.table({"image": [{"bytes": d, "path": n} for d, n in zip(data, names, strict=True)]}),
+        tmp_path / "hf.parquet",
+    )
+    pq.write_table(pa.table({"path": [str(photo) for photo in photos]}), tmp_path / "paths.parquet")
+    kinds = {
+        "list": [f"@{tmp_path / 'list.txt'}"],
+        "glob": [photos[0].parent / "*.jpg"],
+        "tars": tars,
+        "gz": [gz],
+        "bytes": [tmp_path / "bytes.parquet"],
+        "hf": [tmp_path / "hf.parquet"],
+        "paths": [tmp_path / "paths.parquet"],
+        "deep": [photos[0].parent.parent, "--recursive"],
+    }
+    for kind, words in kinds.items():
+        result = sdpl("score", bundle, *words, "--out", tmp_path / kind)
+        assert result.exit_code == 0, result.output
+        found = rows(tmp_path / kind)
+        train = {k: row for k, row in found.items() if "/test/" not in k[0]}
+        assert len(train) == 24, kind
+        np.testing.assert_allclose(scores_of(train, photos), expected, atol=1e-6, err_msg=kind)
+
+
+def test_standard_input(bundle, photos, rows, tmp_path):
+    from click.testing import CliRunner
+
+    from sdpl.cli import main
+
+    words = ["score", str(bundle), "-", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, words, input="\n".join(map(str, photos[:3])))
+    assert result.exit_code == 0, result.output
+    assert [key for _, key in rows(tmp_path / "out")] == [str(photo) for photo in photos[:3]]
+
+
+def test_what_is_kept(sdpl, bundle, photos, expected, rows, tmp_path):
+    categories = np.array(Recognizer.open(bundle).categories)
+    order = np.argsort(-expected[0], kind="stable")
+    for keep, picked in (("top:3", order[:3]), ("threshold:0.5", order[expected[0][order] >= 0.5])):
+        sdpl("score", bundle, photos[0], "--out", tmp_path / keep, "--keep", keep, "--dtype", "float16")
+        (row,) = rows(tmp_path / keep).values()
+        assert row["labels"] == categories[picked].tolist()
+        assert row["scores"] == pytest.approx(expected[0][picked].astype(np.float16).tolist(), abs=1e-3)
+
+
+def test_the_footer_says_what_scored(sdpl, bundle, photos, tmp_path):
+    sdpl("score", bundle, photos[0], "--out", tmp_path / "out")
+    metadata = json.loads(pq.read_metadata(tmp_path / "out" / "shard-000000.parquet").metadata[b"sdpl"])
+    assert metadata["target"] == "cpu:fp32"
+    assert metadata["preprocessing"] == 1
+    assert len(metadata["categories"]) == len(metadata["thresholds"]) == 10
+    assert "onnxruntime" in metadata["versions"]["library"]
+    assert (
+        json.loads((tmp_path / "out" / "job.json").read_text())["model"]["bundle_sha256"] == metadata["bundle_sha256"]
+    )
+    column = pq.ParquetFile(tmp_path / "out" / "shard-000000.parquet").metadata.row_group(0).column(0)
+    assert column.compression == "ZSTD"
+
+
+def test_bad_images_are_rows_with_an_error(sdpl, bundle, photos, rows, tmp_path, write_tar):
+    tar = write_tar(tmp_path / "a.tar", [("good.jpg", photos[0].read_bytes()), ("bad.jpg", b"x"), ("empty.jpg", b"")])
+    result = sdpl("score", bundle, tar, tmp_path / "gone.jpg", photos[1], "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0
+    by_key = {key.split("/")[-1]: row for (_, key), row in rows(tmp_path / "out").items()}
+    assert "no such image" in by_key["gone.jpg"]["error"]
+    assert "is not an image" in by_key["bad"]["error"]
+    assert by_key["empty"]["scores"] is None
+    assert by_key["good"]["error"] is None
+    summary = json.loads(result.stdout.splitlines()[-1])
+    assert (summary["all_images"], summary["all_bad"]) == (5, 3)
+    assert sum(summary["above"].values()) > 0
+
+
+def test_a_repeated_key_is_kept_as_an_error(sdpl, bundle, photos, tmp_path, write_tar):
+    tar = write_tar(tmp_path / "a.tar", [("a.jpg", photos[0].read_bytes()), ("a.jpg", photos[1].read_bytes())])
+    result = sdpl("score", bundle, tar, tar, "--out", tmp_path / "out")
+    table = pq.read_table(tmp_path / "out" / "shard-000000.parquet").to_pylist()
+    assert [row["error"] is None for row in table] == [True, False]
+    assert "the key 'a' came before" in table[1]["error"]
+    assert "of these, 1 have a key that came before" in result.stdout
+    assert "inputs named more than once, scored once: 1" in result.stdout
+
+
+def test_broken_shards_are_named_and_the_others_done(sdpl, bundle, photos, tars, tmp_path):
+    data = tars[0].read_bytes()
+    (tmp_path / "cut.tar").write_bytes(data[: data.index(b"000001.jpg") + 600])
+    (tmp_path / "header.tar").write_bytes(data[: data.rindex(b"000003.txt") + 100])  # inside a header
+    (tmp_path / "text.tar").write_bytes(b"no tar at all" * 100)
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1" + b"x" * 100)
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "wrong.parquet")
+    pq.write_table(pa.table({"image": [1]}), tmp_path / "number.parquet")
+    names = ["cut.tar", "header.tar", "text.tar", "bad.parquet", "wrong.parquet", "number.parquet", "gone.tar"]
+    words = [bundle, *(tmp_path / name for name in names), tars[1], "--out", tmp_path / "out"]
+    result = sdpl("score", *words, "--tries", 1)
+    assert result.exit_code == 2
+    failed = [line for line in result.stderr.splitlines() if line.startswith("failed: ")]
+    wanted = [
+        "is cut off or damaged behind 1 images; fetch it again",
+        "is cut off or damaged behind 4 images",
+        "is no tar file",
+        "is no Parquet file",
+        "has no column for an image",
+        "column 'image' holds int64",
+        "there is no such file",
+    ]
+    assert len(failed) == len(names)
+    for line, name, text in zip(failed, names, wanted, strict=True):
+        assert name in line
+        assert text in line
+    assert "7 of 8 shards failed; the same command tries them again" in result.stderr
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {name for name in written if "shard" in name} == {"shard-000007.parquet"}
+    (tmp_path / "cut.tar").write_bytes(data)  # repaired: another size, but it was not finished
+    result = sdpl("score", *words, "--tries", 1)
+    assert "6 of 8 shards failed" in result.stderr
+    assert (tmp_path / "out" / "shard-000000.parquet").is_file()
+
+
+def test_a_changed_job_is_refused_with_its_differences(sdpl, fails, bundle, tars, tmp_path):
+    out = ["--out", tmp_path / "out"]
+    assert sdpl("score", bundle, *tars[:2], *out).exit_code == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    message = fails("score", bundle, *tars[:2], *out, "--keep", "top:1", "--batch", 3)
+    assert "holds another job: batch size was 16, is now 3; --keep was all, is now top:1" in message
+    assert "1 inputs are new (" in fails("score", bundle, *tars[:3], *out)
+    assert "1 inputs are gone (" in fails("score", bundle, tars[0], *out)
+    assert "another order" in fails("score", bundle, tars[1], tars[0], *out)
+    other = shutil.copytree(bundle, tmp_path / "other.sdpl")
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["thresholds"][0] = 0.123
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    assert "bundle sha256 was" in fails("score", other, *tars[:2], *out)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_what_a_user_gets_wrong(fails, sdpl, bundle, photos, tars, tmp_path):
+    out = ["--out", tmp_path / "out"]
+    assert "no such bundle" in fails("score", tmp_path / "gone.sdpl", photos[0], *out)
+    (tmp_path / "empty").mkdir()
+    assert "no images in this folder" in fails("score", bundle, tmp_path / "empty", *out)
+    assert "the list cannot be read" in fails("score", bundle, f"@{tmp_path / 'gone.txt'}", *out)
+    (tmp_path / "blank.txt").write_text("\n\n")
+    assert "no inputs: the lists are empty" in fails("score", bundle, f"@{tmp_path / 'blank.txt'}", *out)
+    assert "no file fits this pattern" in fails("score", bundle, tmp_path / "*.jpg", *out)
+    for keep in ("top:0", "top:x", "threshold:2", "some"):
+        assert "expected all, top:K, threshold" in fails("score", bundle, photos[0], *out, "--keep", keep)
+    assert "--workers is for --ray" in fails("score", bundle, photos[0], *out, "--workers", 2)
+    assert "Protocol not known: nope" in fails("score", bundle, "nope://a/b.tar", *out)
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in fails("score", bundle, photos[0], "--out", tmp_path / "file")
+    (tmp_path / "strange").mkdir()
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "strange" / "x.parquet")
+    assert "holds x.parquet but no job.json" in fails("score", bundle, photos[0], "--out", tmp_path / "strange")
+    sdpl("score", bundle, tars[0], *out)
+    (tmp_path / "out" / "shard-000000.parquet").write_bytes(b"")
+    assert "was not written by this job, or is damaged" in fails("score", bundle, tars[0], *out)
+
+
+def test_hidden_paths_in_a_tar_are_names_and_nothing_else(sdpl, bundle, photos, rows, tmp_path, write_tar):
+    members = [("../../escape.jpg", photos[0].read_bytes()), ("/root.jpg", photos[1].read_bytes())]
+    tar = write_tar(tmp_path / "a.tar", members)
+    assert sdpl("score", bundle, tar, "--out", tmp_path / "out").exit_code == 0
+    assert {key for _, key in rows(tmp_path / "out")} == {"../../escape", "/root"}
+    assert not list(tmp_path.parent.glob("**/escape*"))
+
+
+def test_memory_files_of_fsspec_are_inputs_and_outputs(sdpl, bundle, photos, tars, rows, tmp_path):
+    """fsspec's own in-memory file system: the same code as for s3://, in this process."""
+    import fsspec
+
+    fs = fsspec.filesystem("memory")
+    for photo in photos[:4]:
+        fs.pipe_file(f"/in/photos/{photo.name}", photo.read_bytes())
+    fs.pipe_file("/in/shards/0.tar", tars[1].read_bytes())
+    words = ["memory://in/photos/", "memory://in/shards/*.tar", "memory://in/photos/000000.jpg"]
+    result = sdpl("score", bundle, *words, "--out", "memory://out/a")
+    assert result.exit_code == 0, result.output
+    assert "inputs named more than once, scored once: 1" in result.stdout
+    tables = [pq.read_table(io.BytesIO(fs.cat_file(f"/out/a/shard-00000{i}.parquet"))) for i in range(2)]
+    assert [table.num_rows for table in tables] == [4, 4]
+    assert tables[0]["key"][0].as_py() == "memory:///in/photos/000000.jpg"
+    assert all(error is None for table in tables for error in table["error"].to_pylist())
+    again = sdpl("score", bundle, *words, "--out", "memory://out/a")
+    assert "finished by earlier runs: 2 shards" in again.stdout

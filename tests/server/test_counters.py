@@ -1,0 +1,48 @@
+import os
+
+from sdpl.server.counters import Counters
+from sdpl.server.log import AccessLog
+
+
+def pair(models: list[str]) -> tuple[Counters, Counters]:
+    """The same counters as two processes see them."""
+    fd = Counters.memory(2, len(models))
+    return Counters(os.dup(fd), 2, models, row=0), Counters(fd, 2, models, row=1)
+
+
+def test_processes_add_up_and_models_stay_apart():
+    one, two = pair(["a", "b"])
+    one.add(0, "images", 3)
+    two.add(0, "images", 4)
+    two.add(1, "images", 5)
+    assert (one.total(0, "images"), two.total(1, "images")) == (7, 5)
+
+
+def test_histograms_count_each_value_once_and_below_every_higher_bound():
+    one, two = pair(["a"])
+    for value in (0.0001, 0.001, 0.02, 1000):
+        one.observe(0, "wait_seconds", value)
+    two.observe(0, "wait_seconds", 0.02)
+    counts, summed = one.histogram(0, "wait_seconds")
+    assert sum(counts) == 5
+    assert counts[-1] == 1
+    assert abs(summed - 1000.0411) < 1e-9
+    lines = list(one.to_prometheus())
+    assert 'sdpl_wait_seconds_bucket{model="a",le="0.001"} 2' in lines
+    assert 'sdpl_wait_seconds_bucket{model="a",le="+Inf"} 5' in lines
+
+
+def test_a_process_that_is_started_again_keeps_its_counts_but_not_what_it_held():
+    one, _ = pair(["a"])
+    one.add(0, "images")
+    one.add(0, "in_hand", 9)
+    one.clear_gauges()
+    assert (one.total(0, "images"), one.total(0, "in_hand")) == (1, 0)
+
+
+def test_a_full_disk_loses_lines_and_counts_them():
+    counters, _ = pair(["a"])
+    log = AccessLog("/dev/full", counters)
+    log.write(status=200)
+    assert "sdpl_log_lines_lost_total 1" in list(counters.to_prometheus())
+    assert not AccessLog(None, counters).on
