@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     type=click.Choice(["exact", "separable"]),
     default="exact",
     show_default=True,
-    help="separable: a matrix product in place of the loop over categories, for cpu targets with thousands of them.",
+    help="separable: one matrix product in place of blocks of categories, for cpu targets with thousands of them.",
 )
 @click.option("--calibrate", type=PATH, multiple=True, help="Images or folders for int8 and the separable head.")
 @click.option("--images", type=PATH, multiple=True, help="Verify on these images or folders, not the held-out ones.")

@@ -52,7 +52,7 @@ def latency_table(result: dict[str, Any]) -> Group:
 def environment_table(found: dict[str, Any]) -> Table:
     """Which backends run on this machine, and what is missing for the others."""
     gpus = [f"device {number}: {gpu['name']} (sm_{gpu['capability']})" for number, gpu in enumerate(found["gpus"])]
-    title = f"{found['cpu']}, {found['cores']} cores; " + (", ".join(gpus) or str(found["gpu"]))
+    title = f"{found['cpu']}, {found['cores']} cores; " + (", ".join(gpus) or found["gpu"])
     versions = ", ".join(f"{name} {number}" for name, number in found["packages"].items())
     table = Table(title=escaped(title), caption=f"sdpl {found['sdpl']}, Python {found['python']}, {versions}")
     table.add_column("backend")

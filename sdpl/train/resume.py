@@ -133,7 +133,7 @@ def check_learner(state: dict[str, Any], fresh: dict[str, Any], parameters: Sequ
         for i, value in of_parameter:
             if not isinstance(value, torch.Tensor) or (value.numel() != 1 and value.shape != parameters[i].shape):
                 raise ValueError(f"a value of parameter {i} has another shape")
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"last.ckpt: its optimiser is not of this run ({error}). Train anew.") from None
 
 
