@@ -9,6 +9,7 @@ scenes with seeds of their own), then the runs of every method, proportion and s
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -157,13 +158,15 @@ def stages(chosen: dict[str, float]) -> list[Stage]:
 
 
 def write_report(work: Path, out: Path, rates: dict[str, dict[float, float]], todo: list[Stage]) -> None:
-    """docs/benchmarks/results.json, the curves, and the tables as Markdown on the terminal; of whole stages only."""
+    """docs/benchmarks/results.json, the curves, and the tables as Markdown on the terminal: of every method and
+    proportion that all seeds of a stage have finished."""
     results: list[Result] = []
     content: dict[str, Any]
     for stage in todo:
         rows = finished(sweep_of(work, stage, "test"), work / "runs")
-        if len(rows) == len(stage.methods) * len(stage.proportions) * len(stage.seeds):
-            results += [row for row in rows if row not in results]
+        count = Counter((row.method, row.proportion) for row in rows)
+        whole = [row for row in rows if count[row.method, row.proportion] == len(stage.seeds)]
+        results += [row for row in whole if row not in results]
     results.sort(key=lambda r: (r.method, r.proportion, r.seed))
     pairs = [
         {"method": a, "minus": b, "known": label, "mAP": mean, "ci95": half, "seeds": n}
