@@ -9,7 +9,6 @@
 Normalisation (mean, standard deviation) is no part of this: it lies inside the exported graph.
 """
 
-import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -58,15 +57,10 @@ def load_image(source: ImageSource, decode_side: int | None = None) -> Image.Ima
         raise UserError(f"{name}: has more than {max_pixels():,} pixels; make it smaller first.") from None
     except UnidentifiedImageError:
         raise UserError(f"{name}: is not an image that can be read ({', '.join(FORMATS)}).") from None
-    except (
-        OSError,
-        EOFError,
-        SyntaxError,
-        TypeError,
-        ValueError,
-        struct.error,
-    ) as error:  # what Pillow's decoders raise for damaged files
-        raise UserError(f"{name}: is damaged or truncated ({error}).") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise of any kind for damaged files
+        raise UserError(f"{name}: is damaged or truncated ({str(error) or type(error).__name__}).") from None
 
 
 def preprocess(source: ImageSource, image_size: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import bomb_cost
 import pytest
-from bombs import LARGEST, READ, REFUSED, animated_webp
+from bombs import LARGEST, READ, REFUSED, animated_webp, chunk, png
 
 from sdpl.errors import UserError
 from sdpl.preprocess import allow_pixels, load_image
@@ -61,6 +61,14 @@ def test_animated_webp_may_have_fewer_pixels(tmp_path, allowed):
     allowed(1_200_000)
     with pytest.raises(UserError, match="costs as much as 1,333,333 pixels in this kind of WEBP"):
         load_image(content)
+
+
+def test_a_palette_image_without_a_palette_is_damaged():
+    content = png(16, 16, 8, 3)
+    without = content.replace(chunk(b"PLTE", bytes(3)), b"")
+    assert len(without) < len(content)
+    with pytest.raises(UserError, match=r"is damaged or truncated \(AssertionError\)"):
+        load_image(without)
 
 
 @pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "pipe"])
