@@ -21,6 +21,14 @@ INVALID = (  # the bits of TensorRT-RTX's diagnostics in its order, and what to 
     ("the driver failed", "look at nvidia-smi"),
 )
 
+_engines_are_refused = False
+
+
+def refuse_engines() -> None:
+    """From now on, this process opens no built engine of any bundle: an engine is native code, and is run as such."""
+    global _engines_are_refused
+    _engines_are_refused = True
+
 
 def backend_obstacle(name: str, device: int = 0) -> str | None:
     """Why a backend cannot run here, or None. device: the number of the GPU, for those that need one."""
@@ -72,6 +80,8 @@ def target_obstacle(bundle: Bundle, name: str, device: int = 0) -> str | None:
     """Why a bundle's target cannot run here, or None. An engine of another version or GPU comes with its fix."""
     target = bundle.manifest.targets[name]
     backend = BACKENDS[target.backend]
+    if backend.builds_engines and _engines_are_refused:
+        return "built engines are native code, which --no-engines does not run"
     obstacle = backend_obstacle(target.backend, device) or precision_obstacle(backend, target.precision)
     if obstacle is not None or not backend.builds_engines:
         return obstacle
