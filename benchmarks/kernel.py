@@ -21,8 +21,9 @@ import torch
 from research import ResearchHead
 from results import UNFINISHED, Results
 
+from sdpl.kernels.compile import cubin
 from sdpl.kernels.driver import call, context
-from sdpl.kernels.launch import Kernels
+from sdpl.kernels.launch import Kernels, supported
 from sdpl.kernels.reference import bilinear_attention_pool
 from sdpl.kernels.tolerance import departure, forward_deviations
 from sdpl.kernels.torch_op import attention_logits, device_array
@@ -33,6 +34,7 @@ GRID = list(
     itertools.product((20, 80, 500, 9600), (1, 8, 32, 128), (49, 196), ("float16", "float32"))
 )  # C, B, L, dtype
 COMPILED = {(80, 1), (80, 8), (80, 32), (500, 8)}  # C, B where torch.compile runs: max-autotune takes minutes for each
+POLYNOMIAL = 2  # of every 8 tanh, by polynomial, in the rows of that name
 IN_GRAPH = 20  # launches of a small shape in one graph
 TANH_CHAINS, TANH_STEPS = 8, 4096  # per thread of the ceiling's kernel
 TANH_SOURCE = f"""
@@ -128,7 +130,9 @@ def attempt(call: Callable[[], object], calls: int) -> float | str:
 
 
 @torch.inference_mode()
-def one_shape(C: int, B: int, L: int, dtype: str, kernels: Kernels, ceiling: float, with_compile: bool) -> dict:
+def one_shape(
+    C: int, B: int, L: int, dtype: str, kernels: Kernels, ceiling: float, with_compile: bool, polynomial: Kernels | None
+) -> dict:
     u, v, q, g, t = operands(C, B, L, dtype)
     logits = torch.empty(B, C, device="cuda")
     views = [device_array(x) for x in (u, v, q, g, t, logits)]
@@ -144,6 +148,15 @@ def one_shape(C: int, B: int, L: int, dtype: str, kernels: Kernels, ceiling: flo
     launches = IN_GRAPH if C * B * L < 1e6 else 1  # launching a graph would outlast a small kernel
     us = device_us(in_graph(lambda stream: kernels.forward(*views, stream=stream), launches)) / launches
     row = {"C": C, "B": B, "L": L, "dtype": dtype, "kernel_us": us, "difference": difference, "clock_mhz": clock_mhz()}
+    if polynomial is not None:
+        row["polynomial_us"] = (
+            device_us(in_graph(lambda stream: polynomial.forward(*views, stream=stream), launches)) / launches
+        )
+        row["polynomial_share_of_tanh_ceiling"] = B * C * L * K / (row["polynomial_us"] * 1e-6) / ceiling
+        actual = logits[:2, some].double()
+        why = departure(actual, expected, forward_deviations(*doubles, polynomial=POLYNOMIAL).logits)
+        assert why is None, f"polynomial, C={C}, B={B}, L={L}: {why}"
+        row["polynomial_difference"] = (actual - expected).abs().max().item()
     row["one_launch_in_a_graph_us"] = device_us(in_graph(lambda stream: kernels.forward(*views, stream=stream), 1))
     row["share_of_tanh_ceiling"] = B * C * L * K / (us * 1e-6) / ceiling
     few = 1 if C * B * L > 1e6 else 3
@@ -192,6 +205,8 @@ def main(out: Path | None, seconds: float, quick: bool) -> None:
     found = ceilings()  # each time: a later run may have another clock
     results.add("ceilings", found)
     kernels = {dtype: Kernels(dtype) for dtype in ("float16", "float32")}
+    here = context(torch.cuda.current_device())
+    polynomial = Kernels("float16", cubin(supported(here.capability), "float16", polynomial=POLYNOMIAL))
     for C, B, L, dtype in GRID:
         name = f"C={C} B={B} L={L} {dtype}"
         if results.has(name) or (quick and (L, dtype) != (49, "float16")):
@@ -199,7 +214,9 @@ def main(out: Path | None, seconds: float, quick: bool) -> None:
         if results.enough():
             sys.exit(UNFINISHED)
         with_compile = not quick and (C, B) in COMPILED and (L, dtype) == (49, "float16")
-        results.add(name, one_shape(C, B, L, dtype, kernels[dtype], float(found["tanh_per_s"]), with_compile))
+        other = polynomial if dtype == "float16" else None
+        ceiling = float(found["tanh_per_s"])
+        results.add(name, one_shape(C, B, L, dtype, kernels[dtype], ceiling, with_compile, other))
         torch.cuda.empty_cache()
     if not results.has("training"):
         results.add("training", training())

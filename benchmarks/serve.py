@@ -244,13 +244,35 @@ def beside_direct(bundle: Path, seconds: float) -> dict:
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     with running(serve_command(bundle, "--max-wait-ms", "60000", "--timeout-ms", "60000"), variables, 8710) as pid:
         target = find_target("http://127.0.0.1:8710", None, False)
-        row = measured("sdpl-serve, real model", "http", pid, lambda: _closed(target, 32, 2 * seconds, "image"))
+        with busy() as share:
+            row = measured("sdpl-serve, real model", "http", pid, lambda: _closed(target, 32, 4 * seconds, "image"))
+        row["engine_busy"] = share[0]
     with running(serve_command(bundle, "--max-wait-ms", str(OVERLOAD_WAIT_MS)), variables, 8710) as pid:
         target = find_target("http://127.0.0.1:8710", None, False)
         rate = 8 * row["answered_per_s"]
-        crowd = measured("sdpl-serve, 8 times too much", "http", pid, lambda: _open(target, rate, 3 * seconds, "image"))
+        with busy() as share:
+            crowd = measured(
+                "sdpl-serve, 8 times too much", "http", pid, lambda: _open(target, rate, 4 * seconds, "image")
+            )
+        crowd["engine_busy"] = share[0]
     print(f"direct {direct}, behind the server {row['answered_per_s']:.2f}, overloaded {crowd['answered_per_s']:.2f}/s")
     return {"direct_images_per_s": direct, "served": row, "overloaded": crowd, "max_wait_ms": OVERLOAD_WAIT_MS}
+
+
+@contextmanager
+def busy() -> Iterator[list[float]]:
+    """The share of the time in which the engine was running batches; other programs on the machine do not change it
+    as they change throughput."""
+
+    def run_seconds() -> float:
+        with urllib.request.urlopen("http://127.0.0.1:8710/metrics", timeout=30) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith("sdpl_run_seconds_sum"))
+
+    share: list[float] = []
+    before, begin = run_seconds(), time.perf_counter()
+    yield share
+    share.append((run_seconds() - before) / (time.perf_counter() - begin))
 
 
 def start_up(bundle: Path) -> dict[str, float]:
@@ -269,11 +291,32 @@ def start_up(bundle: Path) -> dict[str, float]:
 @click.argument("bundle", type=click.Path(path_type=Path, exists=True))
 @click.option("--small", type=click.Path(path_type=Path, exists=True), help="Compare its throughput with direct calls.")
 @click.option("--triton", "venv", type=click.Path(path_type=Path, exists=True))
+@click.option("--skip-overhead", is_flag=True, help="Only --small; the rest of --out stays as it is.")
 @click.option("--callers", default="1,8,32,128", show_default=True)
 @click.option("--seconds", default=3.0, show_default=True, help="Per row.")
 @click.option("--out", type=click.Path(path_type=Path))
-def main(bundle: Path, small: Path | None, venv: Path | None, callers: str, seconds: float, out: Path | None) -> None:
-    counts = [int(count) for count in callers.split(",")]
+def main(
+    bundle: Path,
+    small: Path | None,
+    venv: Path | None,
+    skip_overhead: bool,
+    callers: str,
+    seconds: float,
+    out: Path | None,
+) -> None:
+    result = json.loads(out.read_text()) if skip_overhead and out is not None else {}
+    if not skip_overhead:
+        counts = [int(count) for count in callers.split(",")]
+        result = {"environment": environment(), "overhead": all_overhead(bundle, venv, counts, seconds)}
+    if small is not None:
+        result["start"] = start_up(small)
+        result["beside_direct"] = {"environment": environment(), **beside_direct(small, seconds)}
+    if out is not None:
+        out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def all_overhead(bundle: Path, venv: Path | None, counts: list[int], seconds: float) -> list[dict]:
+    """What a request costs beside the model, of every server that is here."""
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     rows: list[dict] = []
     with tempfile.TemporaryDirectory() as name:
@@ -296,12 +339,7 @@ def main(bundle: Path, small: Path | None, venv: Path | None, callers: str, seco
             command = [sys.executable, str(folder / "plain.py"), str(cheap), "8710"]
             with running(command, variables, 8710) as pid:
                 rows += overhead("ASGI on uvicorn", pid, 8710, None, counts, seconds, jpeg=False)
-        result = {"environment": environment(), "overhead": rows}
-        if small is not None:
-            result["start"] = start_up(small)
-            result["beside_direct"] = beside_direct(small, seconds)
-    if out is not None:
-        out.write_text(json.dumps(result, indent=2) + "\n")
+    return rows
 
 
 if __name__ == "__main__":

@@ -33,7 +33,6 @@ SCENES = {"train": (300, 21), "val": (400, 23), "test": (400, 22)}  # how many, 
 EPOCHS = 24
 LEARNING_RATES = (0.01, 0.02, 0.04)
 TUNE_SEEDS, TUNE_PROPORTIONS = (100, 101), (0.2,)
-SPREADS = (None, 0.1, 0.2, 0.4, 0.7, 1.0, 2.0)  # of the attention's start: decision 0036
 
 NO_WORDS, BCE = {"decoupling": "none"}, {"loss": "partial-bce"}
 METHODS: dict[str, dict[str, dict[str, Any]]] = {
@@ -141,12 +140,6 @@ def tuning(work: Path) -> dict[float, SweepConfig]:
     return {lr: sweep_of(work, stage, "val") for lr, stage in stages.items()}
 
 
-def starts(work: Path) -> SweepConfig:
-    """The attention's start, at the lowest learning rate, measured on the validation scenes."""
-    methods = {f"spread {s or 'as drawn'}": at_rate({"model": {"attention_spread": s}}, 0.01) for s in SPREADS}
-    return sweep_of(work, Stage(methods, (0.1, 0.3), TUNE_SEEDS), "val")
-
-
 def tuned(results: dict[float, Sequence[Result]]) -> dict[str, dict[float, float]]:
     """Mean validation mAP by method and learning rate."""
     return {
@@ -185,9 +178,7 @@ def write_report(work: Path, out: Path, rates: dict[str, dict[float, float]], to
         "results": [asdict(result) for result in results],
         "paired": pairs,
     }
-    content["starts"] = [asdict(result) for result in finished(starts(work), work / "starts")]
     (out / "benchmarks" / "results.json").write_text(json.dumps(content, indent=1) + "\n")
-    print(markdown(finished(starts(work), work / "starts")))
     for name, methods in FIGURES.items():
         shown = [m for m in methods if any(r.method == m for r in results)]
         if shown:
@@ -245,10 +236,8 @@ def main(work: Path, out: Path | None, only_report: bool) -> None:
     chosen = {name: max(by_rate, key=lambda lr: by_rate[lr]) for name, by_rate in rates.items()}
     write_json(work / "chosen.json", chosen)
     todo = stages(chosen)
-    for number, stage in enumerate(() if only_report else todo):
+    for stage in () if only_report else todo:
         run_sweep(sweep_of(work, stage, "test"), work / "runs", report)
-        if number == 1:
-            run_sweep(starts(work), work / "starts", report)
     if out is not None:
         write_report(work, out, rates, todo)
 

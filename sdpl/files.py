@@ -36,7 +36,7 @@ def replace_file(path: Path) -> Iterator[Path]:
 
     Raises UserError when the folder cannot be written or the disk is full; `path` is then as it was before.
     """
-    path = Path(path)
+    path = _named(path)
     with writing(path):
         if path.exists() and not path.is_file() and not path.is_dir():
             raise UserError(f"{path}: is a device or a pipe, which is not replaced; choose another place.")
@@ -60,7 +60,7 @@ def replace_folder(path: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path
     both change places in one step. What killed processes left beside it is deleted. Raises UserError when `path` is
     something else, cannot be written, or the disk is full.
     """
-    path = Path(path)
+    path = _named(path)
     with writing(path):
         recover_folder(path)
         if path.exists() and not is_ours(path):
@@ -84,7 +84,7 @@ def replace_folder(path: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path
 
 def recover_folder(path: Path) -> None:
     """Put back what a kill left beside `path` where the system cannot exchange two names in one step."""
-    retired = _retired(path)
+    retired = _retired(_named(path))
     if path.exists() or not retired.exists():
         return
     with suppress(OSError), one_at_a_time(path.parent):  # a swap that is at work is waited for
@@ -182,7 +182,13 @@ def _swap(new: Path, path: Path) -> None:
 
 def _retired(path: Path) -> Path:
     """Where the old folder is for a moment, on systems that cannot exchange two names."""
-    return path.with_name(f".{path.name[:50]}.{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}.old")
+    return path.parent / (f".{path.name[:50]}.{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}.old")
+
+
+def _named(path: str | Path) -> Path:
+    """The path, made absolute where it has no name of its own, as "." has none."""
+    path = Path(path)
+    return path if path.name else Path(os.path.abspath(path))
 
 
 def _umask() -> int:

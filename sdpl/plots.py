@@ -1,9 +1,9 @@
-"""Pictures: attention over photos (paper, figures 3 and 9), and a photo beside its best scores (figure 6)."""
+"""Pictures: attention over photos (paper, figures 3 and 9), a photo beside its best scores (figure 6), latencies."""
 
 import io
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -59,6 +59,37 @@ def draw_attention(image: Image.Image, maps: list[tuple[str, float, np.ndarray]]
         axis.set_title(f"{category}  {score:.2f}\npeak {attention.max() * attention.size:.1f} x mean", fontsize=9)
     for axis in axes[0]:
         axis.set_axis_off()
+    save_figure(figure, path)
+
+
+def draw_latencies(result: dict[str, Any], path: Path) -> None:
+    """Throughput over latency, a line per side and boundary, a point per batch size; hollow where it is not stable."""
+    plot = pyplot()
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+    figure, axis = plot.subplots(figsize=(6.4, 4.2))
+    rows = [row for row in result["latencies"] if row["callers"] == 1]
+    for side, boundary in dict.fromkeys((row["side"], row["boundary"]) for row in rows):
+        line = [row for row in rows if (row["side"], row["boundary"]) == (side, boundary)]
+        name = f"{side}, {boundary}".replace("$", r"\$")
+        (drawn,) = axis.plot([r["p50_ms"] for r in line], [r["images_per_s"] for r in line], "-", label=name)
+        for row in line:
+            colour, fill = drawn.get_color(), drawn.get_color() if row["stable"] else "white"
+            axis.plot(row["p50_ms"], row["images_per_s"], "o", color=colour, markerfacecolor=fill)
+            axis.annotate(str(row["batch"]), (row["p50_ms"], row["images_per_s"]), fontsize=7, xytext=(4, 4),
+                          textcoords="offset points")  # fmt: skip
+    axis.set(xscale="log", yscale="log", ylabel="images per second")
+    axis.set_xlabel("p50 latency of a batch (ms); numbers: batch size; hollow: not stable")
+    axis.set_title(result["target"], fontsize=10)
+    for ticks, limits in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
+        ratio = limits[1] / limits[0]  # decades alone label a wide axis; a narrow one needs steps between them
+        steps = (1.0,) if ratio > 300 else (1.0, 2.0, 5.0)
+        ticks.set_major_locator(LogLocator(subs=steps) if ratio > 8 else MaxNLocator(5))
+        ticks.set_major_formatter("{x:g}")
+        ticks.set_minor_formatter(NullFormatter())
+    axis.tick_params(which="both", labelsize=8)
+    axis.grid(True, which="major", alpha=0.3)
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     save_figure(figure, path)
 
 

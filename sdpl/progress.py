@@ -15,9 +15,12 @@ class Progress:
     step: str
     done: int = 0
     total: int | None = None
+    note: str = ""  # what else is worth knowing beside a count: rates, time left
 
     def __str__(self) -> str:
-        return self.step if self.total is None else f"{self.step}: {self.done}/{self.total}"
+        if self.total is None:
+            return self.step
+        return f"{self.step}: {self.done}/{self.total}" + (f"; {self.note}" if self.note else "")
 
 
 Report = Callable[[Progress], None]
@@ -34,6 +37,6 @@ class Steps:
         self.report, self.step, self.total, self.done = report, step, total, done
         self.advance(0)
 
-    def advance(self, units: int = 1) -> None:
+    def advance(self, units: int = 1, note: str = "") -> None:
         self.done += units
-        self.report(Progress(self.step, self.done, self.total))
+        self.report(Progress(self.step, self.done, self.total, note))

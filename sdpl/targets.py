@@ -181,10 +181,38 @@ def parse_targets(names: tuple[str, ...]) -> tuple[TargetSpec, ...]:
     for name in names:
         if name not in TARGETS:
             raise UserError(
-                f"--target {name!r}: {nearest(name, TARGETS)} (a target is a kind, for rtx a compute capability, and a "
-                "precision, such as rtx:sm86:fp16)"
+                f"--target {name!r}: {_fitting(name) or nearest(name, TARGETS)} (a target is a kind, for rtx "
+                "a compute capability, and a precision, such as rtx:sm86:fp16)"
             )
     return tuple(TARGETS[name] for name in dict.fromkeys(names)) or default_targets()
+
+
+# Compute capabilities of GPUs that people name; from NVIDIA's list
+GPUS = {
+    "t4": "75", "a100": "80", "a30": "80", "3060": "86", "3070": "86", "3080": "86", "3090": "86", "a10": "86",
+    "a40": "86", "a6000": "86", "4070": "89", "4080": "89", "4090": "89", "l4": "89", "l40": "89", "h100": "90",
+    "h200": "90", "b200": "100", "5080": "120", "5090": "120",
+}  # fmt: skip
+
+
+def _fitting(name: str) -> str | None:
+    """What to take for a GPU, by compute capability or by name, that `rtx:` has no target for; None for other names."""
+    parts = name.lower().removesuffix(":").split(":")
+    if parts[0] != "rtx" or len(parts) < 2:
+        return None
+    model = parts[1].replace("rtx", "").replace("-", "").replace(" ", "")
+    capability = GPUS.get(model) or parts[1].removeprefix("sm")
+    if not capability.isdigit() or len(capability) < 2:
+        return None
+    precision = parts[2] if len(parts) > 2 and parts[2] in KINDS["rtx"].precisions else "fp16"
+    if capability in KINDS["rtx"].capabilities:
+        right = f"rtx:sm{capability}:{precision}"
+        return f"this GPU is {right}" if model in GPUS else (None if len(parts) > 2 else f"did you mean {right!r}?")
+    other = precision if precision in KINDS["cuda"].precisions else "fp16"
+    return (
+        f"TensorRT-RTX builds no engines ahead of time for compute capability {capability}, and those of another do "
+        f"not run there: take tensorrt:{precision}, built on that GPU, or cuda:{other}"
+    )
 
 
 def default_targets() -> tuple[TargetSpec, ...]:

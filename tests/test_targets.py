@@ -30,3 +30,22 @@ def test_a_misspelt_target_gets_the_nearest(name, hint):
 def test_nothing_near_lists_all():
     with pytest.raises(UserError, match=r"cpu:fp32.*and \d+ more .a target is a kind, .* such as rtx:sm86:fp16"):
         parse_targets(("banana",))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "rtx:sm90:fp16",
+            "for compute capability 90, and those of another do not run there: take tensorrt:fp16, built",
+        ),
+        ("rtx:h100", "compute capability 90, .* or cuda:fp16"),
+        ("rtx:sm75:int8", "take tensorrt:int8, built on that GPU, or cuda:fp16"),
+        ("rtx:3090", "this GPU is rtx:sm86:fp16"),
+        ("rtx:RTX-4090:int8", "this GPU is rtx:sm89:int8"),
+        ("rtx:sm86", "did you mean 'rtx:sm86:"),
+    ],
+)
+def test_for_a_gpu_without_a_target_the_one_that_fits_is_named(name, said):
+    with pytest.raises(UserError, match=said):
+        parse_targets((name,))

@@ -50,8 +50,12 @@ def command(
 
     from sdpl.files import write_json
     from sdpl.runtime.bench import benchmark_bundle
-    from sdpl.runtime.tables import draw_latencies, latency_table
+    from sdpl.runtime.tables import latency_table
 
+    if plot is not None:
+        from sdpl.plots import draw_latencies, pyplot
+
+        pyplot()  # says before the measuring that matplotlib is missing
     sizes, threads_at_once = numbers("--batch", batches), numbers("--callers", callers)
     if url is not None:
         sent = [float(rate) for rate in numbers("--rates", rates, most=1_000_000)] if rates else []

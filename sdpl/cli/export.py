@@ -31,13 +31,14 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="The one that --backend auto takes where it runs, whatever its precision.  [default: the fastest in fp32]",
 )
+@click.option("--keep", is_flag=True, help="Also export again the other targets of a bundle that is there already.")
 @click.option("--batch", default="1:8:64", show_default=True, metavar="MIN:OPT:MAX", help="Batch sizes of engines.")
 @click.option(
     "--head",
     type=click.Choice(["exact", "separable"]),
     default="exact",
     show_default=True,
-    help="separable: a matrix product in place of the loop over categories, for cpu targets with thousands of them.",
+    help="separable: one matrix product in place of blocks of categories, for cpu targets with thousands of them.",
 )
 @click.option("--calibrate", type=PATH, multiple=True, help="Images or folders for int8 and the separable head.")
 @click.option("--images", type=PATH, multiple=True, help="Verify on these images or folders, not the held-out ones.")
@@ -54,6 +55,7 @@ def command(
     checkpoint: Path,
     out: Path | None,
     targets: tuple[str, ...],
+    keep: bool,
     default_target: str | None,
     batch: str,
     head: str,
@@ -79,7 +81,7 @@ def command(
 
         given: dict[str, object] = {"--out": out, "--images": images, "--calibrate": calibrate, "--eval": annotations}
         given |= {"--eval-images": eval_images, "--head": head != "exact", "--max-mAP-drop": max_drop}
-        given |= {"--default-target": default_target}
+        given |= {"--default-target": default_target, "--keep": keep}
         for option in (name for name, value in given.items() if value):
             raise UserError(f"{option} needs a checkpoint: a bundle only gets more engines, in its place.")
         if not targets and triton is not None:
@@ -96,6 +98,12 @@ def command(
     from sdpl.export.build import Options, export
     from sdpl.preprocess import find_images
 
+    bundle = out or checkpoint.parent / f"{checkpoint.stem}.sdpl"
+    dropped = _others(bundle, targets)
+    if dropped and keep:
+        specs = parse_targets((*(str(spec) for spec in specs), *dropped))
+    elif dropped:
+        click.echo(f"{bundle} loses {', '.join(dropped)}; --keep exports them again too", err=True)
     options = Options(
         targets=specs,
         head=head,
@@ -106,11 +114,23 @@ def command(
         limits=limits,
         default_target=default_target,
     )
-    bundle = out or checkpoint.parent / f"{checkpoint.stem}.sdpl"
     with shown("reading") as report:
         made = export(checkpoint, bundle, options, report)
     _print(made)
     _write_triton(bundle, triton)
+
+
+def _others(bundle: Path, targets: tuple[str, ...]) -> tuple[str, ...]:
+    """The targets of a bundle that is there already, beside those that are exported now."""
+    from sdpl.bundle import Bundle
+    from sdpl.targets import TARGETS, parse_targets
+
+    try:
+        there = Bundle.open(bundle).manifest.targets
+    except UserError:  # none, or one of another format: the export says what becomes of it
+        return ()
+    now = {str(spec) for spec in parse_targets(targets)}
+    return tuple(name for name in there if name not in now and name in TARGETS)
 
 
 def _print(made: "dict[str, Target]") -> None:

@@ -73,9 +73,25 @@ STREAMS = click.option(
 )
 
 
+def _refuse_engines(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        from sdpl.runtime.availability import refuse_engines
+
+        refuse_engines()
+
+
+NO_ENGINES = click.option(
+    "--no-engines",
+    is_flag=True,
+    expose_value=False,
+    callback=_refuse_engines,
+    help="Run no built engine: they are native code. For bundles of strangers.",
+)
+
+
 def runtime_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What every command that runs a bundle may be told: backend, precision, threads, streams."""
-    for option in (STREAMS, THREADS, PRECISION, BACKEND):
+    """What every command that runs a bundle may be told: backend, precision, threads, streams, no engines."""
+    for option in (NO_ENGINES, STREAMS, THREADS, PRECISION, BACKEND):
         command = option(command)
     return command
 

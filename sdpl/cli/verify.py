@@ -12,27 +12,34 @@ from sdpl.errors import UserError
 
 @click.command("verify", cls=Command)
 @click.argument("bundle", type=PATH)
-def command(bundle: Path) -> None:
+@click.option("--target", "targets", multiple=True, metavar="NAME", help="Only this target; may be repeated.")
+def command(bundle: Path, targets: tuple[str, ...]) -> None:
     """Repeat BUNDLE's proof on this machine: every target that runs here against PyTorch's scores on its images.
 
+    Exit status 0 only when all that can run here gave PyTorch's answers and no target's files are missing or changed.
     The results go into the manifest. Each is timed too, which decides what --backend auto takes on this machine.
     """
     from sdpl.bundle import Bundle, Verification
     from sdpl.runtime.backends import Wanted, candidates
     from sdpl.runtime.timings import timings
-    from sdpl.runtime.verify import verify
+    from sdpl.runtime.verify import Failed, Result, verify
     from sdpl.verification import describe
 
-    def say(name: str, result: Verification | str) -> None:
-        line = describe(result) if isinstance(result, Verification) else f"not run: {result}"
-        click.echo(f"{name}: {line}")
+    def say(name: str, result: Result) -> None:
+        if isinstance(result, Failed):
+            click.echo(f"{name}: FAILED: {result.reason}")
+        else:
+            click.echo(f"{name}: {describe(result) if isinstance(result, Verification) else f'not run: {result}'}")
 
     with shown("running the proof"):
-        results = verify(bundle, say)
+        results = verify(bundle, say, targets)
     if not any(isinstance(result, Verification) for result in results.values()):
-        raise UserError("nothing was verified: no target of the bundle runs here.")
+        which = "none of these targets" if targets else "no target of the bundle"
+        raise UserError(f"nothing was verified: {which} runs here.")
     opened = Bundle.open(bundle)
     for name, timing in timings(opened).items():
         click.echo(f"{name}: {timing}")
-    first = next(name for name in candidates(opened, Wanted())[0] if isinstance(results[name], Verification))
-    click.echo(f"auto takes {first} here; --precision allows less exact ones")
+    passed = (name for name in candidates(opened, Wanted())[0] if isinstance(results.get(name), Verification))
+    first = None if targets else next(passed, None)
+    if first:
+        click.echo(f"auto takes {first} here; --precision allows less exact ones")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sdpl.data.formats import read_labels
+from sdpl.data.formats.table import csv_rows, jsonl_rows
 from sdpl.data.images import LabelCounts, LabelledImages, count_labels
 from sdpl.errors import UserError
 from sdpl.pipeline import Decoder, batched
@@ -53,14 +54,16 @@ def read_splits(sources: list[Path], images: list[Path], format: str) -> dict[st
 
 
 def read_named(
-    named: Sequence[tuple[str, str | Path | None, str]], categories: tuple[str, ...] | None = None
+    named: Sequence[tuple[str, str | Path | None, str]],
+    categories: tuple[str, ...] | None = None,
+    values: dict[float, int] | None = None,
 ) -> dict[str, LabelledImages]:
     """The splits by name, each of (label file, images folder, format); images that are missing are no error here."""
     splits: dict[str, LabelledImages] = {}
     for path, folder, form in named:
         if path in splits:
             raise UserError(f"{path} is named twice: a split shares every image with itself.")
-        splits[path] = read_labels(path, folder, form, categories, require_images=False)
+        splits[path] = read_labels(path, folder, form, categories, require_images=False, values=values)
         categories = splits[path].categories
     return splits
 
@@ -79,7 +82,8 @@ def check(
         findings.append(Finding(True, "images that cannot be read", name, reasons))
     comparing = Steps(report, "comparing the images", 1)
     readable = [place for i, place in enumerate(places) if i not in unreadable]
-    findings += [*_copies(readable, thumbnails), *_one_sided(counts)]
+    findings += [*_copies(readable, thumbnails), *_one_sided(counts), *_unlabelled(splits), *_only_later(counts)]
+    findings += _other_convention(splits)
     comparing.advance()
     images = {name: len(data) for name, data in splits.items()}
     return DataCheck(counts, images, [finding for finding in findings if finding.items])
@@ -146,3 +150,40 @@ def _one_sided(counts: dict[str, list[LabelCounts]]) -> Iterator[Finding]:
              [r for r in rows if r.known and not r.negative]),
         ):  # fmt: skip
             yield Finding(is_problem, what, split, tuple(row.category for row in found))
+
+
+def _unlabelled(splits: dict[str, LabelledImages]) -> Iterator[Finding]:
+    """Images of which nothing is known: they teach nothing and measure nothing."""
+    for split, data in splits.items():
+        rows = np.flatnonzero(~(data.labels != 0).any(axis=1))
+        yield Finding(False, "images without any known label", split, tuple(str(data.images[row]) for row in rows))
+
+
+def _only_later(counts: dict[str, list[LabelCounts]]) -> Iterator[Finding]:
+    """Categories that are measured, but of which the training set, the first split, has no positive."""
+    (_, first), *later = counts.items()
+    lacking = {row.category for row in first if not row.positive}
+    for split, rows in later:
+        found = tuple(row.category for row in rows if row.positive and row.category in lacking)
+        yield Finding(False, "categories with positives here, but none in the training set", split, found)
+
+
+def _other_convention(splits: dict[str, LabelledImages]) -> Iterator[Finding]:
+    """Categories of a table that is filled with 0, has some 1 and fewer -1: there 0 often means absent and -1
+    uncertain, as in CheXpert."""
+    for split, data in splits.items():
+        absent, unknown = (data.labels < 0).sum(axis=0), (data.labels == 0).sum(axis=0)  # [C]
+        positive = (data.labels > 0).sum(axis=0)  # [C]
+        odd = (absent > 0) & (absent < positive) & (unknown > 0.5 * len(data))
+        if odd.sum() > 0.5 * len(data.categories) and _has_zeros(Path(split)):
+            names = tuple(name for name, is_odd in zip(data.categories, odd, strict=True) if is_odd)
+            what = "categories with mostly 0 and few -1; if they mean absent and uncertain, say so in data.values"
+            yield Finding(False, what, split, names)
+
+
+def _has_zeros(path: Path) -> bool:
+    """Whether a table writes 0 where others leave a blank."""
+    if path.suffix.lower() not in (".csv", ".jsonl", ".ndjson"):
+        return False
+    rows = csv_rows(path) if path.suffix.lower() == ".csv" else jsonl_rows(path)
+    return any(value in (0, "0", "0.0") for _, cells in rows for value in cells.values())

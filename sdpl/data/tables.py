@@ -14,7 +14,7 @@ def check_tables(result: DataCheck) -> Iterator[Table]:
     """The label counts of each split, then the findings, each with its first items."""
     for split, rows in result.counts.items():
         table = Table(title=f"{escaped(split)}: {result.images[split]} images")
-        table.add_column("category")
+        table.add_column("category", overflow="fold")
         for name in ("known", "positive", "negative", "unknown"):
             table.add_column(name, justify="right")
         total = [sum(getattr(r, name) for r in rows) for name in ("known", "positive", "negative", "unknown")]

@@ -20,7 +20,7 @@ def evaluation_tables(result: Evaluation) -> Iterator[Table]:
     yield overall
 
     per_category = Table(title="average precision, percent")
-    per_category.add_column("category")
+    per_category.add_column("category", overflow="fold")
     per_category.add_column("AP", justify="right")
     for name, ap in sorted(result.ap.items(), key=lambda item: (item[1] is not None, item[1])):
         per_category.add_row(escaped(name), "no positive" if ap is None else f"{ap:.2f}")

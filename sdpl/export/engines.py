@@ -14,6 +14,7 @@ from sdpl.export.proof import Limits, Prover, prove_targets
 from sdpl.export.tensorrt import build_engine, require_buildable
 from sdpl.files import naming, replace_folder
 from sdpl.kernels.compile import CAPABILITIES, cubin, require_nvrtc
+from sdpl.kernels.launch import supported
 from sdpl.progress import Progress, Report, silent
 from sdpl.runtime.availability import package_obstacle, precision_obstacle
 from sdpl.targets import PRECISIONS, TargetSpec
@@ -44,7 +45,8 @@ def write_gpu_files(folder: Path, encoder: str, spec: TargetSpec, profile: Profi
     capability = engine.compute_capability if engine else None
     dtype = PRECISIONS[spec.precision].kernel_dtype
     for each in [capability] if capability else CAPABILITIES:
-        files[f"cubin.sm{each}"] = _write(folder, f"kernels/sm{each}.{dtype}.cubin", cubin(each, dtype))
+        code = cubin(supported(each), dtype)
+        files[f"cubin.sm{each}"] = _write(folder, f"kernels/sm{each}.{dtype}.cubin", code)
     if engine is None:
         return GpuFiles(files, fields={"profile": profile})
     files["engine"] = _write(folder, f"targets/{str(spec).replace(':', '-')}/encoder.engine", engine.code)

@@ -17,8 +17,13 @@
 //   - Nothing is staged: u of one image (100 kB at L=49, K=1024, float16) lies in L1 and L2.
 //   - The scores of a block's categories stay in shared memory; e is made a few columns per thread and never stored.
 
+// SDPL_POLYNOMIAL: of every LANE_K values, how many take tanh as a polynomial on the FMA pipe, beside the tanh unit.
+
 #ifndef SDPL_EXACT_TANH
 #define SDPL_EXACT_TANH 0
+#endif
+#ifndef SDPL_POLYNOMIAL
+#define SDPL_POLYNOMIAL 0
 #endif
 
 constexpr int WARP = 32;
@@ -57,6 +62,20 @@ __device__ __forceinline__ float fast_tanh(float x) {
   asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 #endif
+}
+
+// (1 + tanh(POLYNOMIAL_RANGE u v)) / 2, off by at most 2^-11.84: z Q(|z|) at z = u v, clipped at both ends.
+constexpr float POLYNOMIAL_RANGE = 4.1f;
+__device__ __forceinline__ float half_tanh(float u, float v) {
+  const float y = __saturatef(fabsf(u) * fabsf(v));
+  float p = -9.232326f;
+  p = fmaf(p, y, 37.88069f);
+  p = fmaf(p, y, -62.38373f);
+  p = fmaf(p, y, 51.11598f);
+  p = fmaf(p, y, -19.42416f);
+  p = fmaf(p, y, 0.500193f);
+  p = fmaf(p, y, 2.042855f);
+  return __saturatef(fmaf(u * v, p, 0.5f));
 }
 
 // LANE_K consecutive values from p[k], as floats; values at or beyond K are 0, and tanh(0) adds nothing.
@@ -104,7 +123,9 @@ __device__ __forceinline__ float warp_max(float x) {
 }
 
 // One warp: scores of locations l0 .. l0+TILE_L-1 and categories c0 .. c0+TC-1 into score[j * stride + l].
-template <typename T, int TC, bool ALIGNED>
+// POLYNOMIAL values of each LANE_K give 2 q half_tanh, which is q tanh + q: the scores of a category are all off by the
+// same sum of q, which the softmax over locations does not see.
+template <typename T, int TC, bool ALIGNED, int POLYNOMIAL>
 __device__ __forceinline__ void score_tile(const T* __restrict__ u, const T* __restrict__ v, const float* __restrict__ q,
                                            int L, int C, int K, int l0, int c0, float* score, int stride) {
   const int lane = threadIdx.x % WARP;
@@ -126,13 +147,22 @@ __device__ __forceinline__ void score_tile(const T* __restrict__ u, const T* __r
 #pragma unroll
     for (int j = 0; j < TC; j++) load_lane<ALIGNED>(v + v_row[j], k, K, v_k[j]);
 #pragma unroll
+    for (int x = 0; x < POLYNOMIAL; x++) {
+      q_k[x] *= 2.f;
+#pragma unroll
+      for (int j = 0; j < TC; j++) v_k[j][x] *= 1.f / POLYNOMIAL_RANGE;
+    }
+#pragma unroll
     for (int i = 0; i < TILE_L; i++) {
       float u_k[LANE_K];
       load_lane<ALIGNED>(u + u_row[i], k, K, u_k);
 #pragma unroll
       for (int x = 0; x < LANE_K; x++)
 #pragma unroll
-        for (int j = 0; j < TC; j++) sum[i][j] = fmaf(q_k[x], fast_tanh(u_k[x] * v_k[j][x]), sum[i][j]);
+        for (int j = 0; j < TC; j++) {
+          const float y = x < POLYNOMIAL ? half_tanh(u_k[x], v_k[j][x]) : fast_tanh(u_k[x] * v_k[j][x]);
+          sum[i][j] = fmaf(q_k[x], y, sum[i][j]);
+        }
     }
   }
 #pragma unroll
@@ -145,12 +175,12 @@ __device__ __forceinline__ void score_tile(const T* __restrict__ u, const T* __r
 }
 
 // All scores of one image and TC categories, the block's warps side by side along L.
-template <typename T, int TC, bool ALIGNED>
+template <typename T, int TC, bool ALIGNED, int POLYNOMIAL>
 __device__ __forceinline__ void score_block(const T* u, const T* v, const float* q, int L, int C, int K, int c0,
                                             float* score, int stride) {
   const int warps = blockDim.x / WARP;
   for (int l0 = (threadIdx.x / WARP) * TILE_L; l0 < L; l0 += warps * TILE_L)
-    score_tile<T, TC, ALIGNED>(u, v, q, L, C, K, l0, c0, score, stride);
+    score_tile<T, TC, ALIGNED, POLYNOMIAL>(u, v, q, L, C, K, l0, c0, score, stride);
 }
 
 // Inference. Grid (ceil(C/TC), B). Shared memory: TC*L scores, then 2*TC*warps partial sums, floats.
@@ -164,7 +194,7 @@ __device__ __forceinline__ void forward(const T* __restrict__ u, const T* __rest
   float* score = shared;            // [TC][L]
   float* partial = shared + TC * L; // [2][TC][warps]
 
-  score_block<T, TC, ALIGNED>(u + (size_t)b * L * K, v, q, L, C, K, c0, score, L);
+  score_block<T, TC, ALIGNED, SDPL_POLYNOMIAL>(u + (size_t)b * L * K, v, q, L, C, K, c0, score, L);
   __syncthreads();
 
   for (int j = warp; j < here; j += warps) {  // softmax over L, one warp per category
@@ -229,7 +259,7 @@ template <typename T, int TC, bool ALIGNED>
 __device__ __forceinline__ void scores(const T* __restrict__ u, const T* __restrict__ v, const float* __restrict__ q,
                                        float* __restrict__ s, int L, int C, int K) {
   const int b = blockIdx.y, c0 = blockIdx.x * TC;
-  score_block<T, TC, ALIGNED>(u + (size_t)b * L * K, v, q, L, C, K, c0, s + ((size_t)b * C + c0) * L, L);
+  score_block<T, TC, ALIGNED, 0>(u + (size_t)b * L * K, v, q, L, C, K, c0, s + ((size_t)b * C + c0) * L, L);
 }
 
 // Training, backward for u: du[b,l,k] = sum_c ds[b,c,l] q[k] v[c,k] (1 - tanh^2). Each thread owns BACKWARD_K values

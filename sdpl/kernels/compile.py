@@ -30,16 +30,24 @@ def constants() -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"^constexpr int (\w+) = (\d+);", SOURCE.read_text(), re.M)}
 
 
-def cubin(capability: str, dtype: str, exact_tanh: bool = False, cache: Path | None = None) -> bytes:
+def cubin(
+    capability: str, dtype: str, exact_tanh: bool = False, cache: Path | None = None, polynomial: int = 0
+) -> bytes:
     """Machine code of every kernel for one compute capability ("86") and dtype of u, v and g.
 
-    exact_tanh: tanhf instead of the tanh unit, several times slower, for checking. cache: a folder for results,
-    by default the user's. Two processes may compile at once: files appear whole. A damaged one is made again.
+    exact_tanh: tanhf instead of the tanh unit, several times slower, for checking. polynomial: of every 8 tanh of the
+    forward kernels, how many are a polynomial on the FMA pipe, beside the tanh unit; see docs/kernel.md. cache: a
+    folder for results, by default the user's. Two processes may compile at once: files appear whole. A
+    damaged one is made again.
     Raises UserError for an unknown capability and when NVRTC is not installed.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {listed(DTYPES)}, got {dtype!r}")
-    definitions = [("SDPL_DTYPE", str(DTYPES[dtype])), ("SDPL_EXACT_TANH", str(int(exact_tanh)))]
+    definitions = [
+        ("SDPL_DTYPE", str(DTYPES[dtype])),
+        ("SDPL_EXACT_TANH", str(int(exact_tanh))),
+        ("SDPL_POLYNOMIAL", str(polynomial)),
+    ]
     return _cubin(SOURCE, capability, definitions, cache)
 
 

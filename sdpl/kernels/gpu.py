@@ -25,10 +25,9 @@ def find_gpu(device_id: int = 0) -> Gpu | None:
 
 def find_gpus() -> list[Gpu]:
     """All GPUs, in the driver's order."""
-    found: list[Gpu] = []
-    while (gpu := find_gpu(len(found))) is not None:
-        found.append(gpu)
-    return found
+    if find_gpu() is None:
+        return []
+    return [gpu for gpu in map(find_gpu, range(call("cuDeviceGetCount"))) if gpu is not None]
 
 
 def gpu_obstacle(device_id: int = 0) -> str | None:

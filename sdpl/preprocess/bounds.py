@@ -83,7 +83,8 @@ def _require_bounded(image: Image.Image, name: str, size: int, stream: IO[bytes]
         raise UserError(
             f"{name}: has {size:,} bytes for {width}x{height} pixels; save it again without what else is in it."
         )
-    codec = image.tile[0][0] if getattr(image, "tile", None) else ""
+    tiles = getattr(image, "tile", None)  # of files: what decodes each part
+    codec = tiles[0][0] if tiles else ""
     cost = CODEC_COST.get(codec, 1) * FORMAT_COST.get(image.format or "", 1)
     if image.format in ("JPEG", "MPO"):
         cost = max(cost, _scans(stream) / SCANS)

@@ -12,7 +12,6 @@ Normalisation (mean, standard deviation) is no part of this: it lies inside the 
 import struct
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -96,16 +95,20 @@ def find_images(paths: list[Path]) -> list[Path]:
 
 def _decode(source: ImageSource, name: str, decode_side: int | None) -> tuple[Image.Image, int]:
     """The picture as RGB, not yet upright, and its EXIF orientation."""
-    is_open = isinstance(source, Image.Image)
-    if is_open:
+    if isinstance(source, Image.Image):  # a caller's, left as it is
         require_sides(source, name)
-    with nullcontext(source) if is_open else opened(source, name) as image:
-        if decode_side is not None and not is_open:  # a caller's image is left as it is
+        return _loaded(source, name)
+    with opened(source, name) as image:
+        if decode_side is not None:
             image.draft(None, (decode_side, decode_side))
-        image.load()
-        if image.mode == "F":
-            raise UserError(f"{name}: floating-point images have no defined range; save it with 8 or 16 bits.")
-        return _to_rgb(image), image.getexif().get(ExifTags.Base.Orientation, 1)
+        return _loaded(image, name)
+
+
+def _loaded(image: Image.Image, name: str) -> tuple[Image.Image, int]:
+    image.load()
+    if image.mode == "F":
+        raise UserError(f"{name}: floating-point images have no defined range; save it with 8 or 16 bits.")
+    return _to_rgb(image), image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,9 +1,11 @@
 """What can run on this machine, and for what cannot, the one line that says what is missing and how to get it."""
 
 import importlib
+from contextlib import nullcontext
 from typing import Any
 
 from sdpl.bundle import Bundle, Profile, Target
+from sdpl.kernels.driver import context
 from sdpl.kernels.gpu import find_gpu, gpu_obstacle, require_gpu
 from sdpl.runtime.machine import cpu_name
 from sdpl.targets import BACKENDS, PRECISIONS, Backend, rebuild_command
@@ -18,6 +20,14 @@ INVALID = (  # the bits of TensorRT-RTX's diagnostics in its order, and what to 
     ("the file is damaged", REBUILD),
     ("the driver failed", "look at nvidia-smi"),
 )
+
+_engines_are_refused = False
+
+
+def refuse_engines() -> None:
+    """From now on, this process opens no built engine of any bundle: an engine is native code, and is run as such."""
+    global _engines_are_refused
+    _engines_are_refused = True
 
 
 def backend_obstacle(name: str, device: int = 0) -> str | None:
@@ -70,6 +80,8 @@ def target_obstacle(bundle: Bundle, name: str, device: int = 0) -> str | None:
     """Why a bundle's target cannot run here, or None. An engine of another version or GPU comes with its fix."""
     target = bundle.manifest.targets[name]
     backend = BACKENDS[target.backend]
+    if backend.builds_engines and _engines_are_refused:
+        return "built engines are native code, which --no-engines does not run"
     obstacle = backend_obstacle(target.backend, device) or precision_obstacle(backend, target.precision)
     if obstacle is not None or not backend.builds_engines:
         return obstacle
@@ -81,7 +93,8 @@ def target_obstacle(bundle: Bundle, name: str, device: int = 0) -> str | None:
     if target.compute_capability != gpu.capability:
         return f"built for compute capability {target.compute_capability}, {gpu.name} has {gpu.capability}: {fix}"
     if backend.capabilities:
-        invalid = invalid_engine(module.Runtime(logger(module)), bundle.file(target.files["engine"]).read_bytes())
+        with context(device).current() if device else nullcontext():
+            invalid = invalid_engine(module.Runtime(logger(module)), bundle.file(target.files["engine"]).read_bytes())
         return invalid and invalid.replace(REBUILD, fix)
     return None
 

@@ -142,7 +142,8 @@ class OnnxRuntimeCpu(CpuModel):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # docs/decisions/0060
         path = model_path(bundle, target)
         state = vars(onnxruntime.capi.onnxruntime_pybind11_state).values()  # its errors share no base class
-        failures = tuple(e for e in state if isinstance(e, type) and issubclass(e, Exception))
+        own = (e for e in state if isinstance(e, type) and issubclass(e, Exception))
+        failures: tuple[type[Exception], ...] = (ValueError, *own)  # ValueError: names that are not UTF-8
         self._path, self._failures = path, failures
         try:
             self._session = onnxruntime.InferenceSession(
@@ -151,7 +152,7 @@ class OnnxRuntimeCpu(CpuModel):
                 providers=["CPUExecutionProvider"],
                 enable_fallback=0,  # there is nothing to fall back to, and it prints
             )
-        except (*failures, ValueError) as error:  # ValueError: names that are not UTF-8
+        except failures as error:
             raise UserError(f"{path}: ONNX Runtime cannot load it ({str(error).splitlines()[0]}).") from None
         (image,), (scores, attention) = self._session.get_inputs(), self._session.get_outputs()
         require_shapes(bundle, path, image.shape, scores.shape, attention.shape)

@@ -1,13 +1,14 @@
 """The proof again, on the machine that serves: every target that runs here against PyTorch's scores in the bundle."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from sdpl.bundle import Bundle, Verification
-from sdpl.errors import UserError
+from sdpl.errors import UserError, nearest
 from sdpl.kernels.gpu import find_gpu
 from sdpl.runtime.availability import target_obstacle
 from sdpl.runtime.measuring import measure_target
@@ -17,28 +18,41 @@ from sdpl.verification import compare, failure
 BATCHES = (1, 4)  # alternating, so that two batch sizes are tried
 
 
+@dataclass(frozen=True)
+class Failed:
+    """A target that should give the answers here and does not: damaged, crashed, or other scores."""
+
+    reason: str
+
+
+Result = Verification | Failed | str  # a target's: the comparison that passed, what is wrong, or why it cannot run here
+
+
 def verify(
-    path: Path, say: Callable[[str, Verification | str], None] = lambda target, result: None
-) -> dict[str, Verification | str]:
+    path: Path, say: Callable[[str, Result], None] = lambda target, result: None, targets: Sequence[str] = ()
+) -> dict[str, Result]:
     """Compare every target of a bundle that runs here, and write the results into its manifest; time each for `auto`.
 
-    Returns, for each target, the comparison, or why it cannot run here; `say` is told each as it comes. Raises
-    UserError with the numbers when one is outside of its limits, and when the manifest cannot be written; it then
-    stays as it was.
+    targets: only these. Returns, for each target, the comparison, or why it cannot run here; `say` is told each as it
+    comes. Raises UserError, after all were tried, when one that should run here failed: its files are missing or
+    changed (of targets for other machines too), it crashed, or its scores are outside of its limits. Its record then
+    stays as it was; those that passed are written.
     """
     bundle = Bundle.open(path)
-    results: dict[str, Verification | str] = {}
-    for name in bundle.manifest.targets:
-        results[name] = target_obstacle(bundle, name) or _verify(bundle, name)
+    known = bundle.manifest.targets
+    for name in targets:
+        if name not in known:
+            raise UserError(f"{path}: has no target {name!r}; {nearest(name, known)}")
+    results: dict[str, Result] = {}
+    for name in dict.fromkeys(targets or known):
+        results[name] = _verify(bundle, name)
         say(name, results[name])
-    compared = {name: r for name, r in results.items() if isinstance(r, Verification)}
-    for name, result in compared.items():
-        wrong = _wrong(result)
-        if wrong:
-            raise UserError(f"{path}: {name} does not give PyTorch's answers on this machine: {wrong}.")
-    if compared:
-        records = {n: bundle.manifest.targets[n].model_copy(update={"verification": v}) for n, v in compared.items()}
-        bundle.replace_targets(records)
+    passed = {name: r for name, r in results.items() if isinstance(r, Verification)}
+    if passed:
+        bundle.replace_targets({n: known[n].model_copy(update={"verification": v}) for n, v in passed.items()})
+    failed = [f"{name} {r.reason}" for name, r in results.items() if isinstance(r, Failed)]
+    if failed:
+        raise UserError(f"{path}: {'; '.join(failed)}")
     return results
 
 
@@ -83,17 +97,26 @@ def machine() -> dict[str, str]:
     return {"gpu": gpu.name, "driver": gpu.driver} if gpu else {}
 
 
-def _verify(bundle: Bundle, name: str) -> Verification | str:
-    """The comparison, or why the target could not even be opened."""
+def _verify(bundle: Bundle, name: str) -> Result:
+    """The comparison; what is wrong; or why the target cannot run here."""
     try:
-        recognizer = Recognizer.open(bundle.path, name)
+        for file in sorted(set(bundle.manifest.targets[name].files.values())):
+            bundle.file(file)
+        obstacle = target_obstacle(bundle, name)
+        if obstacle is not None:
+            return obstacle
+        with Recognizer.open(bundle.path, name) as recognizer:
+            result = compared(recognizer)
+            wrong = _wrong(result)
+            if wrong is None:
+                measure_target(recognizer)
+                return result
     except UserError as error:
-        return str(error)
-    with recognizer:
-        result = compared(recognizer)
-        if _wrong(result) is None:
-            measure_target(recognizer)
-    return result
+        return Failed(f"failed: {error}")
+    except Exception as error:  # whatever its engine raises: the other targets are still tried
+        lines = str(error).splitlines() or ["no reason given"]
+        return Failed(f"crashed: {type(error).__name__}: {lines[0]}")
+    return Failed(f"does not give PyTorch's answers on this machine: {wrong}.")
 
 
 def _wrong(result: Verification) -> str | None:

@@ -7,7 +7,8 @@ import ssl
 
 from sdpl.server.app import App
 from sdpl.server.channel import Channel, ClosedError
-from sdpl.server.http import Limits, Server
+from sdpl.server.exchange import Limits
+from sdpl.server.http import Server
 from sdpl.server.process import Setup
 from sdpl.server.routes import Routes
 from sdpl.server.settings import Settings

@@ -11,7 +11,7 @@ import numpy as np
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
 
-from sdpl.server import protocol
+from sdpl.server import description, protocol
 from sdpl.server.app import App, retry_after
 from sdpl.server.link import Lease, ModelInfo
 from sdpl.server.messages import PACKAGE, SERVICE, message, methods, split
@@ -97,14 +97,14 @@ class Service:
         return message("ModelReadyResponse")(ready=ready)
 
     async def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return message("ServerMetadataResponse")(**protocol.server_metadata(self._app.settings.allow_repository))
+        return message("ServerMetadataResponse")(**description.server_metadata(self._app.settings.allow_repository))
 
     async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
-        about = protocol.metadata(self._app.model(request.name, request.version))
+        about = description.metadata(self._app.model(request.name, request.version))
         return ParseDict(about, message("ModelMetadataResponse")(), ignore_unknown_fields=True)
 
     async def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
-        about = protocol.config(self._app.model(request.name, request.version))
+        about = description.config(self._app.model(request.name, request.version))
         return ParseDict({"config": about}, message("ModelConfigResponse")())
 
     async def ModelStatistics(self, request: Any, context: Any) -> Any:  # noqa: N802

@@ -5,19 +5,14 @@ httptools parses heads and chunked bodies; a body with a length goes past it. Wh
 
 import asyncio
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, cast
-from urllib.parse import parse_qs, unquote
+from typing import Any, cast
 
 import httptools
 
+from sdpl.server.exchange import Exchange, Limits, Request, Response, Routes
+from sdpl.server.head import MAX_HEAD, Head, parse_head
 from sdpl.server.refusal import RefusalError
 
-if TYPE_CHECKING:
-    from sdpl.server.link import ModelInfo
-
-MAX_HEAD = 16_384
 SCRATCH = 1 << 16
 KEEP_REFUSED = 4 << 20  # bytes of a refused body that are read and dropped so that the connection can stay open
 LINGER_S = 2.0
@@ -28,75 +23,6 @@ STATUS = {
     504: "Gateway Timeout",
 }  # fmt: skip
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-@dataclass(eq=False)
-class Request:
-    """A request's head. length: of its body."""
-
-    method: str
-    path: str
-    query: dict[str, str]
-    headers: dict[str, str]  # names in lower case
-    length: int
-    keep_alive: bool
-    started_ns: int
-    peer: str
-    log: dict[str, Any] = field(default_factory=dict)  # what the access log says beside
-    info: "ModelInfo | None" = None  # the model that an inference is for
-    refused: RefusalError | None = None
-
-
-@dataclass
-class Response:
-    """An answer. body: pieces in order."""
-
-    status: int = 200
-    body: Iterable[bytes | memoryview] = ()
-    content_type: str = "application/json"
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-class Exchange(Protocol):
-    """One request being received and answered. memory: where the body goes next."""
-
-    memory: memoryview
-
-    def filled(self) -> None:
-        """`memory` is full: put the next in its place if more is to come. Raises RefusalError."""
-
-    async def answer(self) -> Response:
-        """The body is here. Raises RefusalError; CancelledError when the caller has gone."""
-
-    def abandon(self) -> None:
-        """The request will not be answered: give back what it holds. May come at any time, more than once."""
-
-
-class Routes(Protocol):
-    """What a server does with requests."""
-
-    def begin(self, request: Request) -> Exchange:
-        """A head has come in. Raises RefusalError."""
-
-    def refusal(self, request: Request | None, refused: RefusalError) -> Response:
-        """How a refusal looks."""
-
-    def finish(self, request: Request, response: Response) -> None:
-        """An answer will be written."""
-
-    def finished(self, request: Request, response: Response, sent: int) -> None:
-        """An answer was written, or nobody is there any more to read it."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Of one front end's HTTP side."""
-
-    max_body: int
-    max_connections: int
-    header_timeout_s: float
-    idle_timeout_s: float
-    min_bytes_per_s: int
 
 
 class Server:
@@ -129,28 +55,6 @@ class Server:
             connection.close_if_idle()
 
 
-class _Head:
-    """What httptools calls back."""
-
-    def __init__(self) -> None:
-        self.url = b""
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.body = bytearray()
-        self.complete = False
-
-    def on_url(self, url: bytes) -> None:
-        self.url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
-
-    def on_body(self, data: bytes) -> None:
-        self.body += data
-
-    def on_message_complete(self) -> None:
-        self.complete = True
-
-
 class Connection(asyncio.BufferedProtocol):
     """One client. It is in one of four states: reading a head, receiving a body, answering, dropping a refused body."""
 
@@ -164,7 +68,7 @@ class Connection(asyncio.BufferedProtocol):
         self._request: Request | None = None
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
-        self._chunks: tuple[Any, _Head] | None = None  # of a chunked body
+        self._chunks: tuple[Any, Head] | None = None  # of a chunked body
         self._body: memoryview | None = None  # where the body goes now
         self._filled = 0  # bytes of it
         self._remaining = 0  # bytes of the whole body that are still to come
@@ -254,7 +158,7 @@ class Connection(asyncio.BufferedProtocol):
         head, rest = self._pending[: end + 4], self._pending[end + 4 :]
         self._pending = b""
         try:
-            request, chunks = self._parse(head)
+            request, chunks = parse_head(head, self._peer)
             self._request = request
             if chunks is None and request.length > self._server.limits.max_body:
                 raise RefusalError(
@@ -334,37 +238,6 @@ class Connection(asyncio.BufferedProtocol):
             self._chunks, self._request.keep_alive = None, False  # what follows on the connection is not looked at
             self._request.length = self._remaining = len(head.body)
             self._begin(bytes(head.body))
-
-    def _parse(self, data: bytes) -> tuple[Request, tuple[Any, _Head] | None]:
-        """A head, and the parser to go on with when its body is chunked. Raises RefusalError."""
-        head = _Head()
-        parser = httptools.HttpRequestParser(head)
-        try:
-            parser.feed_data(data)
-            method, url = parser.get_method().decode("ascii"), httptools.parse_url(head.url)
-        except httptools.HttpParserUpgrade:
-            raise RefusalError("invalid", "this server does not switch protocols.") from None
-        except (httptools.HttpParserError, UnicodeDecodeError):
-            raise RefusalError("invalid", "the head is malformed.") from None
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers}
-        lengths = [value for name, value in head.headers if name == b"content-length"]
-        chunked = "transfer-encoding" in headers
-        if len(lengths) > 1 or (lengths and (chunked or not lengths[0].isdigit() or len(lengths[0]) > 18)):
-            raise RefusalError("invalid", "its Content-Length is malformed.")
-        if chunked and headers["transfer-encoding"].lower() != "chunked":
-            raise RefusalError("invalid", f"unknown Transfer-Encoding {headers['transfer-encoding']!r}.")
-        query = {name: values[-1] for name, values in parse_qs((url.query or b"").decode("latin-1"), True).items()}
-        request = Request(
-            method=method,
-            path=unquote((url.path or b"/").decode("latin-1")),
-            query=query,
-            headers=headers,
-            length=int(lengths[0]) if lengths else 0,
-            keep_alive=parser.should_keep_alive(),
-            started_ns=time.monotonic_ns(),
-            peer=self._peer,
-        )
-        return request, (parser, head) if chunked else None
 
     def _expected(self, request: Request) -> None:
         if request.headers.get("expect", "").lower() == "100-continue":

@@ -9,7 +9,7 @@ from pathlib import Path
 from sdpl.bundle import Bundle
 from sdpl.errors import UserError
 from sdpl.install import install_line
-from sdpl.kernels.gpu import find_gpu
+from sdpl.kernels.gpu import find_gpu, gpu_obstacle
 from sdpl.pipeline import available_cores
 from sdpl.server.log import open_log
 from sdpl.server.settings import Settings
@@ -39,6 +39,8 @@ def devices(text: str) -> tuple[str, ...]:
     found = tuple(text.split(","))
     if not all(each in ("auto", "cpu") or each.isdigit() for each in found):
         raise UserError(f"--devices {text!r}: expected auto, cpu, or numbers of GPUs such as 0,1.")
+    if any(each.isdigit() for each in found) and find_gpu() is None:
+        raise UserError(f"--devices {text!r}: {gpu_obstacle()}")
     return found
 
 

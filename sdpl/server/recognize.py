@@ -11,7 +11,7 @@ import numpy as np
 
 from sdpl.server import protocol
 from sdpl.server.app import App
-from sdpl.server.http import Request, Response
+from sdpl.server.exchange import Request, Response
 from sdpl.server.link import Lease
 from sdpl.server.protocol import Ask, TensorSpec
 from sdpl.server.refusal import RefusalError

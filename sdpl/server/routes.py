@@ -8,9 +8,9 @@ from importlib.resources import files
 from typing import Any
 
 from sdpl.errors import nearest
-from sdpl.server import protocol
+from sdpl.server import description, protocol
 from sdpl.server.app import App, retry_after
-from sdpl.server.http import Exchange, Request, Response
+from sdpl.server.exchange import Exchange, Request, Response
 from sdpl.server.link import Lease, ModelInfo
 from sdpl.server.openapi import document
 from sdpl.server.protocol import Ask
@@ -33,7 +33,7 @@ class Routes:
             "": lambda _: Response(body=[self._page], content_type="text/html; charset=utf-8", headers=PAGE_HEADERS),
             "openapi.json": lambda _: as_json(document()),
             "metrics": lambda _: Response(body=[metrics(app)], content_type="text/plain; version=0.0.4; charset=utf-8"),
-            "v2": lambda _: as_json(protocol.server_metadata(app.settings.allow_repository)),
+            "v2": lambda _: as_json(description.server_metadata(app.settings.allow_repository)),
             "v2/health/live": lambda _: as_json({"live": True}),
             "v2/health/ready": self._ready,
             "v2/models/stats": lambda _: as_json({"model_stats": [app.statistics(name) for name in app.names]}),
@@ -111,10 +111,10 @@ class Routes:
                 return Infer(app, request, name, version)
             case []:
                 allow(request, "GET", "HEAD")
-                return Now(as_json(protocol.metadata(app.model(name, version))))
+                return Now(as_json(description.metadata(app.model(name, version))))
             case ["config"]:
                 allow(request, "GET", "HEAD")
-                return Now(as_json(protocol.config(app.model(name, version))))
+                return Now(as_json(description.config(app.model(name, version))))
             case ["ready"]:
                 allow(request, "GET", "HEAD")
                 app.model(name, version)

@@ -54,7 +54,6 @@ class Supervisor:
     def __init__(self, settings: Settings, say: Callable[[str], None]):
         """say: told one line at a time what happens."""
         self._say = say
-        self._folder = Path(tempfile.mkdtemp(prefix="sdpl-serve-"))  # for the engines' sockets; nobody else may enter
         http = [listen(settings.host, settings.http_port)]
         port = http[0].getsockname()[1]
         http += [listen(settings.host, port, again=True) for _ in range(settings.workers - 1)]
@@ -64,6 +63,7 @@ class Supervisor:
             self._reserved.append(listen(settings.host, grpc_port, listening=False))  # gRPC's own sockets join it
             grpc_port = self._reserved[0].getsockname()[1]
         self.settings = settings = Settings(**{**vars(settings), "http_port": port, "grpc_port": grpc_port})
+        self._folder = Path(tempfile.mkdtemp(prefix="sdpl-serve-"))  # for the engines' sockets; nobody else may enter
         self._paths = [str(self._folder / f"engine{i}") for i in range(len(settings.devices))]
         self._children = [Child("engine", i, i, _unix(path)) for i, path in enumerate(self._paths)]
         first = len(self._children)
@@ -166,11 +166,14 @@ class Supervisor:
             name = list(self.settings.models)[content["model"]]
             first = content["model"] not in child.models
             child.models[content["model"]] = content["ready"]
-            if content["reason"]:
-                self._say(f"{name}: {content['reason']}")
-                if first and not content["ready"] and not self._all_ready.is_set() and not self._fatal.done():
+            if first and not content["ready"] and not self._all_ready.is_set():
+                if not self._fatal.done():
                     self._fatal.set_result(content["reason"])
-        child.ready = content["ready"]
+            elif content["reason"]:
+                self._say(f"{name}: {content['reason']}")
+            child.ready = len(child.models) == len(self.settings.models) and all(child.models.values())
+        else:
+            child.ready = content["ready"]
         if all(each.ready for each in self._children):
             self._all_ready.set()
 

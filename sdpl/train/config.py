@@ -57,6 +57,26 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True, config=_RULES)
+class Values:
+    """What the numbers in a table's columns mean. CheXpert's: {present: 1, absent: 0, unknown: -1}."""
+
+    present: float = 1
+    absent: float = -1
+    unknown: float | None = None  # beside blank, which always is
+
+    @model_validator(mode="after")
+    def _differ(self) -> "Values":
+        if len({self.present, self.absent, self.unknown}) < 3:
+            raise ValueError("present, absent and unknown need three different numbers")
+        return self
+
+    @property
+    def meaning(self) -> dict[float, int]:
+        """The label of each number: 1 present, -1 absent, 0 unknown."""
+        return {self.present: 1, self.absent: -1} | ({} if self.unknown is None else {self.unknown: 0})
+
+
+@dataclass(frozen=True, kw_only=True, config=_RULES)
 class DataConfig:
     train: Split
     val: Split | None = None  # without it, `val_fraction` of the training images is held out
@@ -64,6 +84,7 @@ class DataConfig:
     known_proportion: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the training labels
     mask_seed: Seed = 0
     categories: tuple[str, ...] | None = None  # names and their order; by default those of the training file
+    values: Values | None = None  # of tables whose numbers do not mean 1 present, -1 absent, 0 unknown
     unreadable: Literal["stop", "skip"] = "stop"  # what a damaged image does to a run; "skip" names and counts it
     workers: Annotated[int, Field(gt=0, le=1024)] = 2  # threads that decode images
     flip: bool = False  # mirror training images at random
@@ -130,6 +151,7 @@ class TrainConfig:
     fit_thresholds: bool = False  # per category, best F1 on the validation split; otherwise 0.5
     checkpoint_steps: Count | None = None  # also write last.ckpt after every so many steps
     tensorboard: bool = False
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = ()  # each with its own package and settings
     seed: Seed = 0
     device: ShortText = "auto"  # "auto", "cpu", "cuda", "cuda:1"
 
@@ -170,6 +192,7 @@ _SECTIONS: dict[type, dict[tuple[int | str, ...], type]] = {
         ("data",): DataConfig,
         ("data", "train"): Split,
         ("data", "val"): Split,
+        ("data", "values"): Values,
         ("model",): ModelConfig,
         ("train",): TrainConfig,
     },
@@ -248,6 +271,14 @@ def _read_yaml(path: Path, needed: str) -> dict[str, Any]:
 def check_config(values: dict[str, Any], name: str = "config") -> Config:
     """The checked configuration of plain values. Raises UserError naming the first wrong key or value."""
     return _check(Config, values, name)
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values as one level, with dotted keys: {"train.lr": 0.002}."""
+    rows: dict[str, Any] = {}
+    for key, value in values.items():
+        rows |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return rows
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -55,7 +55,7 @@ def hashes(content: dict[str, Any]) -> dict[str, str]:
     for place, value in _leaves({key: value for key, value in content.items() if key != HASHES}):
         if isinstance(value, torch.Tensor):
             digest = hashlib.sha256(f"{value.dtype} {list(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
             found[place] = digest.hexdigest()
         else:
             plain.update(f"{place} = {value!r}\n".encode("utf-8", "backslashreplace"))
@@ -89,6 +89,8 @@ def check_clip_config(clip_config: Any, state: dict[str, torch.Tensor], name: st
             raise ValueError("mean and std are not three numbers each")
         for place, value in _leaves(model):
             key = place.rpartition("/")[2]
+            if isinstance(value, torch.Tensor):
+                raise TypeError(f"{key} is a tensor")
             if value and (key.startswith("hf_") or "pretrained" in key) and key != "hf_proj_type":
                 raise ValueError(f"{key} = {value!r} would load something else")
             if isinstance(value, str) and not re.fullmatch(r"[\w.\-]{0,200}", value):
@@ -116,7 +118,7 @@ def _weights(vision: dict[str, Any], text: dict[str, Any]) -> float:
     grid = float(side[0] if isinstance(side, list | tuple) else side) / float(
         patch[0] if isinstance(patch, list | tuple) else patch
     )
-    return count + layers * (4 + 2 * float(vision.get("mlp_ratio", 4))) * width**2 + grid**2 * width
+    return float(count + layers * (4 + 2 * float(vision.get("mlp_ratio", 4))) * width**2 + grid**2 * width)
 
 
 def _require_bounded(content: dict[str, Any], name: str) -> None:

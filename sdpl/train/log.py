@@ -1,14 +1,11 @@
-"""What a run writes down while it goes: `log.csv`, and TensorBoard's events if asked for."""
+"""What a run writes down of every epoch: `log.csv`."""
 
 import csv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sdpl.files import replace_file
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass(frozen=True)
@@ -35,25 +32,3 @@ def write_csv(path: Path, history: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(stream, EpochLog.__dataclass_fields__)
         writer.writeheader()
         writer.writerows(history)
-
-
-class Events:
-    """TensorBoard's event files in `<out>/tensorboard`, or nothing when switched off."""
-
-    def __init__(self, out: Path, on: bool, step: int):
-        """step: the next one; of a run that is resumed, later events are taken back."""
-        self.writer: SummaryWriter | None = None
-        if on:
-            from torch.utils.tensorboard import SummaryWriter as Writer
-
-            self.writer = Writer(str(out / "tensorboard"), purge_step=step)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        if self.writer is None:
-            return
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        if self.writer:
-            self.writer.close()

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -15,19 +15,24 @@ import yaml
 from sdpl.data.images import LabelledImages, require_known_labels
 from sdpl.data.reading import Unreadable, batches
 from sdpl.errors import UserError, listed
-from sdpl.evaluate.metrics import mean_average_precision, mean_average_precision_error
+from sdpl.evaluate.metrics import mean_average_precision_error, per_category_average_precision
 from sdpl.evaluate.thresholds import DEFAULT, fit_thresholds
 from sdpl.files import only_one_run, replace_file
 from sdpl.progress import Progress, Report, Steps, silent
+from sdpl.train.callbacks import Callback, Callbacks, StepLog
 from sdpl.train.checkpoint import load_state, save_checkpoint
 from sdpl.train.config import Config, TrainConfig
 from sdpl.train.distributed import Processes, choose_device, processes
 from sdpl.train.features.sources import FeatureMaps, FeatureSource, require_precision
-from sdpl.train.log import EpochLog, Events, write_csv
+from sdpl.train.initial import initialise
+from sdpl.train.log import EpochLog, write_csv
 from sdpl.train.model import PartialLabelModel, new_model
+from sdpl.train.pace import Pace, rising
 from sdpl.train.resume import fingerprint, require_new, resumable
 from sdpl.train.splits import load_data
 from sdpl.train.step import Learner, NotFiniteError, explain
+from sdpl.train.summary import summary
+from sdpl.train.trackers import trackers
 
 PROOF_IMAGES = 8
 START_IMAGES = 32  # that the attention's start is measured on
@@ -42,15 +47,17 @@ def train(
     report: Report = silent,
     epoch_lines: bool = True,
     best_too: bool = False,
+    callbacks: Sequence[Callback] = (),
+    init: Path | None = None,
 ) -> Path:
     """Train as configured into the folder `out`; returns the checkpoint that `train.keep` names, `out/model.ckpt`.
 
     `last.ckpt` holds the newest epoch (or step, with `checkpoint_steps`); `resume` goes on from it and ends with the
     same weights as a run that was never stopped. Started by torchrun, the processes share every batch and every
-    validation; the first one writes and reports. epoch_lines: report a line for each
-    epoch, and which one is kept.
-    best_too: also write `best.ckpt`, of the best validation mAP whatever is kept. Raises UserError for
-    anything wrong with the configuration or the data.
+    validation; the first one writes and reports. epoch_lines: report what the run is made of, a line for each epoch,
+    and which one is kept. best_too: also write `best.ckpt`, of the best validation mAP whatever is kept. callbacks:
+    follow the first process. init: a checkpoint whose weights a new run starts from. Raises UserError for anything
+    wrong with the configuration or the data.
     """
     device = choose_device(config.train.device)
     require_precision(config.train.precision, device)
@@ -62,11 +69,14 @@ def train(
         digest = fingerprint(train_data, val_data)
         if group.is_first:
             held.enter_context(only_one_run(out))
-        content = resumable(config, out, digest) if resume else None
+        content = resumable(config, out, digest, report) if resume else None
         if not resume:
             require_new(out)
         group.barrier()  # until every process has seen what there is
-        model = new_model(config.model, train_data.categories).to(device)
+        model = new_model(config.model, train_data.categories)
+        for line in initialise(model, init) if init is not None else ():
+            report(Progress(line))
+        model = model.to(device)
         if epoch_lines and (warning := too_coarse(val_data)) and config.train.keep == "best":
             report(Progress(warning))
         unreadable = Unreadable(config.data.unreadable, report, FIX)
@@ -75,8 +85,11 @@ def train(
         if content is not None:
             run.restore(content)
         else:
-            run.start()
-        run.train(report if epoch_lines else silent)
+            run.start(scale_attention=init is None)
+        lines = report if epoch_lines else silent
+        for line in summary(config, model, train_data, val_data, device, group.world_size) if epoch_lines else ():
+            report(Progress(line))
+        run.train(lines, [*callbacks, *trackers(config, out, run.learner.steps)] if group.is_first else [])
     return out / "model.ckpt"
 
 
@@ -129,25 +142,36 @@ class _Run:
         self.keeps_last = config.train.keep == "last" or too_coarse(self.val_data) is not None
         self.thresholds = np.full(len(model.categories), DEFAULT)  # [C]
         self.history: list[dict[str, Any]] = []
+        self.ap_history: list[dict[str, float | None]] = []  # of each epoch: AP of each category, in percent
+        self.ap: dict[str, float | None] = {}  # of the newest epoch
+        self.callbacks = Callbacks([])
+        self.pace = Pace(len(self.train_data), len(self.val_data), config.train.epochs, model.words.device)
         self.shuffle = torch.Generator().manual_seed(config.train.seed)
         self.shuffle_state = self.shuffle.get_state()  # at the start of the current epoch
         self.proof_images = self._choose_proof_images()
 
-    def start(self) -> None:
-        """What a new run does before its first epoch."""
-        self._scale_attention()
+    def start(self, scale_attention: bool) -> None:
+        """What a new run does before its first epoch. scale_attention: not when it starts from trained weights."""
+        if scale_attention:
+            self._scale_attention()
         if not self.group.is_first:
             return
         with replace_file(self.out / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(asdict(self.config), sort_keys=False))
 
-    def train(self, report: Report) -> None:
+    def train(self, report: Report, callbacks: Sequence[Callback] = ()) -> None:
         """All epochs that are still to do, a line for each to `report`."""
-        self.events = Events(self.out, self.config.train.tensorboard and self.group.is_first, self.learner.steps)
-        while self.epoch < self.config.train.epochs:
-            log = self.run_epoch()
-            report(Progress(log.line(self.config.train.epochs)))
-        self.events.close()
+        self.callbacks, best = Callbacks(callbacks), None
+        try:
+            while self.epoch < self.config.train.epochs:
+                log = self.run_epoch()
+                report(Progress(log.line(self.config.train.epochs)))
+                warning = rising([row["train_loss"] for row in self.history])
+                if warning:
+                    report(Progress(warning))
+            best = self.out / "model.ckpt"
+        finally:
+            self.callbacks.on_end(best)
 
     def run_epoch(self) -> EpochLog:
         started = time.monotonic()
@@ -159,6 +183,7 @@ class _Run:
         self.shuffle_state = self.shuffle.get_state()
         log = EpochLog(self.epoch, lr, loss, val_mAP, self._count_unreadable(), time.monotonic() - started)
         self.history.append(asdict(log))
+        self.ap_history.append(self.ap)
         is_best = not val_mAP <= self.best_mAP  # without any validation mAP (nan) the newest is taken
         if is_best and math.isfinite(val_mAP):
             self.best_mAP = val_mAP
@@ -167,7 +192,7 @@ class _Run:
             self._save(name)  # last.ckpt at the end: a stop between them loses no best
         if self.group.is_first:
             write_csv(self.out / "log.csv", self.history)
-        self.events.write(self.learner.steps, {"epoch/loss": loss, "epoch/val mAP": val_mAP, "epoch/lr": lr})
+        self.callbacks.on_epoch(log, self.ap)
         return log
 
     def restore(self, content: dict[str, Any]) -> None:
@@ -177,6 +202,7 @@ class _Run:
         self.learner.load_state(state["learner"])
         for name in ("epoch", "step", "loss_sum", "best_mAP", "history"):
             setattr(self, name, state[name])
+        self.ap_history = state.get("ap_history", [])
         self.thresholds = np.array(content["thresholds"])
         self.shuffle_state = state["shuffle"]
         self.shuffle.set_state(self.shuffle_state)
@@ -192,6 +218,7 @@ class _Run:
             "loss_sum": self.loss_sum,
             "best_mAP": self.best_mAP,
             "history": self.history,
+            "ap_history": self.ap_history,
             "data": self.fingerprint,
             "shuffle": self.shuffle_state,
             "rng": torch.get_rng_state(),
@@ -222,6 +249,7 @@ class _Run:
         batches = self.train_features.batches((part for i in todo for part in shares[i]), self.epoch)
         labels = torch.from_numpy(self.train_data.labels)  # [N,C]
         steps = Steps(self.report, f"epoch {self.epoch + 1} training", len(order), min(self.step * size, len(order)))
+        self.pace.start_epoch()
         for i in todo:
             parts = (next(batches) for _ in shares[i])
             try:
@@ -230,8 +258,9 @@ class _Run:
                 names = listed((self.train_data.images[row].name for row in error.rows), 3)
                 raise explain(error, self.epoch + 1, i + 1, names) from None
             self.step, self.loss_sum = i + 1, self.loss_sum + loss * len(chunks[i])
-            self.events.write(self.learner.steps, {"step/loss": loss})
-            steps.advance(len(chunks[i]))
+            self.pace.step(len(chunks[i]), loss)
+            self.callbacks.on_step(StepLog(self.epoch + 1, i + 1, self.learner.steps, loss, lr, self.pace.images_per_s))
+            steps.advance(len(chunks[i]), self.pace.note(self.epoch, steps.done + len(chunks[i])))
             if every and self.step % every == 0 and self.step < len(chunks):
                 self._save("last.ckpt")
         if self.unreadable.images.issuperset(self.train_data.images):
@@ -247,7 +276,10 @@ class _Run:
             raise UserError(f"the model diverged in epoch {self.epoch + 1} (its scores are NaN): lower train.lr.")
         if self.config.train.fit_thresholds:
             self.thresholds = fit_thresholds(scores, labels)
-        return 100 * mean_average_precision(scores, labels)
+        aps = 100 * per_category_average_precision(scores, labels)  # [C]
+        named = zip(self.model.categories, aps.tolist(), strict=True)
+        self.ap = {name: None if math.isnan(ap) else ap for name, ap in named}
+        return float(np.nanmean(aps)) if np.isfinite(aps).any() else math.nan
 
     @torch.no_grad()
     def _score_validation(self) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Whether a stopped run can go on: the same configuration, the same data, its checkpoints in place."""
+"""Whether a stopped run can go on: what is learned must be the same; where and how fast may differ."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,16 +11,39 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sdpl.data.images import LabelledImages
 from sdpl.errors import UserError
+from sdpl.progress import Progress, Report, silent
 from sdpl.train.checkpoint import load_checkpoint
-from sdpl.train.config import Config, check_config, differences
+from sdpl.train.config import Config, check_config, differences, flat
 from sdpl.train.log import EpochLog
 
 Counted = Annotated[int, Field(ge=0, le=10**12)]
 CHECKPOINTS = ("model.ckpt", "last.ckpt")
 
 
-def resumable(config: Config, out: Path, fingerprint: str) -> dict[str, Any]:
-    """The content of `last.ckpt`. Raises UserError listing every difference when it is not of this run."""
+# Keys that do not change what is learned: the machine, how the work is cut up, what is written, where files lie (the
+# data's fingerprint and the weights in the checkpoint hold their content). `unreadable` is the documented way on.
+FREE = {
+    "data.cache",
+    "data.unreadable",
+    "data.workers",
+    "model.backbone_config",
+    "model.weights",
+    "model.word_vectors",
+    "train.accumulate",
+    "train.checkpoint_steps",
+    "train.device",
+    "train.tensorboard",
+    "train.trackers",
+    *(f"data.{split}.{key}" for split in ("train", "val") for key in ("annotations", "images", "format")),
+}
+MOVED = ("model.backbone_config", "model.weights", "model.word_vectors")  # only the folder may differ
+
+
+def resumable(config: Config, out: Path, fingerprint: str, report: Report = silent) -> dict[str, Any]:
+    """The content of `last.ckpt`. What may differ from then is reported.
+
+    Raises UserError listing every difference that changes what is learned, when it is not of this run.
+    """
     content = load_checkpoint(out / "last.ckpt")
     state = content["resume"]
     if "best_mAP" not in state:
@@ -28,14 +51,30 @@ def resumable(config: Config, out: Path, fingerprint: str) -> dict[str, Any]:
             f"{out}/last.ckpt was written by an older sdpl and cannot go on; it can be exported. Train anew."
         )
     check_state(state, f"{out}/last.ckpt")
-    changed = differences(asdict(check_config(content["config"], "last.ckpt")), asdict(config))
+    old, new = asdict(check_config(content["config"], "last.ckpt")), asdict(config)
+    changed: list[str] = []
+    free: list[str] = []
+    for line in differences(old, new):
+        (free if _is_free(line.split(":")[0], flat(old), flat(new)) else changed).append(line)
     if state["data"] != fingerprint:
         changed.append("data: other images, labels or categories than then")
     if state["history"] and not (out / "model.ckpt").exists():
         raise UserError(f"{out}/model.ckpt, the checkpoint that is kept, is missing: put it back or train anew.")
     if changed:
         raise UserError(f"{out}/last.ckpt was trained with another configuration: {'; '.join(changed)}.")
+    for line in free:
+        report(Progress(f"going on with other {line}"))
     return content
+
+
+def _is_free(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether a run may go on with another value of this key."""
+    if key == "train.epochs":  # the cosine is then that of the new number, from here on
+        return bool(new[key] > old[key])
+    before, now = old.get(key), new.get(key)
+    if key in MOVED:
+        return isinstance(before, str) and isinstance(now, str) and Path(before).name == Path(now).name
+    return key in FREE
 
 
 class _State(BaseModel):
@@ -49,6 +88,7 @@ class _State(BaseModel):
     loss_sum: Annotated[float, Field(allow_inf_nan=False)]
     best_mAP: Annotated[float, Field(le=100)]  # noqa: N815, the field writes it so
     history: list[dict[str, int | float]]
+    ap_history: list[dict[str, Annotated[float, Field(allow_inf_nan=False)] | None]] = []
     data: str
     shuffle: torch.Tensor
     rng: torch.Tensor
@@ -93,7 +133,7 @@ def check_learner(state: dict[str, Any], fresh: dict[str, Any], parameters: Sequ
         for i, value in of_parameter:
             if not isinstance(value, torch.Tensor) or (value.numel() != 1 and value.shape != parameters[i].shape):
                 raise ValueError(f"a value of parameter {i} has another shape")
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"last.ckpt: its optimiser is not of this run ({error}). Train anew.") from None
 
 

@@ -17,10 +17,11 @@ def load_data(config: Config) -> tuple[LabelledImages, LabelledImages]:
     """Training and validation data. Labels of the training set are masked before any image is held out, so a
     held-out validation split knows no more labels than the user would have."""
     data = config.data
-    full = read_split(data.train, data.categories)
+    meaning = None if data.values is None else data.values.meaning
+    full = read_split(data.train, data.categories, meaning)
     train = full.with_labels(mask_labels(full.labels, data.known_proportion, data.mask_seed))
     if data.val is not None:
-        return train, read_split(data.val, train.categories)
+        return train, read_split(data.val, train.categories, meaning)
     order = np.random.RandomState(data.mask_seed).permutation(len(train))
     held_out = math.ceil(data.val_fraction * len(train))
     if held_out >= len(train):
@@ -28,13 +29,15 @@ def load_data(config: Config) -> tuple[LabelledImages, LabelledImages]:
     return train.subset(sorted(order[held_out:])), train.subset(sorted(order[:held_out]))
 
 
-def read_split(split: Split, categories: tuple[str, ...] | None) -> LabelledImages:
-    """The labelled images of one split, with the given categories or, without, the file's own."""
-    return read_labels(split.annotations, split.images, split.format, categories)
+def read_split(
+    split: Split, categories: tuple[str, ...] | None, values: dict[float, int] | None = None
+) -> LabelledImages:
+    """The labelled images of one split, with the given categories or, without, the file's own; values: of tables."""
+    return read_labels(split.annotations, split.images, split.format, categories, values=values)
 
 
 def configured_splits(path: Path) -> dict[str, LabelledImages]:
     """The splits of a training configuration (YAML) by the names of their label files, with all their labels."""
     data = read_config(path).data
     named = [(s.annotations, s.images, s.format) for s in (data.train, data.val) if s is not None]
-    return read_named(named, data.categories)
+    return read_named(named, data.categories, None if data.values is None else data.values.meaning)

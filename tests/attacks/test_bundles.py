@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from sdpl.bundle import MANIFEST, PROOF, Bundle, sha256
 from sdpl.errors import UserError
 from sdpl.onnx_interface import NotOnnxError, read_interface
-from sdpl.runtime import Recognizer
+from sdpl.runtime import Recognizer, availability
 
 
 @pytest.fixture
@@ -159,3 +159,12 @@ def test_links_in_a_circle_and_pipes_are_refused(copied):
     os.mkfifo(copied / MANIFEST)
     with pytest.raises(UserError, match="is not a bundle"):
         Bundle.open(copied)
+
+
+def test_engines_of_strangers_can_be_refused(gpu_bundle, monkeypatch):
+    monkeypatch.setattr(availability, "_engines_are_refused", False)
+    bundle = Bundle.open(gpu_bundle)
+    assert "native code" not in availability.target_obstacle(bundle, "rtx:sm86:fp16")
+    availability.refuse_engines()
+    assert "--no-engines" in availability.target_obstacle(bundle, "rtx:sm86:fp16")
+    assert availability.target_obstacle(bundle, "cpu:fp32") is None

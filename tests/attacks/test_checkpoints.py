@@ -73,6 +73,7 @@ FIRST = "prompts.context"
         (put("clip_config", "model_cfg", "text_cfg", "width", 100_000), "GB of weights"),
         (put("clip_config", "model_cfg", "text_cfg", "layers", 10**6), "is too large"),
         (put("clip_config", "model_cfg", "vision_cfg", "layers", [1]), "its model cannot be built"),
+        (put("clip_config", "model_cfg", "vision_cfg", "width", torch.zeros(2)), "width is a tensor"),
         (put("clip_config", "preprocess_cfg", "std", [0, 0, 0]), "mean and std are not three numbers"),
         (put("extra", [[[[[[[[[[[[[[1]]]]]]]]]]]]]]), "holds more values, or deeper"),
         (put("extra", {1.5: 0}), "a key that is neither text nor a number"),
@@ -161,6 +162,10 @@ def test_a_damaged_resume_state_is_named(content, change, message):
         (lambda learner: learner["optimiser"]["param_groups"][0].update(momentum=0.1), "other momentum"),
         (lambda learner: learner["optimiser"]["param_groups"][0].update(params=[0]), "other params"),
         (lambda learner: learner["optimiser"]["state"][0].update(momentum_buffer=torch.zeros(2, 2)), "another shape"),
+        (
+            lambda learner: learner["optimiser"]["param_groups"][0].update(momentum=torch.zeros(2)),
+            "its optimiser is not",
+        ),
         (lambda learner: learner.update(optimiser=[]), "its optimiser is not of this run"),
     ],
 )

@@ -104,6 +104,7 @@ def test_names_that_are_no_utf8_are_shown_escaped(sdpl, bundle, scenes, tmp_path
 
 
 def test_a_path_that_cannot_be_is_refused_by_every_option(sdpl):
+    assert "is not a bundle" in sdpl("info", "").stderr
     result = sdpl("info", "a" * 300)
     assert result.exit_code == 2
     assert "is longer than a path can be" in result.stderr

@@ -61,7 +61,7 @@ def test_everything_wrong_is_found(sdpl, photos, tmp_path):
     val = photos("val.csv", ("poor.jpg", -1, 1), ("2.jpg", 1, ""), ("gone.jpg", 1, -1))
     result, findings = found(sdpl, tmp_path, train, val)
     assert result.exit_code == 1
-    assert "kinds of problems: 4, of warnings: 1" in result.stdout
+    assert "kinds of problems: 4, of warnings: 3" in result.stdout
     copies = f"{tmp_path / '0.jpg'} = {tmp_path / 'small.png'} = {tmp_path / 'poor.jpg'}"
     unreadable = findings.pop(("images that cannot be read", str(train)))
     assert len(unreadable) == 1
@@ -71,6 +71,8 @@ def test_everything_wrong_is_found(sdpl, photos, tmp_path):
         ("times the same picture in different splits", ""): [copies],
         ("categories without any known label", str(train)): ["dog"],
         ("categories without a known negative; if 0 was meant as absent, write -1", str(train)): ["cat"],
+        ("images without any known label", str(train)): [str(tmp_path / "cut.jpg")],
+        ("categories with positives here, but none in the training set", str(val)): ["dog"],
     }
     for word in ("train.csv: 4 images", "gone.jpg", "problem", "warning"):
         assert word in result.stdout.replace("\n", "")
@@ -147,3 +149,24 @@ def test_a_wrong_configuration_is_named(tmp_path):
     (tmp_path / "c.yaml").write_text("data: {trian: {}}")
     with pytest.raises(UserError, match=r"unknown key 'data.trian'; did you mean 'train'\?"):
         configured_splits(tmp_path / "c.yaml")
+
+
+def test_a_table_of_another_convention_is_suspected(sdpl, photos, tmp_path):
+    rows = [("0.jpg", 1, 0), ("1.jpg", 1, 1), ("2.jpg", 0, 1), ("3.jpg", 0, 0)]
+    for i in range(4, 12):
+        (tmp_path / f"{i}.jpg").write_bytes((tmp_path / "0.jpg").read_bytes())
+    table = [*rows, ("4.jpg", -1, -1), *((f"{i}.jpg", 0, 0) for i in range(5, 12))]
+    _, findings = found(sdpl, tmp_path, photos("zeros.csv", *table))
+    ((what, _),) = [key for key in findings if "data.values" in key[0] and "uncertain" in key[0]]
+    assert "mostly 0 and few -1" in what
+    blank = [(name, cat or "", dog or "") for name, cat, dog in table]
+    _, findings = found(sdpl, tmp_path, photos("blanks.csv", *blank))
+    assert not [key for key in findings if "uncertain" in key[0]]
+
+
+def test_images_without_labels_and_categories_only_in_val_are_named(sdpl, photos, tmp_path):
+    train = photos("train.csv", ("0.jpg", 1, -1), ("1.jpg", "", ""))
+    val = photos("val.csv", ("2.jpg", 1, 1), ("3.jpg", -1, -1))
+    _, findings = found(sdpl, tmp_path, train, val)
+    assert findings["images without any known label", str(train)] == [str(tmp_path / "1.jpg")]
+    assert findings["categories with positives here, but none in the training set", str(val)] == ["dog"]

@@ -181,3 +181,14 @@ def test_two_exports_at_once_leave_one_whole_bundle(checkpoint, tmp_path):
     with Recognizer.open(out) as recognizer:
         assert recognizer.scores(np.zeros((1, 64, 64, 3), np.uint8)).shape == (1, 10)
     assert {p.name for p in tmp_path.iterdir()} == {"m.sdpl", LOCK}
+
+
+def test_what_a_second_export_drops_is_said_and_kept_on_request(sdpl, checkpoint, scenes, tmp_path):
+    out, int8 = tmp_path / "m.sdpl", ("--target", "cpu:int8", "--calibrate", scenes / "test")
+    assert sdpl("export", checkpoint, "--out", out, *int8).exit_code == 0
+    kept = sdpl("export", checkpoint, "--out", out, "--target", "cpu:fp32", "--calibrate", scenes / "test", "--keep")
+    assert kept.exit_code == 0, kept.output
+    assert set(Bundle.open(out).manifest.targets) == {"cpu:fp32", "cpu:int8"}
+    fewer = sdpl("export", checkpoint, "--out", out, "--target", "cpu:fp32")
+    assert f"{out} loses cpu:int8; --keep exports them again too" in fewer.stderr
+    assert set(Bundle.open(out).manifest.targets) == {"cpu:fp32"}

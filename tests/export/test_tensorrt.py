@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 import signal
 import threading
 import time
@@ -11,8 +12,10 @@ import tensorrt_rtx
 
 from sdpl.bundle import Bundle, Profile
 from sdpl.errors import UserError
+from sdpl.export.engines import write_gpu_files
 from sdpl.export.tensorrt import build_engine, require_buildable
 from sdpl.install import install_line
+from sdpl.kernels.compile import cubin
 from sdpl.kernels.gpu import Gpu
 from sdpl.runtime.availability import invalid_engine, logger
 from sdpl.targets import KINDS, parse_targets
@@ -93,6 +96,18 @@ def test_the_same_code_builds_with_tensorrt_on_a_gpu(package, monkeypatch, graph
     assert engine.compute_capability == "86"
     version = tensorrt_rtx.__version__
     assert engine.built_with == {"tensorrt_rtx": version, "gpu": "a GPU", "driver": "CUDA 13.0"}
+
+
+def test_an_engine_for_a_later_minor_takes_the_kernel_of_an_earlier_one(package, monkeypatch, graph, tmp_path):
+    gpu = Gpu("Jetson", "87", 24 << 30, "CUDA 13.0")
+    package("tensorrt", "tensorrt_rtx")
+    monkeypatch.setattr("sdpl.kernels.gpu.look", lambda device_id: gpu)
+    monkeypatch.setattr(tensorrt_rtx.Builder, "build_serialized_network", lambda builder, network, config: b"engine")
+    shutil.copy(graph, tmp_path / "encoder.onnx")
+    made = write_gpu_files(tmp_path, "encoder.onnx", spec("tensorrt:fp16"), Profile(), lambda progress: None)
+    assert made.fields["compute_capability"] == "87"
+    assert [name for name in made.files if name.startswith("cubin")] == ["cubin.sm87"]
+    assert (tmp_path / made.files["cubin.sm87"]).read_bytes() == cubin("86", "float16")
 
 
 def test_an_interrupt_stops_the_build(monkeypatch, graph):

@@ -51,6 +51,18 @@ def test_instructions_per_tanh_of_the_main_tiles(kernels, tile):
         assert sass.per_tanh(kernels[f"{kernel}_f16_{tile}"]) <= 4.5
 
 
+def test_a_share_of_tanh_moves_to_the_other_pipe(cache, tmp_path):
+    """Two of eight: 6 cycles of the tanh unit for each tanh instead of 8, room for the rest, and nothing is spilled."""
+    path = tmp_path / "polynomial.cubin"
+    path.write_bytes(cubin("86", "float16", polynomial=2, cache=cache))
+    lines = sass.functions(path)["forward_f16_c4_aligned"]
+    loop = sass.main_loop(lines)
+    values = loop.count(sass.TANH) * 8 / 6
+    assert values == 7 * 8 * 4  # locations, values of K, categories
+    assert len(loop) / values <= 6
+    assert spills(line[0] for line in lines if isinstance(line, tuple)) == 0
+
+
 def test_exact_tanh_is_another_program(cache, tmp_path):
     path = tmp_path / "exact.cubin"
     path.write_bytes(cubin("86", "float32", exact_tanh=True, cache=cache))

@@ -49,10 +49,10 @@ def assert_close(actual, expected, deviation):
     assert departure(actual.astype(np.float64), expected, deviation) is None
 
 
-def assert_forward_close(emulated, arrays, **options):
+def assert_forward_close(emulated, arrays, polynomial=0, **options):
     logits, attention = emulated.forward(*arrays, **options)
     expected_logits, expected_attention = bilinear_attention_pool(*arrays)
-    deviations = forward_deviations(*arrays)
+    deviations = forward_deviations(*arrays, polynomial=polynomial)
     assert_close(attention, expected_attention, deviations.attention)
     assert_close(logits, expected_logits, deviations.logits)
 
@@ -61,6 +61,33 @@ def assert_forward_close(emulated, arrays, **options):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_forward(programs, dtype, shape):
     assert_forward_close(programs[dtype], operands(*shape, dtype))
+
+
+@pytest.fixture(scope="module")
+def with_polynomial(tmp_path_factory):
+    """Two of eight tanh by the polynomial, the others with the tanh unit's worst error."""
+    flags = ("-DSDPL_TANH_ERROR", "-DSDPL_POLYNOMIAL=2")
+    return Emulated(build(tmp_path_factory.mktemp("polynomial"), "float16", flags=flags), "float16")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_share_of_tanh_by_polynomial(with_polynomial, programs, shape):
+    """Within its own derived error; the scores of training stay with the tanh unit, to the bit."""
+    u, v, q, g, t = operands(*shape, "float16")
+    assert_forward_close(with_polynomial, (u, v, q, g, t), polynomial=2)
+    np.testing.assert_array_equal(with_polynomial.scores(u, v, q), programs["float16"].scores(u, v, q))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_the_polynomial_holds_for_arguments_of_any_size(with_polynomial, scale):
+    u, v, q, g, t = operands(2, 49, 9, 256, 32, "float16")
+    assert_forward_close(with_polynomial, (rounded(scale * u, "float16"), v, q, g, t), polynomial=2)
+
+
+def test_a_wrong_coefficient_is_caught(tmp_path):
+    emulated = wrong(tmp_path, "0.500193f", "0.600193f", "float16", flags=("-DSDPL_POLYNOMIAL=2",))
+    with pytest.raises(AssertionError, match="standard deviations"):
+        assert_forward_close(emulated, operands(2, 49, 9, 1024, 32, "float16"), polynomial=2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,10 +1,12 @@
 import json
+import sys
 import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from sdpl.runtime import bench
 from sdpl.runtime.bench import measure, measure_callers, summarize
 
 
@@ -88,3 +90,9 @@ def test_pytorch_is_measured_in_the_same_run_and_drawn(sdpl, gpu_bundle, checkpo
 @pytest.mark.parametrize("batch", ["0", "1,x", "", "-1", "1,100000000"])
 def test_bad_batch_sizes(fails, bundle, batch):
     assert "expected numbers up to 1024, such as 1,8,32" in fails("bench", bundle, "--batch", batch)
+
+
+def test_a_plot_without_matplotlib_is_said_before_anything_is_measured(fails, bundle, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(bench, "benchmark_bundle", lambda *a, **k: pytest.fail("measured first"))
+    assert "pictures need matplotlib" in fails("bench", bundle, "--plot", tmp_path / "a.png")

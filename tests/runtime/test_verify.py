@@ -62,7 +62,7 @@ def test_a_bundle_replaced_meanwhile_is_left_alone(copy):
 
 
 def test_a_target_that_fails_only_when_it_is_opened_is_skipped(copy, sdpl, monkeypatch):
-    """`auto` takes the next one, and a proof of the others goes on."""
+    """`auto` takes the next one; the proof of the others goes on, and its end is a failure."""
     right = backends._open
 
     def fails_late(bundle, name, cores, device):
@@ -75,8 +75,8 @@ def test_a_target_that_fails_only_when_it_is_opened_is_skipped(copy, sdpl, monke
         assert recognizer.target == "cpu:fp32"
         assert recognizer.skipped["cpu:int8"] == "the driver is too old: update the driver"
     result = sdpl("verify", copy)
-    assert result.exit_code == 0
-    assert "cpu:int8: not run: the driver is too old" in result.stdout
+    assert result.exit_code == 2
+    assert "cpu:int8 failed: the driver is too old" in result.stderr
     assert "cpu:fp32: 6 images" in result.stdout
 
 
@@ -106,3 +106,29 @@ def test_info_about_a_bundle(sdpl, gpu_bundle):
 
 def test_info_about_no_bundle(fails, tmp_path):
     assert "no such bundle" in fails("info", tmp_path / "gone.sdpl")
+
+
+@pytest.mark.parametrize("harm", ["missing", "changed"])
+@pytest.mark.parametrize("target", ["cpu:int8", "rtx:sm86:fp16"])
+def test_a_damaged_target_is_a_failure_wherever_it_runs(sdpl, copy, harm, target):
+    bundle = Bundle.open(copy)
+    own = next(f for f in bundle.manifest.targets[target].files.values() if "int8" in f or f.endswith(".engine"))
+    (copy / own).unlink() if harm == "missing" else (copy / own).write_bytes(b"other")
+    result = sdpl("verify", copy)
+    assert result.exit_code == 2
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith(f"error: {copy}: {target} failed: {copy / own}: is ")
+    assert "cpu:fp32: 6 images: scores differ by at most" in result.stdout  # the others are still tried
+    assert sdpl("verify", copy, "--target", "cpu:fp32").exit_code == 0  # --target narrows
+
+
+def test_a_target_that_crashes_is_a_failure(fails, copy, monkeypatch):
+    def crash(self, images):
+        raise RuntimeError("illegal instruction\nmore")
+
+    monkeypatch.setattr(OnnxRuntimeCpu, "scores", crash)
+    assert "cpu:fp32 crashed: RuntimeError: illegal instruction; " in fails("verify", copy)
+
+
+def test_a_target_that_is_not_there_is_named(fails, copy):
+    assert "has no target 'cpu:fp23'; did you mean 'cpu:fp32'?" in fails("verify", copy, "--target", "cpu:fp23")

@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from sdpl.server.http import Exchange, Limits, Request, Response, Server
+from sdpl.server.exchange import Exchange, Limits, Request, Response
+from sdpl.server.http import Server
 from sdpl.server.refusal import RefusalError
 from sdpl.server.routes import Later
 

@@ -189,6 +189,8 @@ inline float __shfl_xor_sync(unsigned, float value, int offset) {
   return values[i ^ offset];
 }
 
+inline float __saturatef(float value) { return std::fmin(std::fmax(value, 0.f), 1.f); }
+
 inline float __uint_as_float(unsigned bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);

@@ -157,3 +157,12 @@ def test_settings_replace_what_the_file_has(tmp_path, monkeypatch):
     assert (config.train.lr, config.model.weights, config.data.categories) == (0.01, None, ("cat", "dog"))
     assert config.data.train.annotations == str(tmp_path / "a.json")  # relative to the file
     assert config.data.val.annotations == str(tmp_path.parent / "b.json")  # relative to where the command runs
+
+
+def test_values_of_tables_are_three_different_numbers(config):
+    values = read_config(config(data={"values": {"present": 1, "absent": 0, "unknown": -1}})).data.values
+    assert values.meaning == {1: 1, 0: -1, -1: 0}
+    with pytest.raises(UserError, match="need three different numbers"):
+        read_config(config(data={"values": {"present": 1, "absent": 1}}))
+    with pytest.raises(UserError, match=r"unknown key 'data\.values\.abcent'; did you mean 'absent'\?"):
+        read_config(config(data={"values": {"abcent": 0}}))

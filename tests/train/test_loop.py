@@ -250,8 +250,8 @@ def test_a_lower_precision_of_the_tower_trains_too(sdpl, fails, config, tmp_path
 def test_a_run_is_never_overwritten_by_accident(fails, config, tmp_path, run_folder):
     copy = shutil.copytree(run_folder, tmp_path / "copy")
     assert "already holds a run: add --resume" in fails("train", config(), "--out", copy)
-    message = fails("train", config(train={"epochs": 3, "lr": 0.5}), "--out", copy, "--resume")
-    assert "train.epochs: 2 -> 3; train.lr: 0.002 -> 0.5" in message
+    message = fails("train", config(train={"epochs": 1, "lr": 0.5}), "--out", copy, "--resume")
+    assert "train.epochs: 2 -> 1; train.lr: 0.002 -> 0.5" in message
     assert "no such checkpoint" in fails("train", config(), "--out", tmp_path / "new", "--resume")
 
 

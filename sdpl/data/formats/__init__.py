@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from os.path import abspath, commonpath
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,20 +37,26 @@ def read_labels(
     format: str = "auto",
     categories: tuple[str, ...] | None = None,
     require_images: bool = True,
+    values: dict[float, int] | None = None,
 ) -> LabelledImages:
     """The images and labels of one label file, in the order of the file.
 
     images: the folder of the images; by default where the format keeps them. format: a key of `READERS`, or "auto" to
     recognise it. categories: the names and their order, as a model or a configuration defines them; by default the
-    file's own. Raises UserError for anything that does not fit together, naming the first offenders; with
-    `require_images` also for images that are not there.
+    file's own. values: what the numbers in a table's columns mean, {number: 1 present, -1 absent or 0 unknown}, where
+    they do not mean themselves. Raises UserError for anything that does not fit together, naming the first offenders;
+    with `require_images` also for images that are not there.
     """
     path = Path(path)
     require_distinct(categories or (), "data.categories")
     try:
         require_file(path)
-        reader = READERS[recognise(path) if format == "auto" else format]
-        folder, names, labels, found = reader(path, None if images is None else Path(images), categories)
+        kind = recognise(path) if format == "auto" else format
+        if values is not None and kind in ("coco", "voc"):
+            raise UserError(f"{path}: data.values is for tables; {kind.upper()} format says itself what is present.")
+        reader: Callable[..., Any] = READERS[kind]
+        meaning = {} if values is None else {"values": values}
+        folder, names, labels, found = reader(path, None if images is None else Path(images), categories, **meaning)
     except FileNotFoundError:
         raise UserError(f"{path}: no such annotation file.") from None
     except IsADirectoryError:

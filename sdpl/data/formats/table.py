@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pyarrow import DataType
 
 IMAGE_COLUMNS = ("image", "image_path", "path", "file_name", "filename", "file")
+MEANING: dict[float, int] = {1: 1, -1: -1, 0: 0}  # what a column's numbers mean: present, absent, unknown
 MAX_LINE = 16 << 20  # bytes of a line of JSONL, characters of a header of CSV
 LISTS = {"positives": 1, "negatives": -1}
 
@@ -30,12 +31,17 @@ Rows = Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]  # each row with i
 
 
 def read_table(
-    rows: Rows, path: Path, images: Path | None, categories: tuple[str, ...] | None
+    rows: Rows,
+    path: Path,
+    images: Path | None,
+    categories: tuple[str, ...] | None,
+    values: dict[float, int] | None = None,
 ) -> tuple[Path, list[str], np.ndarray, tuple[str, ...]]:
     """A reader of `sdpl.data.formats`. Images are looked for from the table's folder.
 
     Without `categories`, all other columns are categories, in their order, or those that the lists name, in
-    alphabetical order. With them, other columns are skipped, but a list may name no others.
+    alphabetical order. With them, other columns are skipped, but a list may name no others. values: what the numbers in
+    the columns mean, {number: 1, -1 or 0}; by default themselves.
     """
     column = {name: i for i, name in enumerate(categories or ())}
     names, labels, by_lists = [], [], False
@@ -47,7 +53,7 @@ def read_table(
             row = _from_lists(cells, where)
             _require_known(row, categories, where)
         else:
-            row = _from_columns(cells, categories, where)
+            row = _from_columns(cells, categories, where, values or MEANING)
             columns |= cells.keys()
         for name in row:
             column.setdefault(name, len(column))
@@ -64,8 +70,8 @@ def read_table(
         hint = nearest(missing[0], columns)
         raise UserError(f"{path}: has no column for {len(missing)} categories: {listed(missing)}; {hint}")
     matrix = np.zeros((len(names), len(column)), dtype=np.int8)  # [N,C]
-    for i, values in enumerate(labels):
-        matrix[i, : len(values)] = values
+    for i, known in enumerate(labels):
+        matrix[i, : len(known)] = known
     order = sorted(column) if by_lists and categories is None else list(column)
     return path.parent if images is None else images, names, matrix[:, [column[n] for n in order]], tuple(order)
 
@@ -194,27 +200,38 @@ def _image(cells: dict[str, Any], where: str) -> str:
     return name.strip()
 
 
-def _from_columns(cells: dict[str, Any], categories: tuple[str, ...] | None, where: str) -> dict[str, int]:
+def _from_columns(
+    cells: dict[str, Any], categories: tuple[str, ...] | None, where: str, values: dict[float, int]
+) -> dict[str, int]:
     image = _image_column(cells)
     chosen = [name for name in cells if name != image] if categories is None else [n for n in categories if n in cells]
-    return {name: _label(cells[name], name, where) for name in chosen}
+    return {name: _label(cells[name], name, where, values) for name in chosen}
 
 
-def _label(value: Any, name: str, where: str) -> int:
+def _label(value: Any, name: str, where: str, values: dict[float, int]) -> int:
     number = value
     if isinstance(value, str):
         try:
-            number = float(value.strip() or 0)
+            number = float(value) if value.strip() else None
         except ValueError:
-            number = None
-    elif value is None or (isinstance(value, float) and math.isnan(value)):
-        number = 0
-    if isinstance(number, bool) or number not in (1, -1, 0):
+            number = math.nan
+    elif isinstance(value, float) and math.isnan(value):
+        number = None
+    if number is None:  # blank is unknown, whatever the numbers mean
+        return 0
+    if isinstance(number, bool) or not isinstance(number, int | float) or number not in values:
         raise UserError(
-            f"{where}: {name} = {value!r}: expected 1 (present), -1 (absent), 0 or blank (unknown); "
-            "if this column is no category, name the categories in data.categories."
+            f"{where}: {name} = {value!r}: expected {_written(values)}; if this column is no category, name "
+            "the categories in data.categories; if its numbers mean something else, say what in data.values."
         )
-    return int(number)
+    return values[number]
+
+
+def _written(values: dict[float, int]) -> str:
+    """The numbers and what they mean: "1 (present), -1 (absent), 0 or blank (unknown)"."""
+    numbers = {label: f"{number:g}" for number, label in values.items()}
+    unknown = f", {numbers[0]} or blank (unknown)" if 0 in numbers else " or blank (unknown)"
+    return f"{numbers[1]} (present), {numbers[-1]} (absent){unknown}"
 
 
 def _from_lists(cells: dict[str, Any], where: str) -> dict[str, int]:

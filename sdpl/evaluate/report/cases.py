@@ -18,6 +18,7 @@ from sdpl.preprocess import load_image
 SIDE = 240  # pixels of the longer side of a picture
 BATCH = 16
 TOP = 5
+TWICE = 2  # cards of errors that one image may have
 ALIKE = 3  # errors of one category in a row
 MEANING = {1: "present", -1: "absent", 0: "unknown"}
 
@@ -75,14 +76,16 @@ def worst_errors(
 ) -> tuple[list[Case], list[Case]]:
     """The false positives with the highest scores and the false negatives with the lowest; unknown is neither."""
     positive = scores >= thresholds  # [N,C]
+    shown: Counter[int] = Counter()
     return (
-        _cases(scores, (labels < 0) & positive, -scores, most),
-        _cases(scores, (labels > 0) & ~positive, scores, most),
+        _cases(scores, (labels < 0) & positive, -scores, most, shown),
+        _cases(scores, (labels > 0) & ~positive, scores, most, shown),
     )
 
 
-def _cases(scores: np.ndarray, wrong: np.ndarray, order: np.ndarray, most: int) -> list[Case]:
-    """In the given order; but of one category no more than `ALIKE` before all others have had their turn."""
+def _cases(scores: np.ndarray, wrong: np.ndarray, order: np.ndarray, most: int, shown: Counter[int]) -> list[Case]:
+    """In the given order; but of one category no more than `ALIKE` before all others have had their turn, and no image
+    more than twice. shown: how often each was shown already; counted on."""
     rows, columns = np.nonzero(wrong)
     ranked = np.argsort(order[rows, columns], kind="stable")
     seen: Counter[int] = Counter()
@@ -90,7 +93,11 @@ def _cases(scores: np.ndarray, wrong: np.ndarray, order: np.ndarray, most: int) 
     for column in columns[ranked]:
         turns.append(seen[column] // ALIKE)
         seen[column] += 1
-    chosen = ranked[np.argsort(np.array(turns, dtype=int), kind="stable")][:most]
+    chosen: list[int] = []
+    for i in ranked[np.argsort(np.array(turns, dtype=int), kind="stable")]:
+        if len(chosen) < most and shown[int(rows[i])] < TWICE:
+            shown[int(rows[i])] += 1
+            chosen.append(int(i))
     return [Case(int(r), int(c), float(scores[r, c])) for r, c in zip(rows[chosen], columns[chosen], strict=True)]
 
 

@@ -6,6 +6,7 @@ They take their colours from matplotlib's settings, so that one function draws f
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.ticker import NullFormatter
 from sklearn.metrics import precision_recall_curve
 
 from sdpl.data.images import LabelledImages
@@ -124,6 +125,9 @@ def calibration_curve(calibration: Calibration) -> "Figure":
     counts.bar((np.arange(bins) + 0.5) / bins, calibration.count, 0.9 / bins, color="C0")
     counts.set_yscale("log")
     counts.yaxis.set_major_formatter("{x:,.0f}")
+    counts.yaxis.set_minor_formatter(
+        NullFormatter()
+    )  # matplotlib's own writes mathematics, which these pages do not parse
     counts.set_ylabel("known labels", fontsize=9)
     counts.set_xlabel("score", fontsize=9)
     for axis in (curve, counts):

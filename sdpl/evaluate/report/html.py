@@ -1,6 +1,7 @@
 """The report: everything of an evaluation in one HTML file that needs nothing beside it and no network."""
 
 import base64
+import hashlib
 import io
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
 
 from sdpl import __version__
 from sdpl.data.images import LabelledImages, count_labels
@@ -25,6 +27,7 @@ from sdpl.plots import pyplot
 if TYPE_CHECKING:
     import matplotlib.figure
 
+MOST_COUNTED = 300  # categories for which the page can count again at another threshold, within its size
 THEMES = {
     "light": {
         "text": "#1c2430",
@@ -61,6 +64,7 @@ class CategoryRow:
     threshold: float
     precision: float | None
     recall: float | None
+    f1: float | None
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,12 @@ def write_report(
     template = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string(resources.files("sdpl.evaluate.report").joinpath("template.html").read_text(encoding="utf-8"))
+    script = resources.files("sdpl.evaluate.report").joinpath("table.js").read_text(encoding="utf-8")
     text = template.render(
+        script=Markup(script),  # ours, and the only one that the page's policy lets run: by its hash
+        script_hash=Markup(f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"),
+        counts=threshold_counts(scores, data.labels) if len(rows) <= MOST_COUNTED else None,
+        random=float(np.mean(list(chances))) if (chances := [chance[r.category] for r in rows if r.positive]) else None,
         model=model_name,
         data=data_name,
         result=result,
@@ -122,6 +131,13 @@ def write_report(
         temporary.write_text(text, encoding="utf-8")
 
 
+def threshold_counts(scores: np.ndarray, labels: np.ndarray) -> list[list[list[int]]]:
+    """For each category how many positives, and negatives, score at least 0.00, 0.01 and so on to 1.00: [C,2,101]."""
+    cuts = np.arange(101) / 100
+    columns = [[scores[labels[:, c] == label, c] for label in (1, -1)] for c in range(labels.shape[1])]
+    return [[(np.sort(s)[None] >= cuts[:, None]).sum(axis=1).tolist() for s in pair] for pair in columns]
+
+
 def category_rows(
     scores: np.ndarray, data: LabelledImages, thresholds: np.ndarray, result: Evaluation
 ) -> list[CategoryRow]:
@@ -140,6 +156,7 @@ def category_rows(
             float(thresholds[c]),
             100 * float(hits[c]) / int(claims[c]) if claims[c] else None,
             100 * float(hits[c]) / count.positive if count.positive else None,
+            200 * float(hits[c]) / (int(claims[c]) + count.positive) if claims[c] or count.positive else None,
         )
         for c, count in enumerate(count_labels(data))
     ]

@@ -161,3 +161,16 @@ def test_paths_are_checked_in_the_working_folder_too(tmp_path, monkeypatch):
 def test_an_absolute_path_inside_the_images_folder_is_fine(tmp_path):
     path = table(tmp_path, "t.jsonl", json.dumps({"image": str(tmp_path / "a.jpg"), "cat": 1}))
     assert read_labels(path).images == (tmp_path / "a.jpg",)
+
+
+def test_numbers_mean_what_the_user_says(tmp_path):
+    """CheXpert's: 1 present, 0 absent, -1 uncertain, blank not mentioned."""
+    (tmp_path / "a.csv").write_text("image,cat,dog\na.jpg,1,0\nb.jpg,-1,\n")
+    meaning = {1: 1, 0: -1, -1: 0}
+    data = read_labels(tmp_path / "a.csv", require_images=False, values=meaning)
+    assert data.labels.tolist() == [[1, -1], [0, 0]]
+    with pytest.raises(UserError, match=r"dog = '0': expected 1 \(present\), 2 \(absent\) or blank .* in data\.values"):
+        read_labels(tmp_path / "a.csv", require_images=False, values={1: 1, 2: -1})
+    (tmp_path / "c.json").write_text("{}")
+    with pytest.raises(UserError, match=r"data\.values is for tables; COCO format"):
+        read_labels(tmp_path / "c.json", values=meaning)

@@ -82,3 +82,12 @@ def test_samples_show_the_best_scores_and_what_they_missed(data):
         assert [bar.category for bar in card.models[0].missed] == ["nine"]
     assert len(sample_cards({"m": scores}, data, 100)) == 8
     assert sample_cards({"m": scores}, data, 0) == []
+
+
+def test_no_image_has_more_than_two_cards():
+    labels = np.full((2, 6), -1, np.int8)
+    labels[:, 3:] = 1
+    scores = np.where(labels < 0, 0.9, 0.1)
+    wrong = worst_errors(scores, labels, np.full(6, 0.5), 6)
+    rows = [case.row for cases in wrong for case in cases]
+    assert sorted(rows) == [0, 0, 1, 1]

@@ -1,3 +1,5 @@
+import base64
+
 import numpy as np
 import pytest
 from matplotlib import pyplot
@@ -74,3 +76,12 @@ def test_calibration_shows_the_filled_bins():
     assert len(shown) == (result.count > 0).sum()
     assert np.isfinite(shown).all()
     assert [bar.get_height() for bar in counts.patches] == result.count.tolist()
+
+
+def test_the_page_s_figures_have_no_unparsed_mathematics(tmp_path):
+    from sdpl.evaluate.report.html import figure
+
+    labels = np.where(np.arange(60)[:, None] % 3 == 0, 1, -1).astype(np.int8)
+    scores = np.linspace(0, 1, 60)[:, None] ** 2
+    drawn = figure(lambda: calibration_curve(calibration(scores, labels)), "calibration")
+    assert "mathdefault" not in base64.b64decode(drawn.light.split(",")[1]).decode()

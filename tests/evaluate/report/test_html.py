@@ -1,6 +1,7 @@
 """The report as a user makes it, through `sdpl-eval`."""
 
 import base64
+import hashlib
 import json
 import re
 import xml.etree.ElementTree as ElementTree
@@ -12,7 +13,7 @@ import pytest
 from sdpl.data.formats import read_labels
 from sdpl.data.images import LabelledImages
 from sdpl.evaluate.evaluation import Evaluated, evaluate
-from sdpl.evaluate.report.html import category_rows, write_report
+from sdpl.evaluate.report.html import category_rows, threshold_counts, write_report
 
 
 class Page(HTMLParser):
@@ -42,8 +43,8 @@ def test_one_file_that_needs_nothing_beside_it(sdpl, checkpoint, bundle, scenes,
     assert [path.name for path in out.parent.iterdir()] == ["r.html"]
     text = out.read_text()
     page = Page(text)
-    assert all(address.startswith("data:image/") for address in page.addresses)
-    assert not {"script", "link", "iframe", "object", "form"} & set(page.tags)
+    assert all(address.startswith(("data:image/", "#")) for address in page.addresses)
+    assert not {"link", "iframe", "object", "form"} & set(page.tags)
     assert "url(" not in text
     assert "default-src 'none'" in text
     metrics = json.loads((tmp_path / "m.json").read_text())
@@ -82,7 +83,7 @@ def test_names_cannot_become_markup(scenes, tmp_path):
     names = ("<script>alert(1)</script>", "$x^2$ & co", "猫", *full.categories[3:])
     data = LabelledImages(full.images, full.labels, names)
     text = write(tmp_path, data, np.random.RandomState(0).uniform(size=data.labels.shape), np.full(10, 0.5))
-    assert "<script" not in text
+    assert "<script>alert" not in text
     assert "<b>model</b>" not in text
     page = Page(text)
     assert "<script>alert(1)</script>" in page.text
@@ -139,6 +140,40 @@ def test_unreadable_images_stop_an_evaluation_or_are_left_out(sdpl, fails, bundl
     assert result.exit_code == 0, result.output
     assert "skipped: " in result.stderr
     assert json.loads((tmp_path / "m.json").read_text())["images"] == 1
+
+
+def test_the_page_s_own_script_is_all_that_its_policy_lets_run(scenes, tmp_path):
+    data = read_labels(scenes / "annotations" / "instances_test.json")
+    text = write(tmp_path, data, np.random.RandomState(0).uniform(size=data.labels.shape), np.full(10, 0.5))
+    (script,) = re.findall(r"<script>(.*?)</script>", text, flags=re.S)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text
+    assert len(re.findall("<script", text)) == 2  # and the counts, which are data
+    for anchor in re.findall(r'href="#([a-z-]+)"', text):
+        assert f'id="{anchor}"' in text
+    assert "<th>" not in text  # every heading says what it heads
+    assert "random scores: " in text
+
+
+def test_counts_of_the_slider_are_the_table_s_precision_and_recall():
+    random = np.random.RandomState(1)
+    labels, scores = random.randint(-1, 2, (60, 3)).astype(np.int8), random.uniform(size=(60, 3))
+    data = LabelledImages((), labels, ("a", "b", "c"))
+    counts = threshold_counts(scores, labels)
+    for at in (1, 30, 77):
+        rows = category_rows(scores, data, np.full(3, at / 100), evaluate(scores, data))
+        for row, (positive, negative) in zip(rows, counts, strict=True):
+            hits, claims = positive[at], positive[at] + negative[at]
+            assert row.precision == pytest.approx(100 * hits / claims)
+            assert row.recall == pytest.approx(100 * hits / positive[0])
+            assert row.f1 == pytest.approx(200 * hits / (positive[0] + claims))
+
+
+def test_small_numbers_are_not_shown_as_zero(scenes, tmp_path):
+    data = read_labels(scenes / "annotations" / "instances_test.json")
+    text = write(tmp_path, data, np.full(data.labels.shape, 0.0004), np.full(10, 0.5))
+    assert "&lt;0.01" in text
+    assert ">0.00<" not in text
 
 
 def test_several_models_beside_each_other(sdpl, fails, checkpoint, bundle, scenes, tmp_path):

@@ -1,0 +1,66 @@
+"""The head of an HTTP/1.1 request, parsed by httptools and checked."""
+
+import time
+from typing import Any
+from urllib.parse import parse_qs, unquote
+
+import httptools
+
+from sdpl.server.exchange import Request
+from sdpl.server.refusal import RefusalError
+
+MAX_HEAD = 16_384  # bytes
+
+
+class Head:
+    """What httptools calls back."""
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.body = bytearray()
+        self.complete = False
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_body(self, data: bytes) -> None:
+        self.body += data
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+
+
+def parse_head(data: bytes, peer: str) -> tuple[Request, tuple[Any, Head] | None]:
+    """A head, and the parser to go on with when its body is chunked. Raises RefusalError."""
+    head = Head()
+    parser = httptools.HttpRequestParser(head)
+    try:
+        parser.feed_data(data)
+        method, url = parser.get_method().decode("ascii"), httptools.parse_url(head.url)
+    except httptools.HttpParserUpgrade:
+        raise RefusalError("invalid", "this server does not switch protocols.") from None
+    except (httptools.HttpParserError, UnicodeDecodeError):
+        raise RefusalError("invalid", "the head is malformed.") from None
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers}
+    lengths = [value for name, value in head.headers if name == b"content-length"]
+    chunked = "transfer-encoding" in headers
+    if len(lengths) > 1 or (lengths and (chunked or not lengths[0].isdigit() or len(lengths[0]) > 18)):
+        raise RefusalError("invalid", "its Content-Length is malformed.")
+    if chunked and headers["transfer-encoding"].lower() != "chunked":
+        raise RefusalError("invalid", f"unknown Transfer-Encoding {headers['transfer-encoding']!r}.")
+    query = {name: values[-1] for name, values in parse_qs((url.query or b"").decode("latin-1"), True).items()}
+    request = Request(
+        method=method,
+        path=unquote((url.path or b"/").decode("latin-1")),
+        query=query,
+        headers=headers,
+        length=int(lengths[0]) if lengths else 0,
+        keep_alive=parser.should_keep_alive(),
+        started_ns=time.monotonic_ns(),
+        peer=peer,
+    )
+    return request, (parser, head) if chunked else None
