@@ -9,6 +9,7 @@ scenes with seeds of their own), then the runs of every method, proportion and s
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -48,8 +49,8 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "dual prompts": {"model": {"prompts": "dual", "pooling": "trunk", **NO_WORDS}},
 }
 GAMMAS: dict[str, dict[str, dict[str, Any]]] = {  # figure 8; "full" is gamma+ 1, gamma- 2
-    f"full, gamma{sign} = {value}": {"train": {key: value}}
-    for sign, key, own in (("-", "gamma_neg", 2), ("+", "gamma_pos", 1))
+    f"full, {key} = {value}": {"train": {key: value}}
+    for key, own in (("gamma_neg", 2), ("gamma_pos", 1))
     for value in range(5)
     if value != own
 }
@@ -57,8 +58,8 @@ FIGURES = {
     "table4": ["CoOp", "CoOp + csp", "CoOp + sd", "full"],
     "figure4": ["full", "full, convolutional attention", "full, sigmoid masks"],
     "figure7": ["full", "full, P-BCE"],
-    "figure8-absent": sorted(["full", *(name for name in GAMMAS if "gamma-" in name)]),
-    "figure8-present": sorted(["full", *(name for name in GAMMAS if "gamma+" in name)]),
+    "figure8-absent": sorted(["full", *(name for name in GAMMAS if "gamma_neg" in name)]),
+    "figure8-present": sorted(["full", *(name for name in GAMMAS if "gamma_pos" in name)]),
     "baselines": ["full", "SSGRL-style", "linear probe", "dual prompts"],
 }
 PAIRS = [
@@ -157,13 +158,15 @@ def stages(chosen: dict[str, float]) -> list[Stage]:
 
 
 def write_report(work: Path, out: Path, rates: dict[str, dict[float, float]], todo: list[Stage]) -> None:
-    """docs/benchmarks/results.json, the curves, and the tables as Markdown on the terminal; of whole stages only."""
+    """docs/benchmarks/results.json, the curves, and the tables as Markdown on the terminal: of every method and
+    proportion that all seeds of a stage have finished."""
     results: list[Result] = []
     content: dict[str, Any]
     for stage in todo:
         rows = finished(sweep_of(work, stage, "test"), work / "runs")
-        if len(rows) == len(stage.methods) * len(stage.proportions) * len(stage.seeds):
-            results += [row for row in rows if row not in results]
+        count = Counter((row.method, row.proportion) for row in rows)
+        whole = [row for row in rows if count[row.method, row.proportion] == len(stage.seeds)]
+        results += [row for row in whole if row not in results]
     results.sort(key=lambda r: (r.method, r.proportion, r.seed))
     pairs = [
         {"method": a, "minus": b, "known": label, "mAP": mean, "ci95": half, "seeds": n}
@@ -181,7 +184,7 @@ def write_report(work: Path, out: Path, rates: dict[str, dict[float, float]], to
     (out / "benchmarks" / "results.json").write_text(json.dumps(content, indent=1) + "\n")
     for name, methods in FIGURES.items():
         shown = [m for m in methods if any(r.method == m for r in results)]
-        if shown:
+        if len(shown) > 1:
             draw_curves(rectangle(results, shown), shown, out / "pictures" / f"{name}.png")
             print(f"\n{name}\n\n{markdown(rectangle(results, shown))}")
     print_epochs(results)

@@ -18,7 +18,12 @@ PAGES = [
     if path.is_file()
 ]
 INSTALLED = re.compile(r"pip install (?:-\S+ )*[\"']?([^\s\"'`)]+)")
-OTHERS = {"torch", "nvidia-pytriton==0.7.0"}  # names of others that pages may tell people to install
+OTHERS = {
+    "torch",
+    "nvidia-pytriton==0.7.0",
+    "{package}",
+    "$wheels",
+}  # names of others, or set just before, that pages may tell people to install
 
 
 def test_every_hint_installs_the_checkout():

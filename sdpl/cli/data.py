@@ -47,7 +47,7 @@ def check_data(labels: tuple[Path, ...], images: tuple[Path, ...], format: str, 
     with shown() as report:
         result = check(splits, report)
     for table in check_tables(result):
-        Console().print(table)
+        Console().print(table, crop=False)
     if json_path is not None:
         write_json(json_path, asdict(result))
     click.echo(f"kinds of problems: {result.problems}, of warnings: {len(result.findings) - result.problems}")

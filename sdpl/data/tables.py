@@ -3,14 +3,15 @@
 from collections.abc import Iterator
 
 from rich.table import Table
+from rich.text import Text
 
 from sdpl.data.check import DataCheck
-from sdpl.text import escaped
+from sdpl.text import escaped, printable, shortened
 
 SHOWN = 10  # items of a finding; --json has them all
 
 
-def check_tables(result: DataCheck) -> Iterator[Table]:
+def check_tables(result: DataCheck) -> Iterator[Table | Text]:
     """The label counts of each split, then the findings, each with its first items."""
     for split, rows in result.counts.items():
         table = Table(title=f"{escaped(split)}: {result.images[split]} images")
@@ -23,16 +24,11 @@ def check_tables(result: DataCheck) -> Iterator[Table]:
         table.add_section()
         table.add_row("all", *map(str, total))
         yield table
-    if result.findings:
-        table = Table(title="findings", show_lines=True)
-        table.add_column("")
-        table.add_column("what")
-        table.add_column("split", overflow="fold")
-        table.add_column("where", overflow="fold")
-        for finding in result.findings:
-            level = "[red]problem[/red]" if finding.is_problem else "[yellow]warning[/yellow]"
-            where = "\n".join(map(escaped, finding.items[:SHOWN]))
-            more = len(finding.items) - SHOWN
-            where += f"\nand {more} more" if more > 0 else ""
-            table.add_row(level, f"{len(finding.items)} {finding.what}", escaped(finding.split), where)
-        yield table
+    for finding in result.findings:
+        level, style = ("problem", "red") if finding.is_problem else ("warning", "yellow")
+        yield Text.assemble((level, style), f": {len(finding.items)} {finding.what}")
+        where = [f"in {finding.split}"] if finding.split else []
+        more = len(finding.items) - SHOWN
+        lines = [*where, *finding.items[:SHOWN], *([f"and {more} more"] if more > 0 else [])]
+        for line in lines:  # paths stay whole, to be copied
+            yield Text(f"  {printable(shortened(line))}", no_wrap=True, overflow="ignore")

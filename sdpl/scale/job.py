@@ -59,13 +59,18 @@ class Settings:
     key_column: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Job:
-    """A job in its folder. id: stands in every file of it; done: the finished shards and their counts."""
+    """A job in its folder. id: stands in every file of it; done: the finished shards; counts: of all of them."""
 
     id: str
     plan: Plan
-    done: dict[int, Counts]
+    done: set[int]
+    counts: Counts
+
+    def finish(self, shard: int, counts: Counts) -> None:
+        self.done.add(shard)
+        self.counts += counts
 
     def todo(self) -> list[int]:
         return [index for index in range(len(self.plan)) if index not in self.done]
@@ -91,20 +96,21 @@ def open_job(store: Store, plan: Plan, model: Model, settings: Settings) -> Job:
         with store.replace(JOB) as path:
             total = {"shards": len(plan), "inputs": plan.table.num_rows, "bytes": int(plan.sizes().sum())}
             path.write_text(json.dumps({"id": job_id, **content, **total}, indent=2) + "\n")
-        return Job(job_id, plan, {})
+        return Job(job_id, plan, set(), Counts())
     written = _read_json(store)
     found = [_difference(written.get(part, {}), content[part]) for part in ("model", "settings")]
-    before, done = _read_inputs(store), {}
+    before, job = _read_inputs(store), Job(written.get("id", ""), plan, set(), Counts())
     found += other_inputs(before, plan.table)
     if not any(found):
-        done = _finished(store, written["id"], names, len(plan))
-        found += resized(before, plan.table, set(done))
+        for shard, counts in _finished(store, job.id, names):
+            job.finish(shard, counts)
+        found += resized(before, plan.table, job.done)
     changes = "; ".join(change for change in found if change)
     if changes:
         raise UserError(f"{store.location}: holds another job: {changes}. Choose another --out, or the same settings.")
     if before != plan.table:  # unfinished inputs that were repaired
         _write_inputs(store, plan)
-    return Job(written["id"], plan, done)
+    return job
 
 
 @contextmanager
@@ -134,18 +140,18 @@ def only_job(store: Store) -> Iterator[None]:
         lock.release()
 
 
-def _finished(store: Store, job_id: str, names: set[str], shards: int) -> dict[int, Counts]:
-    """The shards that are there, after a look at each footer."""
+def _finished(store: Store, job_id: str, names: set[str]) -> Iterator[tuple[int, Counts]]:
+    """The shards that are there with their counts, after a look at each footer."""
 
     def look(name: str) -> tuple[int, Counts]:
         content = read_metadata(store, name)
-        if content["job"] != job_id or content["shard"] >= shards:
+        if content["job"] != job_id:
             raise UserError(f"{store.location}/{name}: belongs to another job; choose another --out.")
         return content["shard"], Counts(**content["counts"])
 
     written = sorted(name for name in names if name.startswith("shard-") and name.endswith(".parquet"))
     with ThreadPoolExecutor(FOOTERS) as pool:
-        return dict(pool.map(look, written))
+        yield from pool.map(look, written)
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:

@@ -183,7 +183,7 @@ def _run(engine: Engine, job: Job, tries: int, watch: Watch) -> Status:
         for outcome in engine.run(job.id, map(job.plan.shard, todo), tick):
             status.times += outcome.times
             if outcome.counts is not None:
-                job.done[outcome.shard] = outcome.counts
+                job.finish(outcome.shard, outcome.counts)
                 status.failures.pop(outcome.shard, None)
                 status.shards_done += 1
                 status.bytes_done += int(sizes[outcome.shard])
@@ -212,7 +212,7 @@ def _summary(engine: Engine, job: Job, status: Status, repeated: int, price_per_
         shards_before=status.shards_before,
         repeated_inputs=repeated,
         failures={job.plan.shard(index).locations[0]: why for index, why in sorted(status.failures.items())},
-        counts=sum(job.done.values(), Counts()),
+        counts=job.counts,
         categories=engine.categories,
         images=status.finished_images,
         elapsed_s=elapsed,

@@ -159,7 +159,7 @@ class Connection(asyncio.BufferedProtocol):
         self._pending = b""
         try:
             request, chunks = parse_head(head, self._peer)
-            self._request = request
+            self._request, self._remaining = request, request.length
             if chunks is None and request.length > self._server.limits.max_body:
                 raise RefusalError(
                     "too_large", f"the body has {request.length} bytes (limit {self._server.limits.max_body})."
@@ -173,8 +173,13 @@ class Connection(asyncio.BufferedProtocol):
             self._expected(request)
             self._feed_chunks(rest)
             return
-        self._remaining = request.length
         self._begin(rest)
+
+    def _read_next(self) -> None:
+        """The request behind the one that was answered; not at once, so that a long row of them nests no calls."""
+        if self._request is None and self._pending and not self._closing:
+            self._since = time.monotonic()
+            self._read_head()
 
     def _begin(self, rest: bytes) -> None:
         assert self._request is not None
@@ -266,9 +271,10 @@ class Connection(asyncio.BufferedProtocol):
         request = self._request
         self._unread = self._chunks is not None
         self._exchange = self._body = self._chunks = None
-        self._pending = b""
+        dropped = min(len(rest), self._remaining)
+        self._pending = rest[dropped:]  # the next request, of a caller that does not wait for answers
+        self._remaining -= dropped
         response = self._server.routes.refusal(request, refused)
-        self._remaining -= min(len(rest), self._remaining)
         expecting = request is not None and "expect" in request.headers
         if close or expecting or self._remaining > KEEP_REFUSED:
             self._write(request, response, close=True)
@@ -310,7 +316,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._paused = False
                 self._transport.resume_reading()
             if self._pending:
-                self._read_head()
+                asyncio.get_running_loop().call_soon(self._read_next)
 
     def _linger(self) -> None:
         """Close after what was written has gone out. While a client still sends, a close would reset the connection

@@ -8,7 +8,7 @@ import pytest
 
 from sdpl.install import install_line
 
-COMMANDS = ("train", "sweep", "export", "eval", "predict", "score", "bench", "verify", "info", "demo", "data")
+COMMANDS = ("train", "sweep", "export", "eval", "predict", "score", "bench", "serve", "verify", "info", "demo", "data")
 
 
 @pytest.mark.slow

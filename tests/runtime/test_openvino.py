@@ -103,12 +103,17 @@ def test_closed_means_closed(cpu_bundle):
         recognizer.scores(np.zeros((1, 64, 64, 3), np.uint8))
 
 
-def test_a_damaged_graph_behind_a_right_hash_is_one_line(cpu_bundle):
-    (cpu_bundle / "model.onnx").write_bytes(b"not onnx")
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [(None, None, "is no ONNX graph of a bundle"), (b"Relu", b"Rleu", r"OpenVINO cannot load it \(.+\)")],
+)
+def test_a_damaged_graph_behind_a_right_hash_is_one_line(cpu_bundle, old, new, message):
+    path = cpu_bundle / "model.onnx"
+    path.write_bytes(path.read_bytes().replace(old, new) if old else b"not onnx")
     manifest = json.loads((cpu_bundle / "manifest.json").read_text())
-    manifest["files"]["model.onnx"] = {"sha256": sha256(cpu_bundle / "model.onnx"), "size": 8}
+    manifest["files"]["model.onnx"] = {"sha256": sha256(path), "size": path.stat().st_size}
     (cpu_bundle / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=r"model\.onnx: is no ONNX graph of a bundle"):
+    with pytest.raises(UserError, match=rf"model\.onnx: {message}"):
         Recognizer.open(cpu_bundle, "openvino:fp32")
 
 

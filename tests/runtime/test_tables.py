@@ -45,7 +45,14 @@ def test_measurements_fit_80_columns_with_units_and_nothing_cut():
 
 
 def test_the_environment_fits_too_and_hints_keep_their_brackets():
-    found = {"gpu": "no CUDA GPU was found [bold]", "cpu": "x", "cores": 2, "packages": {"a": "1"}, "sdpl": "1"}
+    found = {
+        "gpus": [],
+        "gpu": "no CUDA GPU was found [bold]",
+        "cpu": "x",
+        "cores": 2,
+        "packages": {"a": "1"},
+        "sdpl": "1",
+    }
     hint = 'pip install ".[cuda]" in a checkout'
     text = printed(environment_table({**found, "python": "3", "backends": {"tensorrt": hint}}), 80)
     assert hint in text

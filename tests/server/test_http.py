@@ -5,6 +5,7 @@ import io
 import json
 import socket
 import struct
+import threading
 import time
 
 import numpy as np
@@ -130,6 +131,20 @@ def test_requests_that_follow_each_other_on_one_connection(server, photo):
         while received.count(b"HTTP/1.1 200") < 4:
             received += sock.recv(65536)
     assert received.count(b'"live": true') == 3
+
+
+def test_thousands_of_refused_requests_in_one_piece_and_a_good_one_behind_them(server):
+    wrong = b"POST /v3 HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}"
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=20) as sock:
+        sender = threading.Thread(target=sock.sendall, args=(3000 * wrong + b"GET /v2 HTTP/1.1\r\n\r\n",))
+        sender.start()
+        received = b""
+        while b"HTTP/1.1 200" not in received:
+            data = sock.recv(1 << 20)
+            assert data, received[-300:]
+            received += data
+        sender.join()
+    assert received.count(b"HTTP/1.1 404") == 3000
 
 
 def test_the_caller_s_ids_come_back(server):

@@ -27,7 +27,7 @@ static std::recursive_mutex mutex;
 #define LOCKED std::lock_guard<std::recursive_mutex> guard(mutex)
 
 static std::map<std::string, long> numbers{  // settings, and counts of calls
-    {"gpus", 2}, {"capability", 86}, {"multiprocessors", 4}, {"memory", 1l << 30}, {"version", 13000}, {"seed", 1}};
+    {"gpus", 2}, {"capability", 86}, {"multiprocessors", 4}, {"memory", 1l << 30}, {"version", 13000}};
 
 // ---- contexts ---------------------------------------------------------------------------------------------------------
 struct Stream;
@@ -109,8 +109,9 @@ static Stream* stream_of(CUstream handle) {
   return streams.count((Stream*)handle) ? (Stream*)handle : nullptr;
 }
 
+static unsigned random_state = 1;
 static unsigned random_number() {
-  static unsigned state = numbers["seed"];
+  unsigned& state = random_state;
   return state = state * 1664525u + 1013904223u, state >> 16;
 }
 
@@ -433,4 +434,8 @@ EXPORTED long host_driver_get(const char* name) {
   }
   return numbers[what];
 }
-EXPORTED void host_driver_set(const char* name, long value) { LOCKED; numbers[name] = value; }
+EXPORTED void host_driver_set(const char* name, long value) {
+  LOCKED;
+  numbers[name] = value;
+  if (std::string(name) == "seed") random_state = value;
+}
