@@ -116,7 +116,7 @@ def test_a_label_file_that_is_a_pipe_is_not_waited_for(tmp_path, name):
         ([{"image": "\ud800.jpg", "cat": 1}], "half a character"),
         ([{"image": "a.jpg", "c\u0007": 1}], "has a control character"),
         ([{"image": "a.jpg", "c" * 10_000: 1}], "a name has 10,000 characters"),
-        ([{"image": "a.jpg", "cat": 10**400}], "expected 1"),
+        ([{"image": "a.jpg", "cat": 10**400}], r"cat = 1000.* blank \(unknown\)"),
     ],
 )
 def test_names_that_cannot_be_are_refused(tmp_path, rows, message):
