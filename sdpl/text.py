@@ -15,7 +15,7 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str, most: int = MOST) -> str:
-    """The text, or its start and its end, where the fix stands, with "..." between them."""
+    """The text, or its start and its end, where the fix is, with "..." between them."""
     if len(text) <= most:
         return text
     tail = most * 2 // 5

@@ -16,7 +16,7 @@ from sdpl.kernels import EPS
 from sdpl.kernels.reference import Array, softmax
 
 TANH = 2.0**-11  # largest relative error of tanh.approx.f32
-POLYNOMIAL = 2.0**-10.84  # largest absolute error of the polynomial that stands in for some tanh
+POLYNOMIAL = 2.0**-10.84  # largest absolute error of the polynomial that replaces some tanh
 ROUNDING = 2.0**-22  # of a float32 sum, of the sum of its absolute terms
 
 

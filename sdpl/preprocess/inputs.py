@@ -32,7 +32,7 @@ def as_source(image: ImageInput, channels: ChannelOrder = "rgb") -> ImageSource:
 
     - an array or tensor uint8 [H,W,3] or [H,W] (grey); a tensor may also be [3,H,W], as torchvision reads images.
       Colours are RGB; OpenCV's arrays are BGR: say `channels="bgr"`.
-    - a file that is open for reading bytes, read from where it stands.
+    - a file that is open for reading bytes, read from its position.
 
     Raises UserError saying what is wrong with an array's type or shape and how to convert it.
     """

@@ -2,6 +2,7 @@
 
 import math
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class Cores:
         return f"{self.threads} thread{'s' if self.threads > 1 else ''}{streams}"
 
 
-class CpuModel:
+class CpuModel(ABC):
     """A whole model, image -> scores, attention, on a CPU. Thread-safe. An engine fills in `infer` and `release`."""
 
     def __init__(self, cores: Cores, description: dict[str, str]):
@@ -54,13 +55,13 @@ class CpuModel:
         self._pool = ThreadPoolExecutor(cores.streams, "sdpl-stream") if cores.streams > 1 else None
         self._calls, self._idle = 0, threading.Condition()  # running now; told when one ends
 
+    @abstractmethod
     def infer(self, outputs: list[str], images: np.ndarray) -> list[np.ndarray]:
         """These outputs for uint8 [B,S,S,3]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def release(self) -> None:
         """Let the engine go."""
-        raise NotImplementedError
 
     @property
     def batch_sizes(self) -> Sequence[int]:

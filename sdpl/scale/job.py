@@ -61,7 +61,7 @@ class Settings:
 
 @dataclass
 class Job:
-    """A job in its folder. id: stands in every file of it; done: the finished shards; counts: of all of them."""
+    """A job in its folder. id: is in every file of it; done: the finished shards; counts: of all of them."""
 
     id: str
     plan: Plan

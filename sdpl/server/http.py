@@ -18,7 +18,7 @@ KEEP_REFUSED = 4 << 20  # bytes of a refused body that are read and dropped so t
 LINGER_S = 2.0
 STATUS = {
     200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
-    408: "Request Timeout", 413: "Content Too Large", 415: "Unsupported Media Type", 499: "Client ClosedError Request",
+    408: "Request Timeout", 413: "Content Too Large", 415: "Unsupported Media Type", 499: "Client Closed Request",
     431: "Request Header Fields Too Large", 500: "Internal Server Error", 503: "Service Unavailable",
     504: "Gateway Timeout",
 }  # fmt: skip

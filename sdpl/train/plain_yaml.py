@@ -52,7 +52,7 @@ def parse_plain_yaml(text: str) -> Any:
 
 
 def _size(node: yaml.Node, sizes: dict[int, int], above: tuple[int, ...]) -> int:
-    """How many values a node stands for, once its aliases are written out. Raises NotPlainError."""
+    """How many values a node makes, once its aliases are written out. Raises NotPlainError."""
     if id(node) in above:
         raise NotPlainError(f"a value contains itself{_place(node)}")
     if len(above) >= MAX_DEPTH:

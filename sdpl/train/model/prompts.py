@@ -16,7 +16,7 @@ class PromptLearner(nn.Module):
     """Text features of the categories, [C,E] with unit norm.
 
     "category-specific": M free vectors for each category; "shared": M vectors for all (CoOp);
-    "manual": a written sentence, nothing to learn (zero-shot). The name stands after the learned vectors, in their
+    "manual": a written sentence, nothing to learn (zero-shot). The name comes after the learned vectors, in their
     middle, or before them (`class_token_position`, as in CoOp).
     "dual": two learned prompts for each category, of its presence and its absence (DualCoOp); what comes out is the
     difference of their features, so that sigmoid(logit) is the softmax over the two cosines.
