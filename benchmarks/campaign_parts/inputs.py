@@ -1,5 +1,6 @@
 """Damaged checkpoints, bundles, label files, configurations and command lines: one line of ours, or all is well."""
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -220,7 +221,7 @@ def _command(shared: Shared, random: np.random.Generator) -> Attack:
 
 
 def _run(words: list[str], folder: Path) -> None:
-    with CliRunner().isolated_filesystem(folder):
+    with tempfile.TemporaryDirectory(dir=folder) as work, contextlib.chdir(work):
         result = CliRunner().invoke(main, words)
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert result.exit_code in (0, 1, 2), f"{words}: status {result.exit_code}: {result.stderr[-300:]}"

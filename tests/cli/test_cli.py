@@ -76,11 +76,21 @@ def test_train_names_what_is_wrong(fails, config, scenes, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_extra_is_named(fails, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    for name in [n for n in sys.modules if n.startswith(("sdpl.train", "sdpl.export"))]:
-        monkeypatch.delitem(sys.modules, name)
-    assert f"this command needs torch: {install_line('train')}" in fails("export", "x.ckpt")
+WITHOUT_TORCH = """
+import sys
+class Missing:
+    def find_spec(name, *rest):
+        if name == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+sys.meta_path.insert(0, Missing)
+from sdpl.cli import main
+main(["export", "x.ckpt"])
+"""
+
+
+def test_a_missing_extra_is_named():
+    result = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (2, f"error: this command needs torch: {install_line('train')}\n")
 
 
 def test_usage_errors_have_status_2(sdpl):
