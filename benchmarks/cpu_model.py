@@ -38,9 +38,10 @@ ROUNDS = 3
 WORDS = Path(__file__).parent.parent / "sdpl" / "train" / "model" / "glove" / "coco80.npz"
 
 
-def coco_model(backbone: str = "RN101", image_size: int = 448) -> tuple:
+def coco_model(backbone: str = "RN101", image_size: int = 448, map_pool: int = 2) -> tuple:
     categories = tuple(np.load(WORDS)["names"].tolist())
-    settings = {"backbone": backbone, "image_size": image_size, "weights": None, "word_vectors": "glove-coco80"}
+    settings = {"backbone": backbone, "image_size": image_size, "map_pool": map_pool, "weights": None}
+    settings["word_vectors"] = "glove-coco80"
     config = check_config({"data": {"train": {"annotations": "none"}}, "model": settings})
     torch.manual_seed(0)
     return config, new_model(config.model, categories).eval()
