@@ -145,7 +145,9 @@ def _write_triton(bundle: Path, folder: Path | None) -> None:
         return
     from sdpl.export.triton import write_triton
 
-    for model in write_triton(bundle, folder):
+    with shown() as report:
+        models = write_triton(bundle, folder, report)
+    for model in models:
         click.echo(f"wrote {model}")
 
 

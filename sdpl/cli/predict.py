@@ -40,7 +40,7 @@ def command(
 ) -> None:
     """Labels and scores of IMAGES: files, folders, globs, lists of paths (@list.txt, or - for standard input).
 
-    Unreadable images are named; the others are still done. For images without number: sdpl-score.
+    Unreadable images are named; the others are still done. For millions of images: sdpl-score.
     """
     from sdpl.cli.bars import shown
     from sdpl.progress import Steps, silent

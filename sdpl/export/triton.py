@@ -1,36 +1,48 @@
 """A bundle as a model repository of NVIDIA Triton.
 
-Two models: NAME runs the bundle with sdpl itself in Triton's Python backend, which is the only way to serve its
-TensorRT-RTX engines there; NAME_onnx is the whole model as one ONNX graph for Triton's onnxruntime backend.
+Three models: NAME runs the bundle with sdpl itself in Triton's Python backend, which is the only way to serve its
+TensorRT-RTX engines there; NAME_onnx is the whole model as one ONNX graph for Triton's onnxruntime backend; NAME_plan
+is that graph (separable where it was exported with `--head separable`) as one TensorRT engine in float32, made only
+where TensorRT and its GPU are. Triton runs the latter two without sdpl: the bundle's proof is not about them.
 """
 
 import json
 import shutil
 from pathlib import Path
 
-from sdpl.bundle import CACHE, Bundle, Manifest
+from sdpl.bundle import CACHE, Bundle, Manifest, Profile
 from sdpl.errors import UserError
+from sdpl.export.tensorrt import build_engine, require_buildable
 from sdpl.files import replace_folder
+from sdpl.progress import Progress, Report, silent
 from sdpl.runtime.cpu import BATCH_SIZES
 from sdpl.runtime.two_stage import batch_sizes
+from sdpl.targets import TARGETS
 
 IR_VERSION = 10  # the newest that ONNX Runtime 1.19 reads, which Triton 24.10 brings
 OPSET = 21  # likewise
+PLAN = TARGETS["tensorrt:fp32"]
 CONFIG = "config.pbtxt"
 LABELS = "labels.txt"
 DELAY_US = 0  # of dynamic batching: whatever waits when the engine is free
 
 
-def write_triton(path: Path, folder: Path) -> list[Path]:
-    """Write both models of the bundle at `path` into a repository; the folders of the models.
+def write_triton(path: Path, folder: Path, report: Report = silent) -> list[Path]:
+    """Write the models of the bundle at `path` into a repository; the folders of those that were written.
 
-    Models of the same names that were written before are replaced; nothing else in `folder` is touched. Raises
-    UserError when the bundle has no ONNX model, or the folder cannot be written.
+    Models of the same names that were written before are replaced; nothing else in `folder` is touched; `report` is
+    told why there is no engine. Raises UserError when the bundle has no ONNX model, or the folder cannot be written.
     """
     bundle = Bundle.open(path)
     name = path.resolve().name.removesuffix(".sdpl")
     folder.mkdir(parents=True, exist_ok=True)
-    return [_write_python(bundle, folder / name), _write_onnx(bundle, folder / f"{name}_onnx")]
+    written = [_write_python(bundle, folder / name), _write_onnx(bundle, folder / f"{name}_onnx")]
+    try:
+        require_buildable(PLAN)
+    except UserError as error:
+        report(Progress(f"skipped {name}_plan: {error}"))
+        return written
+    return [*written, _write_plan(bundle, folder / f"{name}_plan", report)]
 
 
 def _write_python(bundle: Bundle, folder: Path) -> Path:
@@ -47,10 +59,7 @@ def _write_onnx(bundle: Bundle, folder: Path) -> Path:
     import onnx
     import onnx.inliner
 
-    graphs = [t.files["model"] for t in bundle.manifest.targets.values() if "model" in t.files]
-    if not graphs:
-        raise UserError(f"{bundle.path}: has no whole ONNX model for Triton; export it with --target cpu:fp32 too.")
-    model = onnx.inliner.inline_local_functions(onnx.load(bundle.file(graphs[0])))
+    model = onnx.inliner.inline_local_functions(onnx.load(_graph(bundle)))
     opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if opset > OPSET:
         raise UserError(f"{bundle.path}: its graph has opset {opset}; Triton's ONNX Runtime reads up to {OPSET}.")
@@ -60,6 +69,24 @@ def _write_onnx(bundle: Bundle, folder: Path) -> Path:
         onnx.save(model, new / "1" / "model.onnx")
         _write_beside(new, bundle.manifest, folder.name, "onnxruntime", list(BATCH_SIZES), with_files=False)
     return folder
+
+
+def _write_plan(bundle: Bundle, folder: Path, report: Report) -> Path:
+    profile = Profile(min=1, opt=8, max=BATCH_SIZES[-1])
+    with replace_folder(folder, _is_ours) as new:
+        (new / "1").mkdir()
+        (new / "1" / "model.plan").write_bytes(build_engine(_graph(bundle), PLAN, profile, report).code)
+        _write_beside(new, bundle.manifest, folder.name, "tensorrt", list(BATCH_SIZES), with_files=False)
+    return folder
+
+
+def _graph(bundle: Bundle) -> Path:
+    """The whole model in float32. Raises UserError when the bundle has none."""
+    targets = bundle.manifest.targets.values()
+    graphs = [t.files["model"] for t in targets if "model" in t.files and t.precision == "fp32"]
+    if not graphs:
+        raise UserError(f"{bundle.path}: has no whole ONNX model for Triton; export it with --target cpu:fp32 too.")
+    return bundle.file(graphs[0])
 
 
 def _write_beside(
@@ -78,7 +105,7 @@ def _config(manifest: Manifest, name: str, backend: str, sizes: list[int], with_
     if with_files:
         inputs.append('{ name: "jpeg" data_type: TYPE_STRING dims: [1] optional: true }')
     outputs = [f'{{ name: "scores" data_type: TYPE_FP32 dims: [{count}] label_filename: "{LABELS}" }}']
-    if backend == "onnxruntime":
+    if backend != "python":
         cells = manifest.map_size[0] * manifest.map_size[1]
         outputs.append(f'{{ name: "attention" data_type: TYPE_FP32 dims: [{count}, {cells}] }}')
     about = {

@@ -1,4 +1,4 @@
-"""Images without number: shards in, Parquet out, exactly once, on one machine or on Ray (docs/scale.md)."""
+"""Millions of images: shards in, Parquet out, exactly once, on one machine or on Ray (docs/scale.md)."""
 
 from sdpl.scale.actor import RecognizerActor
 from sdpl.scale.job import Settings

@@ -1,5 +1,6 @@
 """A bundle as a model repository of Triton."""
 
+import dataclasses
 import json
 import os
 import platform
@@ -17,6 +18,10 @@ import pytest
 from serving import until
 
 from sdpl.bundle import Bundle
+from sdpl.export.triton import write_triton
+from sdpl.kernels.gpu import Gpu
+from sdpl.runtime.availability import invalid_engine, logger
+from sdpl.targets import KINDS
 
 VENV = os.environ.get("SDPL_TRITON_VENV")
 NEEDS_VENV = "SDPL_TRITON_VENV names no environment with nvidia-pytriton==0.7.0, tritonclient==2.51.0 and numpy<2"
@@ -69,6 +74,22 @@ def test_a_folder_of_something_else_is_left_alone(repository, bundle, fails, tmp
     (tmp_path / "models" / "model" / "precious.txt").write_text("x")
     fails("export", bundle, "--triton", tmp_path / "models")
     assert (tmp_path / "models" / "model" / "precious.txt").read_text() == "x"
+
+
+def test_a_tensorrt_engine_of_the_whole_model_where_it_can_be_built(bundle, sdpl, monkeypatch, tmp_path):
+    """Through the API that TensorRT shares with TensorRT-RTX; only the package's name and the GPU are made up."""
+    tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
+    result = sdpl("export", bundle, "--triton", tmp_path / "models")
+    assert "skipped model_plan: --target tensorrt:fp32: tensorrt is not installed" in result.stderr.replace("\n", " ")
+    assert not (tmp_path / "models" / "model_plan").exists()
+    monkeypatch.setitem(KINDS, "tensorrt", dataclasses.replace(KINDS["tensorrt"], package="tensorrt_rtx", floor="1"))
+    monkeypatch.setattr("sdpl.kernels.gpu.look", lambda device_id: Gpu("a GPU", "86", 24 << 30, "CUDA 13.0"))
+    assert [path.name for path in write_triton(bundle, tmp_path / "models")] == ["model", "model_onnx", "model_plan"]
+    plan = (tmp_path / "models" / "model_plan" / "1" / "model.plan").read_bytes()
+    assert "damaged" not in (invalid_engine(tensorrt_rtx.Runtime(logger(tensorrt_rtx)), plan) or "")
+    config = (tmp_path / "models" / "model_plan" / "config.pbtxt").read_text()
+    assert 'backend: "tensorrt"' in config
+    assert 'name: "attention"' in config
 
 
 PARSE = """
