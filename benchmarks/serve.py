@@ -32,8 +32,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from sdpl.bundle import MANIFEST, Bundle, FileRecord, sha256
+from sdpl.bundle import Bundle, sha256
 from sdpl.export.triton import write_triton
+from sdpl.manifest import MANIFEST, FileRecord
 from sdpl.runtime import Recognizer
 from sdpl.runtime.bench import measure, summarize
 from sdpl.runtime.environment import environment

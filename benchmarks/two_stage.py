@@ -23,9 +23,9 @@ from results import UNFINISHED, Results
 from safetensors.numpy import save_file
 from torch_encoder import PatchEncoder, TorchEncoder
 
-from sdpl.bundle import Profile
 from sdpl.kernels.launch import Kernels
 from sdpl.kernels.reference import bilinear_attention_pool
+from sdpl.manifest import Profile
 from sdpl.runtime.bench import measure, measure_callers, summarize
 from sdpl.runtime.device import Cuda
 from sdpl.runtime.environment import environment

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from sdpl.bundle import Accuracy, Verification
+from sdpl.manifest import Accuracy, Verification
 
 TOP_K = 5
 

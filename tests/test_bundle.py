@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 
-from sdpl.bundle import FORMAT_VERSION, PROOF, Bundle, is_bundle, sha256
+from sdpl.bundle import PROOF, Bundle, is_bundle, sha256
 from sdpl.errors import UserError
+from sdpl.manifest import FORMAT_VERSION
 
 
 @pytest.fixture

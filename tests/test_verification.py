@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from sdpl.bundle import Accuracy, to_scores
+from sdpl.bundle import to_scores
+from sdpl.manifest import Accuracy
 from sdpl.verification import compare, describe, failure
 
 SCORES = np.random.default_rng(0).random((6, 10)).astype(np.float32)

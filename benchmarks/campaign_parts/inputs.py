@@ -16,10 +16,11 @@ import yaml
 from click.testing import CliRunner
 from pyarrow import parquet
 
-from sdpl.bundle import MANIFEST, Bundle
+from sdpl.bundle import Bundle
 from sdpl.cli import main
 from sdpl.data.formats import read_labels
 from sdpl.errors import UserError
+from sdpl.manifest import MANIFEST
 from sdpl.runtime import Recognizer
 from sdpl.train.checkpoint import load_checkpoint, restore_model
 from sdpl.train.config import read_config

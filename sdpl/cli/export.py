@@ -11,7 +11,7 @@ from sdpl.cli.options import MAX_PIXELS, PATH
 from sdpl.errors import UserError
 
 if TYPE_CHECKING:
-    from sdpl.bundle import Profile, Target
+    from sdpl.manifest import Profile, Target
 
 
 @click.command("export", cls=Command)
@@ -153,7 +153,7 @@ def _write_triton(bundle: Path, folder: Path | None) -> None:
 
 def _profile(text: str) -> "Profile":
     """The batch profile of --batch."""
-    from sdpl.bundle import Profile
+    from sdpl.manifest import Profile
 
     try:
         low, best, high = (int(part) for part in text.split(":"))

@@ -19,7 +19,8 @@ def command(bundle: Path, targets: tuple[str, ...]) -> None:
     Exit status 0 only when all that can run here gave PyTorch's answers and no target's files are missing or changed.
     The results go into the manifest. Each is timed too, which decides what --backend auto takes on this machine.
     """
-    from sdpl.bundle import Bundle, Verification
+    from sdpl.bundle import Bundle
+    from sdpl.manifest import Verification
     from sdpl.runtime.backends import Wanted, candidates
     from sdpl.runtime.timings import timings
     from sdpl.runtime.verify import Failed, Result, verify

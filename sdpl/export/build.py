@@ -16,7 +16,7 @@ import torch
 from safetensors.numpy import save_file
 
 from sdpl import __version__
-from sdpl.bundle import CACHE, PROOF, Bundle, Preprocessing, Profile, Target, is_bundle, sha256, write_manifest
+from sdpl.bundle import PROOF, Bundle, is_bundle, sha256, write_manifest
 from sdpl.data.formats import in_order
 from sdpl.data.images import LabelledImages
 from sdpl.errors import UserError, nearest
@@ -25,6 +25,7 @@ from sdpl.export.engines import require_possible, write_gpu_files
 from sdpl.export.fused_head import require_exportable
 from sdpl.export.proof import Limits, Prover, prove_targets
 from sdpl.files import naming, replace_folder
+from sdpl.manifest import CACHE, Preprocessing, Profile, Target
 from sdpl.preprocess import preprocess
 from sdpl.progress import Progress, Report, silent
 from sdpl.targets import TargetSpec, default_targets

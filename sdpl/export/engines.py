@@ -8,13 +8,14 @@ from typing import Any
 
 import onnx
 
-from sdpl.bundle import CACHE, HEAD, Bundle, Profile, Target, write_manifest
+from sdpl.bundle import HEAD, Bundle, write_manifest
 from sdpl.errors import UserError, listed
 from sdpl.export.proof import Limits, Prover, prove_targets
 from sdpl.export.tensorrt import build_engine, require_buildable
 from sdpl.files import naming, replace_folder
 from sdpl.kernels.compile import CAPABILITIES, cubin, require_nvrtc
 from sdpl.kernels.launch import supported
+from sdpl.manifest import CACHE, Profile, Target
 from sdpl.progress import Progress, Report, silent
 from sdpl.runtime.availability import package_obstacle, precision_obstacle
 from sdpl.targets import PRECISIONS, TargetSpec

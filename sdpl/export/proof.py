@@ -8,11 +8,12 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from sdpl.bundle import Accuracy, Bundle, Target, Verification
+from sdpl.bundle import Bundle
 from sdpl.data.images import LabelledImages
 from sdpl.errors import UserError
 from sdpl.evaluate.evaluation import evaluate, score_all
 from sdpl.export.graphs import BATCH, Scorer, encoder_scorer, in_batches
+from sdpl.manifest import Accuracy, Target, Verification
 from sdpl.progress import Progress, Report
 from sdpl.runtime.availability import target_obstacle
 from sdpl.runtime.recognizer import Recognizer

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdpl.bundle import Profile
 from sdpl.errors import UserError
 from sdpl.kernels.gpu import find_gpu, gpu_obstacle, require_gpu
+from sdpl.manifest import Profile
 from sdpl.progress import Progress, Report, silent
 from sdpl.runtime.availability import logger, package_obstacle
 from sdpl.targets import TargetSpec

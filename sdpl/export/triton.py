@@ -10,10 +10,11 @@ import json
 import shutil
 from pathlib import Path
 
-from sdpl.bundle import CACHE, Bundle, Manifest, Profile
+from sdpl.bundle import Bundle
 from sdpl.errors import UserError
 from sdpl.export.tensorrt import build_engine, require_buildable
 from sdpl.files import replace_folder
+from sdpl.manifest import CACHE, Manifest, Profile
 from sdpl.progress import Progress, Report, silent
 from sdpl.runtime.cpu import BATCH_SIZES
 from sdpl.runtime.two_stage import batch_sizes

@@ -4,9 +4,10 @@ import importlib
 from contextlib import nullcontext
 from typing import Any
 
-from sdpl.bundle import Bundle, Profile, Target
+from sdpl.bundle import Bundle
 from sdpl.kernels.driver import context
 from sdpl.kernels.gpu import find_gpu, gpu_obstacle, require_gpu
+from sdpl.manifest import Profile, Target
 from sdpl.runtime.machine import cpu_name
 from sdpl.targets import BACKENDS, PRECISIONS, Backend, rebuild_command
 

@@ -7,10 +7,11 @@ from typing import Protocol
 
 import numpy as np
 
-from sdpl.bundle import Bundle, Target
+from sdpl.bundle import Bundle
 from sdpl.errors import UserError, listed, nearest
 from sdpl.kernels.compile import covering
 from sdpl.kernels.gpu import require_gpu
+from sdpl.manifest import Target
 from sdpl.runtime.availability import in_order, target_obstacle
 from sdpl.runtime.cpu import Cores, CpuModel, OnnxRuntimeCpu
 from sdpl.runtime.timings import MEASURE, timings

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from sdpl.bundle import Bundle, Target
+from sdpl.bundle import Bundle
 from sdpl.cores import available_cores, physical_cores
 from sdpl.errors import UserError
+from sdpl.manifest import Target
 
 BATCH_SIZES = (1, 2, 4, 8, 16)  # more gain nothing, and take memory
 

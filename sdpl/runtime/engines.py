@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from sdpl.bundle import CACHE, Bundle, Target
+from sdpl.bundle import Bundle
 from sdpl.errors import UserError
 from sdpl.files import replace_file
+from sdpl.manifest import CACHE, Target
 from sdpl.runtime.availability import invalid_engine, logger, rebuild
 from sdpl.runtime.device import Cuda, OutOfMemoryError
 from sdpl.runtime.two_stage import Encoder

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from sdpl.bundle import Bundle, Profile
+from sdpl.bundle import Bundle
 from sdpl.errors import UserError
+from sdpl.manifest import Profile
 from sdpl.runtime.backends import Wanted, candidates
 from sdpl.runtime.bench import measure
 from sdpl.runtime.recognizer import Recognizer

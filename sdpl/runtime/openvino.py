@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from sdpl.bundle import CACHE, Bundle, Target
+from sdpl.bundle import Bundle
 from sdpl.errors import UserError
+from sdpl.manifest import CACHE, Target
 from sdpl.runtime.cpu import Cores, CpuModel, model_path, require_shapes
 from sdpl.runtime.machine import fingerprint
 

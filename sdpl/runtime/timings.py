@@ -9,8 +9,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
 
-from sdpl.bundle import CACHE, Bundle
+from sdpl.bundle import Bundle
 from sdpl.files import replace_file
+from sdpl.manifest import CACHE
 from sdpl.runtime.machine import fingerprint
 
 MEASURE = "sdpl-verify measures it"

@@ -12,9 +12,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sdpl.bundle import Bundle, Profile, Target, to_scores
+from sdpl.bundle import Bundle, to_scores
 from sdpl.errors import UserError
 from sdpl.kernels.launch import BYTES, DeviceArray, Kernels, narrow
+from sdpl.manifest import Profile, Target
 from sdpl.runtime.device import Cuda, OutOfMemoryError, Pinned
 from sdpl.runtime.slots import Bucket, Slot, Slots
 

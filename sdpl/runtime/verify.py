@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sdpl.bundle import Bundle, Verification
+from sdpl.bundle import Bundle
 from sdpl.errors import UserError, nearest
 from sdpl.kernels.gpu import find_gpu
+from sdpl.manifest import Verification
 from sdpl.runtime.availability import target_obstacle
 from sdpl.runtime.measuring import measure_target
 from sdpl.runtime.recognizer import Recognizer

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sdpl.bundle import MANIFEST
+from sdpl.manifest import MANIFEST
 from sdpl.runtime import Recognizer
 from sdpl.runtime.verify import prove
 from sdpl.server.arena import Geometry

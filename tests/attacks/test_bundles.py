@@ -10,8 +10,9 @@ import pytest
 from onnx import TensorProto, helper
 from safetensors.numpy import save_file
 
-from sdpl.bundle import MANIFEST, PROOF, Bundle, sha256
+from sdpl.bundle import PROOF, Bundle, sha256
 from sdpl.errors import UserError
+from sdpl.manifest import MANIFEST
 from sdpl.onnx_interface import NotOnnxError, read_interface
 from sdpl.runtime import Recognizer, availability
 

@@ -5,7 +5,8 @@ import shutil
 import pytest
 from loading import loaded_by
 
-from sdpl.bundle import CACHE, Bundle
+from sdpl.bundle import Bundle
+from sdpl.manifest import CACHE
 from sdpl.runtime import Recognizer
 
 

@@ -10,13 +10,14 @@ import time
 import pytest
 import tensorrt_rtx
 
-from sdpl.bundle import Bundle, Profile
+from sdpl.bundle import Bundle
 from sdpl.errors import UserError
 from sdpl.export.engines import write_gpu_files
 from sdpl.export.tensorrt import build_engine, require_buildable
 from sdpl.install import install_line
 from sdpl.kernels.compile import cubin
 from sdpl.kernels.gpu import Gpu
+from sdpl.manifest import Profile
 from sdpl.runtime.availability import invalid_engine, logger
 from sdpl.targets import KINDS, parse_targets
 

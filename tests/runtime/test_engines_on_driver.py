@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from host_driver import get
 
-from sdpl.bundle import CACHE, Bundle, is_bundle
+from sdpl.bundle import Bundle, is_bundle
 from sdpl.errors import UserError
+from sdpl.manifest import CACHE
 from sdpl.runtime.device import Cuda, OutOfMemoryError
 from sdpl.runtime.engines import TensorRt
 

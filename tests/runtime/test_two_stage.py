@@ -11,10 +11,11 @@ from host_driver import get, put
 from host_encoder import HostEncoder
 from safetensors.numpy import load_file
 
-from sdpl.bundle import Bundle, Profile, to_scores
+from sdpl.bundle import Bundle, to_scores
 from sdpl.errors import UserError
 from sdpl.kernels.launch import Kernels
 from sdpl.kernels.reference import bilinear_attention_pool
+from sdpl.manifest import Profile
 from sdpl.runtime.backends import Choice
 from sdpl.runtime.device import Cuda, OutOfMemoryError
 from sdpl.runtime.recognizer import Recognizer

@@ -18,8 +18,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from serving import Server, binary_request, serving, until
 
-from sdpl.bundle import MANIFEST, PROOF, sha256
+from sdpl.bundle import PROOF, sha256
 from sdpl.files import replace_folder
+from sdpl.manifest import MANIFEST
 from sdpl.server.messages import message
 
 INFER = "/v2/models/model/infer"
