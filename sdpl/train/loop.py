@@ -36,7 +36,7 @@ from sdpl.train.trackers import trackers
 
 PROOF_IMAGES = 8
 START_IMAGES = 32  # that the attention's start is measured on
-MAX_MAP_ERROR = 0.05  # standard error of the validation mAP by which an epoch can still be chosen; decision 0037
+MAX_AP_ERROR = 0.05  # standard error of the validation mAP by which an epoch can still be chosen; decision 0037
 FIX = "Repair or remove it and add --resume; or, with data.unreadable: skip, such images are left out and counted."
 
 
@@ -103,7 +103,7 @@ def learning_rate(config: TrainConfig, epoch: int) -> float:
 def too_coarse(val: LabelledImages) -> str | None:
     """Why the validation mAP cannot choose an epoch: too few known positives. None when it can."""
     error, positives = mean_average_precision_error(val.labels), int((val.labels > 0).sum())
-    if error <= MAX_MAP_ERROR:
+    if error <= MAX_AP_ERROR:
         return None
     off = f"its mAP may be off by {100 * error:.0f} points" if positives else "it has no mAP"
     return (
