@@ -114,7 +114,7 @@ class ModelConfig:
     word_vectors: PathText = "clip"  # "clip", "glove-coco80", "glove-voc20", or a file: GloVe .txt, .npy, .npz
     joint_dim: Size = 1024
     decoupling: Literal["semantic", "convolutional", "sigmoid-mask", "none"] = "semantic"
-    attention_spread: Positive | None = 0.4  # of the attention logits over the locations, at the start; decision 0036
+    attention_spread: Positive | None = 0.4  # of the attention logits over the locations, at the start; decision 0050
     pooling: Literal["projected", "trunk", "fused"] = "projected"
     prompts: Literal["category-specific", "shared", "dual", "manual", "vectors"] = "category-specific"
     prompt_tokens: Annotated[int, Field(gt=0, le=1024)] = 16

@@ -36,7 +36,7 @@ from sdpl.train.trackers import trackers
 
 PROOF_IMAGES = 8
 START_IMAGES = 32  # that the attention's start is measured on
-MAX_AP_ERROR = 0.05  # standard error of the validation mAP by which an epoch can still be chosen; decision 0037
+MAX_AP_ERROR = 0.05  # standard error of the validation mAP by which an epoch can still be chosen; decision 0051
 FIX = "Repair or remove it and add --resume; or, with data.unreadable: skip, such images are left out and counted."
 
 
