@@ -16,6 +16,8 @@ from sdpl.manifest import MANIFEST
 from sdpl.onnx_interface import NotOnnxError, read_interface
 from sdpl.runtime import Recognizer, availability
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def copied(bundle, tmp_path):

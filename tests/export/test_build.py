@@ -19,6 +19,8 @@ from sdpl.runtime.backends import OnnxRuntimeCpu
 from sdpl.targets import parse_targets
 from sdpl.train.checkpoint import load_checkpoint, restore_model
 
+pytestmark = pytest.mark.slow
+
 
 def content(folder):
     return {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -51,7 +53,6 @@ def test_default_name_is_beside_the_checkpoint(sdpl, checkpoint, tmp_path):
     assert Bundle.open(tmp_path / "a.sdpl").manifest.categories[0] == "zero"
 
 
-@pytest.mark.slow
 def test_a_wrong_graph_fails_and_the_old_bundle_stays(sdpl, fails, checkpoint, tmp_path, monkeypatch):
     out = tmp_path / "m.sdpl"
     assert sdpl("export", checkpoint, "--out", out).exit_code == 0
@@ -69,7 +70,6 @@ def test_a_wrong_graph_fails_and_the_old_bundle_stays(sdpl, fails, checkpoint, t
     assert {p.name for p in tmp_path.iterdir()} == {"m.sdpl", LOCK}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError(28, "No space left on device")])
 def test_an_interrupted_export_leaves_the_old_bundle(sdpl, checkpoint, tmp_path, monkeypatch, failure):
     out = tmp_path / "m.sdpl"
@@ -127,7 +127,6 @@ def test_wrong_options_are_named_and_nothing_is_written(fails, portable, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
 def test_accuracy_of_every_target_is_in_the_proof(sdpl, fails, portable, scenes, tmp_path):
     out, labels = tmp_path / "m.sdpl", scenes / "annotations" / "instances_test.json"
     words = ["--target", "cpu:int8", "--calibrate", scenes / "train", "--eval", labels]
@@ -150,7 +149,6 @@ def test_accuracy_of_every_target_is_in_the_proof(sdpl, fails, portable, scenes,
     assert content(out) == before
 
 
-@pytest.mark.slow
 def test_a_separable_head_is_exact_enough_and_says_by_how_much(sdpl, portable, scenes, tmp_path):
     words = ["--head", "separable", "--calibrate", scenes / "train", "--max-score-diff", "0.01"]
     result = sdpl(*portable, "--out", tmp_path / "m.sdpl", *words)
@@ -172,7 +170,6 @@ def test_the_proof_runs_through_the_code_that_serves(fails, checkpoint, tmp_path
     assert not (tmp_path / "wrong.sdpl").exists()
 
 
-@pytest.mark.slow
 def test_two_exports_at_once_leave_one_whole_bundle(checkpoint, tmp_path):
     out = tmp_path / "m.sdpl"
     words = [sys.executable, "-m", "sdpl", "export", checkpoint, "--out", out, "--target", "cpu:fp32"]

@@ -9,6 +9,8 @@ from sdpl.bundle import Bundle
 from sdpl.manifest import CACHE
 from sdpl.runtime import Recognizer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def copy(gpu_bundle, tmp_path):

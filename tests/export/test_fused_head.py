@@ -14,6 +14,8 @@ from sdpl.export.onnx import encoder_to_onnx
 from sdpl.runtime import Recognizer
 from sdpl.train.checkpoint import load_checkpoint, restore_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def trained(sdpl, config, tmp_path):

@@ -15,6 +15,8 @@ from sdpl.export.head import add_head
 from sdpl.export.onnx import encoder_to_onnx, lowered, save
 from sdpl.targets import PRECISIONS
 
+pytestmark = pytest.mark.slow
+
 
 def by_onnxruntime(path, images):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

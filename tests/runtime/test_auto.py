@@ -10,6 +10,8 @@ from sdpl.runtime import Recognizer, timings
 from sdpl.runtime.backends import Wanted, candidates
 from sdpl.runtime.timings import Timing, files_of, keep
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def timed(cpu_bundle):

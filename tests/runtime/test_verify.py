@@ -11,6 +11,8 @@ from sdpl.errors import UserError
 from sdpl.runtime import Recognizer, backends
 from sdpl.runtime.backends import OnnxRuntimeCpu
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def copy(gpu_bundle, tmp_path):

@@ -10,6 +10,8 @@ from sdpl.server.http import Server
 from sdpl.server.refusal import RefusalError
 from sdpl.server.routes import Later
 
+pytestmark = pytest.mark.slow
+
 
 class Echo:
     """Answers with the body it was sent."""

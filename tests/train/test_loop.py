@@ -22,6 +22,8 @@ from sdpl.train.checkpoint import load_checkpoint, restore_model
 from sdpl.train.config import TrainConfig, read_config
 from sdpl.train.loop import learning_rate, load_data
 
+pytestmark = pytest.mark.slow
+
 
 def log(folder):
     with open(folder / "log.csv") as stream:
@@ -37,7 +39,6 @@ def test_writes_checkpoints_log_and_configuration(run_folder):
     assert read_config(run_folder / "config.yaml").model.joint_dim == 24
 
 
-@pytest.mark.slow
 def test_the_loss_falls_and_the_model_fits_what_it_sees(sdpl, config, tmp_path):
     path = config(train={"epochs": 12, "lr": 0.1, "warmup_lr": 0.05}, model={"inverse_temperature": 10.0})
     assert sdpl("train", path, "--out", tmp_path / "run").exit_code == 0
@@ -101,7 +102,6 @@ main(sys.argv[1:])
 """
 
 
-@pytest.mark.slow
 def test_a_run_that_was_killed_inside_an_epoch_ends_with_the_same_bits(sdpl, config, tmp_path):
     path = config(**EVERYTHING)
     assert sdpl("train", path, "--out", tmp_path / "whole").exit_code == 0
@@ -189,7 +189,6 @@ def test_a_disk_that_is_full_while_caching(sdpl, fails, config, tmp_path, small_
     assert sdpl("train", path, "--out", tmp_path / "run").exit_code == 0
 
 
-@pytest.mark.slow
 def test_from_the_cache_comes_the_same_training(sdpl, config, tmp_path, monkeypatch):
     for name, data in (("plain", {}), ("cached", {"cache": "cache"})):
         assert sdpl("train", config(data=data), "--out", tmp_path / name).exit_code == 0
@@ -200,7 +199,6 @@ def test_from_the_cache_comes_the_same_training(sdpl, config, tmp_path, monkeypa
     assert sdpl("train", config(data={"cache": "cache", "mask_seed": 5}), "--out", tmp_path / "again").exit_code == 0
 
 
-@pytest.mark.slow
 def test_a_cache_of_another_model_is_not_used(sdpl, config, tmp_path):
     data = {"cache": "cache"}
     assert sdpl("train", config(data=data, train={"epochs": 1}), "--out", tmp_path / "a").exit_code == 0
@@ -210,7 +208,6 @@ def test_a_cache_of_another_model_is_not_used(sdpl, config, tmp_path):
     assert "is not used: it was made with other image size, shape." in result.stderr
 
 
-@pytest.mark.slow
 def test_augmented_views_come_from_the_cache_by_turns(sdpl, config, tmp_path):
     data = {"cache": "cache", "flip": True, "cache_views": 2}
     assert sdpl("train", config(data=data, train={"epochs": 3}), "--out", tmp_path / "run").exit_code == 0
@@ -218,7 +215,6 @@ def test_augmented_views_come_from_the_cache_by_turns(sdpl, config, tmp_path):
     assert sorted(view.split(", ")[-1] for view in views) == ["plain", "view 0", "view 1"]
 
 
-@pytest.mark.slow
 def test_two_processes_learn_and_measure_what_one_does(sdpl, config, tmp_path):
     """18 images in batches of 17: the last batch leaves one process without an image."""
     path = config(train={"batch_size": 17, "epochs": 2, "lr": 0.05})
@@ -255,7 +251,6 @@ def test_a_run_is_never_overwritten_by_accident(fails, config, tmp_path, run_fol
     assert "no such checkpoint" in fails("train", config(), "--out", tmp_path / "new", "--resume")
 
 
-@pytest.mark.slow
 def test_a_stop_between_the_two_checkpoints_loses_no_best(sdpl, config, tmp_path, monkeypatch):
     values = iter([10.0, 90.0, 50.0])
     monkeypatch.setattr(loop, "MAX_AP_ERROR", 1.0)
@@ -277,7 +272,6 @@ def test_a_stop_between_the_two_checkpoints_loses_no_best(sdpl, config, tmp_path
     assert load_checkpoint(tmp_path / "run" / "model.ckpt")["resume"]["epoch"] == 2
 
 
-@pytest.mark.slow
 def test_resuming_on_other_data_is_refused(sdpl, fails, config, scenes, tmp_path):
     moved = shutil.copytree(scenes, tmp_path / "scenes")
     annotations = moved / "annotations" / "instances_train.json"
@@ -349,7 +343,6 @@ def test_a_device_that_is_not_here_is_named(fails, config, tmp_path, device):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(fails, config, tmp_path):
     message = fails("train", config(train={"lr": 1e30, "warmup_lr": 1e30, "epochs": 4}), "--out", tmp_path / "run")
     assert re.search(
@@ -361,7 +354,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(fails, config, tmp_path):
     assert "the model diverged in epoch 1" in fails("train", one_batch, "--out", tmp_path / "other")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -14,6 +14,8 @@ from sdpl.train.losses import partial_asymmetric_loss
 from sdpl.train.model import new_model
 from sdpl.train.step import Learner, NotFiniteError
 
+pytestmark = pytest.mark.slow
+
 CATEGORIES = ("cat", "traffic light", "dog")
 LABELS = torch.tensor([[1, -1, 0], [0, 1, -1], [-1, 0, 0], [1, 1, -1], [0, 0, 0]], dtype=torch.int8)
 

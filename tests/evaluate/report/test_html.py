@@ -15,6 +15,8 @@ from sdpl.data.images import LabelledImages
 from sdpl.evaluate.evaluation import Evaluated, evaluate
 from sdpl.evaluate.report.html import category_rows, threshold_counts, write_report
 
+pytestmark = pytest.mark.slow
+
 
 class Page(HTMLParser):
     """Tags, the addresses they load from, and the text between them."""

@@ -18,6 +18,8 @@ from sdpl.train.model.partial_label_model import clip_word_vectors
 from sdpl.train.model.weights import load_weights
 from sdpl.train.model.word_vectors import SHIPPED
 
+pytestmark = pytest.mark.slow
+
 CATEGORIES = ("cat", "traffic light", "dog")
 
 
@@ -166,7 +168,6 @@ def test_the_biases_before_the_softmax_cancel(settings):
     assert torch.equal(model(images()), before)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["ViT-S-32-alt", "convnext_tiny"])
 def test_other_towers_give_a_map(backbone):
     model = build(

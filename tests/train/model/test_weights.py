@@ -15,6 +15,8 @@ from sdpl.train.model import new_model
 from sdpl.train.model import weights as module
 from sdpl.train.model.weights import read_weights
 
+pytestmark = pytest.mark.slow
+
 FORMS = ("state dict", "training checkpoint", "safetensors", "TorchScript archive")
 
 
