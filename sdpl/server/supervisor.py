@@ -54,14 +54,17 @@ class Supervisor:
     def __init__(self, settings: Settings, say: Callable[[str], None]):
         """say: told one line at a time what happens."""
         self._say = say
-        http = [listen(settings.host, settings.http_port)]
-        port = http[0].getsockname()[1]
-        http += [listen(settings.host, port, again=True) for _ in range(settings.workers - 1)]
         self._reserved: list[socket.socket] = []
         grpc_port = settings.grpc_port
-        if grpc_port is not None:
-            self._reserved.append(listen(settings.host, grpc_port, listening=False))  # gRPC's own sockets join it
-            grpc_port = self._reserved[0].getsockname()[1]
+        with contextlib.ExitStack() as opened:  # all are closed again when one cannot be had
+            http = [opened.enter_context(listen(settings.host, settings.http_port))]
+            port = http[0].getsockname()[1]
+            for _ in range(settings.workers - 1):
+                http.append(opened.enter_context(listen(settings.host, port, again=True)))
+            if grpc_port is not None:  # gRPC's own sockets join this one
+                self._reserved.append(opened.enter_context(listen(settings.host, grpc_port, listening=False)))
+                grpc_port = self._reserved[0].getsockname()[1]
+            opened.pop_all()
         self.settings = settings = Settings(**{**vars(settings), "http_port": port, "grpc_port": grpc_port})
         self._folder = Path(tempfile.mkdtemp(prefix="sdpl-serve-"))  # for the engines' sockets; nobody else may enter
         self._paths = [str(self._folder / f"engine{i}") for i in range(len(settings.devices))]

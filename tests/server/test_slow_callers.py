@@ -50,13 +50,19 @@ async def talk(first: bytes, drip: bytes, every_s: float) -> tuple[bytes, float]
             writer.write(drip[i : i + 1])
 
     sending = asyncio.create_task(send())
-    answer = await asyncio.wait_for(reader.read(), 20)
-    took = time.monotonic() - start
-    for task in (sending, sweeping):
-        task.cancel()
-    await asyncio.gather(sending, sweeping, return_exceptions=True)
-    writer.close()
-    listening.close()
+    answer = b""
+    try:
+        while chunk := await asyncio.wait_for(reader.read(1 << 16), 20):
+            answer += chunk
+    except ConnectionResetError:  # it was closed while a byte was on its way
+        pass
+    finally:
+        took = time.monotonic() - start
+        for task in (sending, sweeping):
+            task.cancel()
+        await asyncio.gather(sending, sweeping, return_exceptions=True)
+        writer.close()
+        listening.close()
     return answer, took
 
 
