@@ -96,13 +96,13 @@ def test_a_bundle_is_swapped_under_load_and_a_bad_one_is_not(own, bundle, images
         assert len({body for _, body in answers}) == 1
         assert server.metric('sdpl_reloads_total{model="model"}') == 1
         assert server.post("/v2/repository/models/model/unload") == (200, {})
-        assert server.request("POST", INFER, body, headers)[0] == 503
-        assert server.get("/v2/health/ready")[0] == 503
-        assert server.post("/v2/repository/index")[1][0]["state"] == "UNAVAILABLE"
+        until(lambda: server.request("POST", INFER, body, headers)[0] == 503)  # the other front end hears of it too
+        until(lambda: server.get("/v2/health/ready")[0] == 503)
+        until(lambda: server.post("/v2/repository/index")[1][0]["state"] == "UNAVAILABLE")
         replace(own, lambda folder: shutil.copyfile(bundle / PROOF, folder / PROOF))
         replace(own, lambda folder: shutil.copyfile(bundle / MANIFEST, folder / MANIFEST))
         assert server.post("/v2/repository/models/model/load") == (200, {})
-        assert server.request("POST", INFER, body, headers)[0] == 200
+        until(lambda: server.request("POST", INFER, body, headers)[0] == 200)
         assert server.stop() == 0
 
 
