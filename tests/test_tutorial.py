@@ -11,22 +11,13 @@ import pytest
 import yaml
 
 import sdpl as package
-from configs import BACKBONE
+from configs import BACKBONE, MODEL
 from sdpl.data.formats import read_labels, write_labels
 from sdpl.data.images import LabelledImages
 
 ROOT = Path(package.__file__).parent.parent
 PHOTOS = ROOT.parent / "shared" / "data" / "coco128" / "annotations" / "instances_train2017.json"
 TEXT = (ROOT / "docs" / "tutorial.md").read_text()
-TINY = {
-    "backbone": "test-RN",
-    "backbone_config": "backbone.json",
-    "weights": None,
-    "image_size": 64,
-    "map_pool": 1,
-    "joint_dim": 24,
-    "prompt_tokens": 4,
-}
 
 
 def blocks(kind: str) -> list[str]:
@@ -57,7 +48,7 @@ def photos(scenes, tmp_path, monkeypatch):
 def test_every_command_of_the_tutorial(sdpl, photos):
     (config,) = blocks("yaml")
     values = yaml.safe_load(config)
-    values["model"] = {**values["model"], **TINY}
+    values["model"] = {**values["model"], **MODEL}
     values["train"] = {**values["train"], "epochs": 2, "batch_size": 8, "device": "cpu"}
     Path("backbone.json").write_text(json.dumps(BACKBONE))
     Path("config.yaml").write_text(yaml.safe_dump(values))
