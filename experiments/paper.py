@@ -32,8 +32,8 @@ from sdpl.train.sweep_report import Result, draw_curves, markdown, paired
 
 SCENES = {"train": (300, 21), "val": (400, 23), "test": (400, 22)}  # how many, and the seed they are composed with
 EPOCHS = 24
-LEARNING_RATES = (0.01, 0.02, 0.04)
-TUNE_SEEDS, TUNE_PROPORTIONS = (100, 101), (0.2,)
+LEARNING_RATES = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)
+TUNE_SEEDS, TUNE_PROPORTIONS = (100, 101, 102), (0.2,)
 
 NO_WORDS, BCE = {"decoupling": "none"}, {"loss": "partial-bce"}
 METHODS: dict[str, dict[str, dict[str, Any]]] = {
@@ -98,8 +98,8 @@ STAGES = [
     Stage(METHODS, (0.5, 0.7, 0.9), (0, 1, 2)),
     Stage(METHODS, ODD, (3, 4)),
     Stage(METHODS, EVEN, (0, 1, 2, 3, 4)),
-    Stage(GAMMAS, ODD, (0, 1, 2)),
-    Stage(GAMMAS, EVEN, (0, 1, 2)),
+    Stage(GAMMAS, ODD, (0, 1, 2, 3, 4)),
+    Stage(GAMMAS, EVEN, (0, 1, 2, 3, 4)),
 ]
 
 
