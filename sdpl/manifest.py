@@ -116,6 +116,7 @@ class Target(_Record):
 
     @property
     def status(self) -> str:
+        """ "verified", or "built, not run" where its proof was computed without it."""
         return "verified" if self.proof().scored_by == "target" else "built, not run"
 
     def proof(self) -> Verification:

@@ -63,10 +63,3 @@ def test_every_command_of_the_tutorial(sdpl, photos):
     (code,) = blocks("python")
     exec(compile(code, "tutorial.md", "exec"), {})
     assert Path("a.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_links_of_the_pages_lead_somewhere():
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
-            if not re.match(r"[a-z]+:", link):
-                assert (page.parent / link).exists(), f"{page.name}: {link}"

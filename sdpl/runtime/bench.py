@@ -46,7 +46,7 @@ class Latency:
     spread: float
     drift: float
     images_per_s: float
-    clock_mhz: str | None  # right after the last run
+    clock_mhz: str | None  #: right after the last run
     stable: bool
 
 
@@ -121,6 +121,7 @@ class Inputs:
         return np.ascontiguousarray(self._images[np.arange(batch) % len(self._images)])
 
     def files(self, batch: int) -> list[bytes]:
+        """A batch of JPEG files."""
         return [self._files[i % len(self._files)] for i in range(batch)]
 
 

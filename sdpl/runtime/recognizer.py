@@ -31,7 +31,7 @@ class Scored:
 
 
 class Recognizer:
-    """Scores images with a bundle. Thread-safe; use as a context manager, or call `close`."""
+    """Scores images with a bundle that `open` has opened. Thread-safe; use as a context manager, or call `close`."""
 
     def __init__(self, bundle: Bundle, choice: Choice):
         self.bundle = bundle
@@ -85,10 +85,12 @@ class Recognizer:
 
     @property
     def categories(self) -> tuple[str, ...]:
+        """The names, in the order of the scores."""
         return self.bundle.manifest.categories
 
     @property
     def image_size(self) -> int:
+        """S: the side of a preprocessed image in pixels."""
         return self.bundle.manifest.preprocessing.image_size
 
     def scores(self, images: Any) -> np.ndarray:
@@ -159,6 +161,7 @@ class Recognizer:
         return preprocess(as_source(image, channels), self.image_size)
 
     def close(self) -> None:
+        """Free the engine and the threads that decode."""
         self.backend.close()
         if "decoder" in vars(self):
             self.decoder.close()
