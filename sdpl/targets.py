@@ -222,6 +222,11 @@ def default_targets() -> tuple[TargetSpec, ...]:
     return (TargetSpec("cpu", "fp32"), *rtx)
 
 
+def default_engine() -> str | None:
+    """The GPU's engine among `default_targets`, which such a bundle runs on where it can."""
+    return next((str(spec) for spec in default_targets() if spec.backend.needs_gpu), None)
+
+
 def rebuild_command(bundle: object, target: str, batch: object | None, capability: str | None) -> str:
     """The command that builds an engine of a bundle again. batch: its profile if that is not the default.
 
