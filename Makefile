@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 
 TEST = $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
 
-.PHONY: demo test test-fast check format docs
+.PHONY: demo test test-fast check format docs notebook
 
 demo: $(VENV)/installed
 	$(BIN)/sdpl demo
@@ -25,6 +25,10 @@ check: $(VENV)/installed
 # build/docs/index.html: the pages of docs/ and the API reference. Whatever leads nowhere is an error.
 docs: $(VENV)/installed
 	$(BIN)/python -m sphinx -b html -W --keep-going -q docs build/docs
+
+# docs/tutorial.ipynb, out of docs/tutorial.md
+notebook: $(VENV)/installed
+	$(BIN)/python docs/notebook.py
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
