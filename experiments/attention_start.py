@@ -26,7 +26,7 @@ from sdpl.train.splits import load_data, read_split
 from sdpl.train.step import Learner
 
 SPREADS = ("none", "0.1", "0.2", "0.3", "0.4", "0.7", "1", "2")
-SEEDS, PROPORTIONS, LEARNING_RATES = (*TUNE_SEEDS, 102), (0.1, 0.3), (0.01, 0.02)
+SEEDS, PROPORTIONS, LEARNING_RATES = TUNE_SEEDS, (0.1, 0.3), (0.01, 0.02)
 
 
 def configuration(base: Path, spread: str, proportion: float, seed: int, lr: float) -> Config:

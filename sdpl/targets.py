@@ -153,6 +153,7 @@ class TargetSpec:
 
     @property
     def backend(self) -> Backend:
+        """What is known of its engine."""
         return KINDS[self.kind]
 
     @property
@@ -219,6 +220,11 @@ def default_targets() -> tuple[TargetSpec, ...]:
     """`cpu:fp32`, and the engine for an RTX 3090 where TensorRT-RTX is installed to build it."""
     rtx = (TargetSpec("rtx", "fp16", "86"),) if importlib.util.find_spec(KINDS["rtx"].package) else ()
     return (TargetSpec("cpu", "fp32"), *rtx)
+
+
+def default_engine() -> str | None:
+    """The GPU's engine among `default_targets`, which such a bundle runs on where it can."""
+    return next((str(spec) for spec in default_targets() if spec.backend.needs_gpu), None)
 
 
 def rebuild_command(bundle: object, target: str, batch: object | None, capability: str | None) -> str:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 @click.option(
     "--default-target",
     metavar="NAME",
-    help="The one that --backend auto takes where it runs, whatever its precision.  [default: the fastest in fp32]",
+    help="The one that --backend auto takes where it runs, whatever its precision.  [default: without --target the "
+    "GPU's engine; with it, the fastest in fp32]",
 )
 @click.option("--keep", is_flag=True, help="Also export again the other targets of a bundle that is there already.")
 @click.option("--batch", default="1:8:64", show_default=True, metavar="MIN:OPT:MAX", help="Batch sizes of engines.")
@@ -73,7 +74,7 @@ def command(
     for Triton; needs no PyTorch.
     """
     from sdpl.export.proof import Limits
-    from sdpl.targets import parse_targets
+    from sdpl.targets import default_engine, parse_targets
 
     specs, profile, limits = parse_targets(targets), _profile(batch), Limits(max_score_diff, max_drop)
     if checkpoint.is_dir():
@@ -112,11 +113,13 @@ def command(
         calibrate=find_images(list(calibrate)) if calibrate else None,
         evaluation=read_labels(annotations, eval_images) if annotations else None,
         limits=limits,
-        default_target=default_target,
+        default_target=default_target or (None if targets else default_engine()),
     )
     with shown("reading") as report:
         made = export(checkpoint, bundle, options, report)
     _print(made)
+    if options.default_target is not None:
+        click.echo(f"--backend auto takes {options.default_target} where it runs")
     _write_triton(bundle, triton)
 
 

@@ -23,11 +23,11 @@ class Evaluated:
     """The model under evaluation, from a checkpoint or a bundle."""
 
     scores: Scorer
-    attention: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # -> scores [B,C] and attention [B,C,h,w]
+    attention: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  #: -> scores [B,C] and attention [B,C,h,w]
     categories: tuple[str, ...]
     image_size: int
-    thresholds: np.ndarray  # [C]
-    target: str  # what scores: "PyTorch", or a bundle's target with its library
+    thresholds: np.ndarray  #: [C]
+    target: str  #: what scores: "PyTorch", or a bundle's target with its library
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Evaluation:
     mAP_voc2012: float  # noqa: N815
     f1: dict[str, float]
     f1_top3: dict[str, float]
-    ece: float  # expected calibration error
+    ece: float  #: expected calibration error
     ap: dict[str, float | None]
 
 

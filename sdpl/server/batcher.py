@@ -3,6 +3,7 @@
 It knows nothing of HTTP, gRPC, processes or models, and of time only what it is told.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ class Batcher(Generic[Item]):
     max_delay: int = 0
     _rows: deque[tuple[Item, int, int]] = field(default_factory=deque)  # item, arrival, deadline
     _cancelled: set[Item] = field(default_factory=set)
+    _earliest: float = math.inf  # no row's deadline is before it
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -35,6 +37,7 @@ class Batcher(Generic[Item]):
     def add(self, item: Item, arrival: int, deadline: int) -> None:
         self._cancelled.discard(item)  # that was meant for an earlier row of this name, which has left
         self._rows.append((item, arrival, deadline))
+        self._earliest = min(self._earliest, deadline)
 
     def cancel(self, item: Item) -> None:
         """Have a row dropped before it costs anything; one that has left already is not affected."""
@@ -42,6 +45,8 @@ class Batcher(Generic[Item]):
 
     def drop(self, now: int) -> tuple[list[Item], list[Item]]:
         """Take out, and return, the rows whose deadline has passed, and those that were cancelled."""
+        if not self._cancelled and now < self._earliest:
+            return [], []
         expired, cancelled = [], []
         kept: deque[tuple[Item, int, int]] = deque()
         for row in self._rows:
@@ -54,6 +59,7 @@ class Batcher(Generic[Item]):
                 kept.append(row)
         self._cancelled.clear()
         self._rows = kept
+        self._earliest = min((deadline for _, _, deadline in kept), default=math.inf)
         return expired, cancelled
 
     def remove(self, is_gone: Callable[[Item], bool]) -> None:

@@ -72,6 +72,14 @@ def test_the_default_of_the_export_comes_first(sdpl, fails, checkpoint, scenes, 
         Bundle.open(tmp_path / "m.sdpl")
 
 
+def test_an_export_without_target_takes_its_engine_where_that_runs(sdpl, checkpoint, tmp_path):
+    result = sdpl("export", checkpoint, "--out", tmp_path / "m.sdpl")
+    assert result.output.endswith("--backend auto takes rtx:sm86:fp16 where it runs\n")
+    assert first(tmp_path / "m.sdpl") == ("rtx:sm86:fp16", "the bundle's default")
+    with Recognizer.open(tmp_path / "m.sdpl") as recognizer:  # no GPU here
+        assert recognizer.target == "cpu:fp32"
+
+
 def test_a_bundle_without_float32_gives_the_most_exact_it_has(cpu_bundle):
     manifest = json.loads((cpu_bundle / "manifest.json").read_text())
     manifest["targets"] = {n: t for n, t in manifest["targets"].items() if t["precision"] != "fp32"}
