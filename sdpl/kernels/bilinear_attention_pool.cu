@@ -37,7 +37,7 @@ constexpr int FORWARD_WARPS = 4;         // one for each quarter of a multiproce
 constexpr int FORWARD_BLOCKS = 3;        // per multiprocessor, by registers; the launcher makes no more
 constexpr int POOL_E = 4;                // columns of E per thread and pass: 512 at once
 constexpr int POOL_AHEAD = 4;            // rows of g on their way beside the scores
-constexpr int POOL_L = 17;               // rows of g on their way at once where a tile is pooled alone
+constexpr int POOL_L = 16;               // rows of g on their way at once where a tile is pooled alone
 constexpr int BACKWARD_THREADS = 64;
 constexpr int BACKWARD_K = 4;            // values of K per thread in the backward kernels
 constexpr int BACKWARD_TC = 4;           // categories per thread in backward_vq
@@ -253,15 +253,23 @@ struct Pooling {
     add(rows[i % POOL_AHEAD], of_row + i * TC);
     load(i % POOL_AHEAD);
   }
-  // The rows that are left.
+  // The rows that are left: many at a time, and then with guards.
   __device__ __forceinline__ void rest() {
-    constexpr int MANY = ALIGNED ? POOL_L * 2 / (int)sizeof(T) : POOL_AHEAD;  // as many as registers allow
-    for (; next < L; next += MANY) {
-      Columns<T, ALIGNED> some[MANY];
+    constexpr int MANY = ALIGNED ? POOL_L * 2 / (int)sizeof(T) : 0;  // as many as registers allow
+    for (; ALIGNED && next + MANY <= L; next += MANY) {
+      Columns<T, ALIGNED> some[MANY + 1];
+      row = g + (size_t)next * E;
 #pragma unroll
-      for (int i = 0; i < MANY; i++) load_columns(g + (size_t)min(next + i, L - 1) * E, column, E, some[i]);
+      for (int i = 0; i < MANY; i++, row += E) load_columns(row, column, E, some[i]);
 #pragma unroll
-      for (int i = 0; i < MANY; i++)
+      for (int i = 0; i < MANY; i++) add(some[i], weight + (next + i) * TC);
+    }
+    for (; next < L; next += POOL_AHEAD) {
+      Columns<T, ALIGNED> some[POOL_AHEAD];
+#pragma unroll
+      for (int i = 0; i < POOL_AHEAD; i++) load_columns(g + (size_t)min(next + i, L - 1) * E, column, E, some[i]);
+#pragma unroll
+      for (int i = 0; i < POOL_AHEAD; i++)
         if (next + i < L) add(some[i], weight + (next + i) * TC);
     }
   }
@@ -446,7 +454,7 @@ __device__ __forceinline__ void forward(const T* __restrict__ u, const T* __rest
     }
     if (n == at.many) break;
 
-    for (int j = warp; j < TC; j += FORWARD_WARPS) {  // softmax over L, one warp per category
+    for (int j = (warp + n) % FORWARD_WARPS; j < TC; j += FORWARD_WARPS) {  // softmax over L, one warp per category, in turn
       float largest = __uint_as_float(0xff800000u), sum = 0.f;
       for (int l = lane; l < L; l += WARP) {
         float s = 0.f;

@@ -7,7 +7,9 @@ from sdpl.kernels.compile import constants
 MAX_LOCATIONS = 1024
 MAX_GRID_YZ = 65535  # CUDA's limit for the second and third dimension of a grid
 MAX_SHARED_BYTES = 48 << 10  # of a block, without asking for more
-COST = {4: 1.0, 2: 1.03, 1: 1.1}  # of a category in tiles of so many, as benchmarks/kernel_model.py predicts it
+# In units of one category's tanh on a multiprocessor, as benchmarks/kernel_model.py predicts it:
+PER_TILE = 0.25  # what a tile takes beside its categories
+PER_LOAD = 2.0  # u and g of a tile from the L2 cache, when all multiprocessors ask at once
 SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
@@ -45,15 +47,15 @@ def plan_tiled(kernel: str, shape: Shape, dtype: str, aligned: bool, multiproces
 
     A block walks through tiles of one image and 1, 2 or 4 categories, as many as every other block or one more. The
     more categories, the less is loaded and converted for each of them; but the busiest multiprocessor, which decides,
-    has whole tiles. `COST` weighs one against the other.
+    has whole tiles.
     """
-    sizes = [1] if not aligned else [2, 1] if dtype == "float32" else [4, 2, 1]
-    busiest = {}
-    for tc in sizes:
-        shared = _shared_bytes(kernel, tc, shape.L)
-        if shared <= MAX_SHARED_BYTES:
-            busiest[tc] = tc * _ceil(shape.B * _ceil(shape.C, tc), multiprocessors)  # categories
-    tc = min(busiest, key=lambda size: busiest[size] * COST[size])
+    cost = {}
+    for tc in [1] if not aligned else [2, 1] if dtype == "float32" else [4, 2, 1]:
+        if _shared_bytes(kernel, tc, shape.L) <= MAX_SHARED_BYTES:
+            tiles = shape.B * _ceil(shape.C, tc)
+            load = PER_LOAD * min(1, tiles / multiprocessors)
+            cost[tc] = _ceil(tiles, multiprocessors) * max(tc + PER_TILE, load)
+    tc = min(cost, key=cost.__getitem__)
     tiles = shape.B * _ceil(shape.C, tc)
     resident = min(constants()["FORWARD_BLOCKS"], _ceil(tiles, multiprocessors))
     grid = (min(tiles, multiprocessors), max(1, resident), 1)

@@ -17,7 +17,7 @@ H100 = 132  # multiprocessors
         (1, 80, "float16", True, "forward_f16_c1_aligned", (80, 1, 1)),
         (32, 80, "float16", True, "forward_f16_c4_aligned", (132, 3, 1)),
         (1, 500, "float16", True, "forward_f16_c4_aligned", (125, 1, 1)),
-        (8, 80, "float16", True, "forward_f16_c1_aligned", (132, 3, 1)),
+        (8, 80, "float16", True, "forward_f16_c2_aligned", (132, 3, 1)),
         (32, 80, "float32", True, "forward_f32_c2_aligned", (132, 3, 1)),
         (32, 80, "bfloat16", False, "forward_bf16_c1_any", (132, 3, 1)),
         (0, 80, "float16", True, "forward_f16_c4_aligned", (0, 1, 1)),
