@@ -92,4 +92,4 @@ def _compared(path: Path, data: "LabelledImages", batch: int, threshold: float |
     with shown() as report:
         scores = score_all(other.scores, own, other.image_size, batch, report)
     result = evaluate(scores, own, other.thresholds)
-    return Compared(str(path), scores[:, [other.categories.index(name) for name in data.categories]], result)
+    return Compared(str(path), other, scores[:, [other.categories.index(name) for name in data.categories]], result)
