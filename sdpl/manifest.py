@@ -89,8 +89,8 @@ class Target(_Record):
     """One way to run the model, what it was built with, and the proof that it gives PyTorch's answers.
 
     files: by role. "model" is a whole ONNX graph, "weights" the part of it that is too large for one file; "encoder" an
-    ONNX graph image -> u, g; "engine" a built encoder; "head" the operator's constants; "cubin sm86" and so on the
-    kernel for a compute capability.
+    ONNX graph image -> u, g; "engine" a built encoder; "head" the operator's constants; "cubin.sm86" and so on the
+    kernel for a compute capability, "resize.sm86" that of the resize.
     """
 
     backend: Annotated[str, AfterValidator(_one_of(BACKENDS))]

@@ -13,7 +13,7 @@ from sdpl.errors import UserError, listed
 from sdpl.export.proof import Limits, Prover, prove_targets
 from sdpl.export.tensorrt import build_engine, require_buildable
 from sdpl.files import naming, replace_folder
-from sdpl.kernels.compile import CAPABILITIES, cubin, require_nvrtc
+from sdpl.kernels.compile import CAPABILITIES, cubin, require_nvrtc, resize_cubin
 from sdpl.kernels.launch import supported
 from sdpl.manifest import CACHE, Profile, Target
 from sdpl.progress import Progress, Report, silent
@@ -48,6 +48,7 @@ def write_gpu_files(folder: Path, encoder: str, spec: TargetSpec, profile: Profi
     for each in [capability] if capability else CAPABILITIES:
         code = cubin(supported(each), dtype)
         files[f"cubin.sm{each}"] = _write(folder, f"kernels/sm{each}.{dtype}.cubin", code)
+        files[f"resize.sm{each}"] = _write(folder, f"kernels/sm{each}.resize.cubin", resize_cubin(supported(each)))
     if engine is None:
         return GpuFiles(files, fields={"profile": profile})
     files["engine"] = _write(folder, f"targets/{str(spec).replace(':', '-')}/encoder.engine", engine.code)
