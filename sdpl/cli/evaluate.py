@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 @click.option("--skip-unreadable", is_flag=True, help="Name unreadable images and leave them out, instead of stopping.")
 @click.option("--json", "json_path", type=PATH, help="Also write the metrics to this file.")
 @click.option("--report", "page", type=PATH, help="Also write an HTML page: curves, the worst errors and more.")
-@click.option("--compare", type=PATH, multiple=True, help="Another model beside MODEL in the page; may be repeated.")
+@click.option(
+    "--compare", type=PATH, multiple=True, help="Another model beside MODEL in the page, or what --json wrote of it."
+)
 @runtime_options
 @click.option("--worst", type=click.IntRange(0, 200), default=12, show_default=True, help="Pictures per part of it.")
 def command(
@@ -81,15 +83,20 @@ def command(
 
 
 def _compared(path: Path, data: "LabelledImages", batch: int, threshold: float | None) -> "Compared":
-    """Another model's scores and metrics of the same data. Raises UserError when its categories are others."""
+    """Another model's scores and metrics of the same data, or a file's metrics. Raises UserError when its categories
+    are others."""
     from sdpl.data.formats import in_order
-    from sdpl.evaluate.evaluation import evaluate, score_all
+    from sdpl.evaluate.evaluation import evaluate, read_evaluation, score_all
+    from sdpl.evaluate.report.cases import Scored
     from sdpl.evaluate.report.html import Compared
     from sdpl.models import open_model
 
+    if path.suffix == ".json":
+        return Compared(str(path), read_evaluation(path, data))
     other = open_model(path, threshold)
     own = in_order(data, other.categories, f"--compare {path}")
     with shown() as report:
         scores = score_all(other.scores, own, other.image_size, batch, report)
     result = evaluate(scores, own, other.thresholds)
-    return Compared(str(path), other, scores[:, [other.categories.index(name) for name in data.categories]], result)
+    columns = [other.categories.index(name) for name in data.categories]
+    return Compared(str(path), result, Scored(str(path), other, scores[:, columns]))

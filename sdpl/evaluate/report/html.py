@@ -68,10 +68,12 @@ class CategoryRow:
 
 
 @dataclass(frozen=True)
-class Compared(Scored):
-    """Another model on the same data, with its metrics."""
+class Compared:
+    """Another model on the same data: its metrics and, unless only they are known, its scores."""
 
+    name: str
     result: Evaluation
+    scored: Scored | None = None
 
 
 def write_report(
@@ -97,6 +99,7 @@ def write_report(
     rows = category_rows(scores, data, model.thresholds, result)
     chance = {row.category: 100 * row.positive / row.known for row in rows if row.known}
     aps = {model_name: result.ap, **{other.name: other.result.ap for other in others}}
+    scored = [other.scored for other in others if other.scored is not None]
     template = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string(resources.files("sdpl.evaluate.report").joinpath("template.html").read_text(encoding="utf-8"))
@@ -120,8 +123,9 @@ def write_report(
             "False positives": error_cards(false_positives, model, data),
             "False negatives": error_cards(false_negatives, model, data),
         },
-        samples=sample_cards([Scored(model_name, model, scores), *others], data, samples),
+        samples=sample_cards([Scored(model_name, model, scores), *scored], data, samples),
         others=others,
+        several=bool(scored),
         models=[(model_name, result), *((other.name, other.result) for other in others)],
         known=float((data.labels != 0).mean()),
         version=__version__,
