@@ -92,11 +92,8 @@ def evaluate(scores: np.ndarray, data: LabelledImages, thresholds: float | np.nd
     )
 
 
-def read_evaluation(path: Path, data: LabelledImages) -> Evaluation:
-    """The metrics of any model on these labels, as `sdpl-eval --json` wrote them.
-
-    Raises UserError for another kind of file, or one whose images and categories are others.
-    """
+def read_evaluation(path: Path) -> Evaluation:
+    """The metrics that `sdpl-eval --json` wrote. Raises UserError for another kind of file."""
     try:
         if path.stat().st_size > MAX_METRICS:
             raise UserError(f"{path}: has more than {MAX_METRICS >> 20} MB, which no evaluation writes.")
@@ -110,7 +107,11 @@ def read_evaluation(path: Path, data: LabelledImages) -> Evaluation:
         ) from None
     if not {"OF1", "CF1"} <= found.f1.keys():
         raise UserError(f"{path}: is not what `sdpl-eval --json` writes (f1: has no OF1 and CF1).")
+    return found
+
+
+def require_same_data(found: Evaluation, data: LabelledImages, name: str) -> None:
+    """Raise UserError when an evaluation is about other images or categories, as far as their number and names tell."""
     if found.images != len(data) or found.ap.keys() != set(data.categories):
         there, here = (f"{n} images and {c} categories" for n, c in ((found.images, len(found.ap)), data.labels.shape))
-        raise UserError(f"{path}: is about {there}, not the same {here} as here: compare models on the same labels.")
-    return found
+        raise UserError(f"{name}: is about {there}, not the same {here} as here: compare models on the same labels.")
