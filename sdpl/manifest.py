@@ -120,6 +120,13 @@ class Target(_Record):
         return "model" in self.files
 
     @property
+    def polynomial(self) -> int:
+        """Of every 8 tanh of its kernel, how many are a polynomial."""
+        tanh = self.notes.get("tanh")
+        found = tanh.get("polynomial_of_8") if isinstance(tanh, dict) else 0
+        return found if isinstance(found, int) and 0 <= found <= 8 else 0
+
+    @property
     def status(self) -> str:
         """ "verified", or "built, not run" where its proof was computed without it."""
         return "verified" if self.proof().scored_by == "target" else "built, not run"

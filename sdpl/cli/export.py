@@ -42,6 +42,14 @@ if TYPE_CHECKING:
     help="separable: one matrix product in place of a tanh for each category, for thousands of them; on a GPU the "
     "whole model is then one engine, in fp16 or fp32, without the kernel.",
 )
+@click.option(
+    "--tanh",
+    type=click.Choice(["unit", "mixed"]),
+    default="unit",
+    show_default=True,
+    help="mixed: the GPU kernel takes a share of tanh as a polynomial, beside the tanh unit, as far as the precision's "
+    "error budget allows; sdpl-info tells both errors.",
+)
 @click.option("--calibrate", type=PATH, multiple=True, help="Images or folders for int8 and the separable head.")
 @click.option("--images", type=PATH, multiple=True, help="Verify on these images or folders, not the held-out ones.")
 @click.option("--eval", "annotations", type=PATH, help="Labelled data on which mAP is compared too.")
@@ -61,6 +69,7 @@ def command(
     default_target: str | None,
     batch: str,
     head: str,
+    tanh: str,
     calibrate: tuple[Path, ...],
     images: tuple[Path, ...],
     annotations: Path | None,
@@ -82,7 +91,12 @@ def command(
         from sdpl.export.engines import add_engines
 
         given: dict[str, object] = {"--out": out, "--images": images, "--calibrate": calibrate, "--eval": annotations}
-        given |= {"--eval-images": eval_images, "--head": head != "exact", "--max-mAP-drop": max_drop}
+        given |= {
+            "--eval-images": eval_images,
+            "--head": head != "exact",
+            "--tanh": tanh != "unit",
+            "--max-mAP-drop": max_drop,
+        }
         given |= {"--default-target": default_target, "--keep": keep}
         for option in (name for name, value in given.items() if value):
             raise UserError(f"{option} needs a checkpoint: a bundle only gets more engines, in its place.")
@@ -109,6 +123,7 @@ def command(
     options = Options(
         targets=specs,
         head=head,
+        tanh=tanh,
         profile=profile,
         images=find_images(list(images)) if images else None,
         calibrate=find_images(list(calibrate)) if calibrate else None,

@@ -20,9 +20,12 @@ from sdpl.export.precision import narrow
 from sdpl.export.quantize import Calibration, Quantized, quantize
 from sdpl.export.separable import separate
 from sdpl.kernels.reference import attention_logits, attention_pool
+from sdpl.kernels.tolerance import choose_polynomial
 from sdpl.progress import Progress, Report
 from sdpl.targets import PRECISIONS
 from sdpl.train.model import PartialLabelModel
+
+MAX_CATEGORIES = 256  # on which the error of a polynomial is derived
 
 
 class Artifacts:
@@ -98,6 +101,16 @@ class Artifacts:
             onnx.save(encoder, self.folder / name)
             save_file(self.head.constants, self.folder / HEAD)
         return name, notes
+
+    def polynomial(self, precision: str, images: np.ndarray) -> dict[str, Any]:
+        """How much of tanh the kernel may take as a polynomial in a precision, by the error budget of its dtype, on the
+        features of some images; with the share of attention that errors move, before and after."""
+        u, _ = encoder_runner(self.encoder("fp32")[0])(images[:BATCH])
+        v, q = (self.head.constants[name].astype(np.float64) for name in ("v", "q"))
+        some = v[:: -(-len(v) // MAX_CATEGORIES)]
+        choice = choose_polynomial(u.astype(np.float64), some, q, PRECISIONS[precision].kernel_dtype)
+        moved = {"attention_moved": choice.moved, "by_unit_alone": choice.moved_before}
+        return {"polynomial_of_8": choice.of_8, **moved}
 
     @functools.cached_property
     def head(self) -> FoldedHead:

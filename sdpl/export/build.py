@@ -44,12 +44,14 @@ class Options:
     """What to export and how to prove it.
 
     images: of the proof, instead of those the checkpoint carries. calibrate: images for int8 and for the separable
-    head. evaluation: labelled data, on which every target's mAP is compared with PyTorch's. default_target: what `auto`
-    takes where it runs, in its precision; None for float32.
+    head. tanh: "unit", or "mixed" where the kernel may take a share of tanh as a polynomial. evaluation: labelled data,
+    on which every target's mAP is compared with PyTorch's. default_target: what `auto` takes where it runs, in its
+    precision; None for float32.
     """
 
     targets: tuple[TargetSpec, ...] = field(default_factory=default_targets)
     head: str = "exact"
+    tanh: str = "unit"
     profile: Profile = field(default_factory=Profile)
     images: list[Path] | None = None
     calibrate: list[Path] | None = None
@@ -70,6 +72,10 @@ class Options:
             require_possible(spec)
         if self.head == "separable" and not self.calibrate:
             raise UserError("--head separable is fitted to real images: add --calibrate FOLDER.")
+        if self.tanh == "mixed" and (self.head != "exact" or not any(s.backend.needs_gpu for s in self.targets)):
+            raise UserError(
+                "--tanh mixed is for the kernel: add a GPU target, such as rtx:sm86:fp16, with --head exact."
+            )
         wrong = [s for s in self.targets if s.backend.needs_gpu and s.precision not in SEPARABLE_ON_GPU]
         if self.head == "separable" and wrong:
             raise UserError(
@@ -126,12 +132,16 @@ def _make(
         library = importlib.import_module(spec.backend.package)
         built_with |= {"onnxruntime": onnxruntime.__version__, spec.backend.package: library.__version__}
     else:
+        polynomial = 0
         if options.head == "separable":
             graph, notes = artifacts.whole_model(spec.precision, options.head, held_out)
         else:
             name, notes = artifacts.gpu_encoder(spec.precision)
             graph = {"encoder": name, "head": HEAD}
-        gpu = write_gpu_files(artifacts.folder, graph, spec, options.profile, report)
+            if options.tanh == "mixed":
+                tanh = artifacts.polynomial(spec.precision, held_out)
+                notes, polynomial = {**notes, "tanh": tanh}, tanh["polynomial_of_8"]
+        gpu = write_gpu_files(artifacts.folder, graph, spec, options.profile, report, polynomial)
         files, fields, built_with = gpu.files, gpu.fields, built_with | gpu.built_with
     return Target(
         backend=spec.backend.name,

@@ -40,10 +40,15 @@ def require_possible(spec: TargetSpec) -> None:
 
 
 def write_gpu_files(
-    folder: Path, graph: dict[str, str], spec: TargetSpec, profile: Profile, report: Report
+    folder: Path,
+    graph: dict[str, str],
+    spec: TargetSpec,
+    profile: Profile,
+    report: Report,
+    polynomial: int = 0,
 ) -> GpuFiles:
     """Write what a GPU target needs beside its graph, which is in the folder already, by role: an encoder with the
-    head's constants, or a whole model, which needs no kernel of ours for its head."""
+    head's constants, or a whole model, which needs no kernel of ours for its head. polynomial: of `cubin`."""
     files, whole = dict(graph), "model" in graph
     source = folder / graph["model" if whole else "encoder"]
     engine = build_engine(source, spec, profile, report) if spec.backend.builds_engines else None
@@ -51,8 +56,9 @@ def write_gpu_files(
     dtype = PRECISIONS[spec.precision].kernel_dtype
     for each in [capability] if capability else CAPABILITIES:
         if not whole:
-            code = cubin(supported(each), dtype)
-            files[f"cubin.sm{each}"] = _write(folder, f"kernels/sm{each}.{dtype}.cubin", code)
+            code = cubin(supported(each), dtype, polynomial=polynomial)
+            name = f"kernels/sm{each}.{dtype}{f'.polynomial{polynomial}' if polynomial else ''}.cubin"
+            files[f"cubin.sm{each}"] = _write(folder, name, code)
         files[f"resize.sm{each}"] = _write(folder, f"kernels/sm{each}.resize.cubin", resize_cubin(supported(each)))
     if engine is None:
         return GpuFiles(files, fields={"profile": profile})
@@ -92,9 +98,10 @@ def add_engines(
         for spec in specs:
             report(Progress(f"{spec}: building"))
             start, encoder = time.perf_counter(), f"encoder.{spec.precision}.onnx"
-            gpu = write_gpu_files(folder, {"encoder": encoder, "head": HEAD}, spec, profile, report)
-            build_s = round(time.perf_counter() - start, 2)
             like = of_precision[spec.precision]  # the graph's own limit, if none was named, and what is known of it
+            graph = {"encoder": encoder, "head": HEAD}
+            gpu = write_gpu_files(folder, graph, spec, profile, report, like.polynomial)
+            build_s = round(time.perf_counter() - start, 2)
             limit = limits.score_difference
             limits_of[str(spec)] = Limits(like.proof().tolerance if limit is None else limit)
             made[str(spec)] = Target(

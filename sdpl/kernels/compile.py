@@ -30,6 +30,18 @@ def constants() -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"^constexpr int (\w+) = (\d+);", SOURCE.read_text(), re.M)}
 
 
+@functools.cache
+def polynomial() -> tuple[float, tuple[float, ...]]:
+    """The source's own polynomial for tanh: its range, and its coefficients from the highest power down."""
+    text = SOURCE.read_text()
+    body = text[text.index("half_tanh(float u, float v)") :].split("\n}", 1)[0]
+    limit = re.search(r"POLYNOMIAL_RANGE = ([\d.]+)f;", text)
+    if limit is None:
+        raise RuntimeError("the source has no POLYNOMIAL_RANGE")
+    coefficients = re.findall(r"(?:float p = |fmaf\(p, y, )(-?[\d.]+)f", body)
+    return float(limit[1]), tuple(map(float, coefficients))
+
+
 def cubin(
     capability: str, dtype: str, exact_tanh: bool = False, cache: Path | None = None, polynomial: int = 0
 ) -> bytes:

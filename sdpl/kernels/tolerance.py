@@ -13,11 +13,18 @@ from typing import Any, NamedTuple
 from array_api_compat import array_namespace
 
 from sdpl.kernels import EPS
+from sdpl.kernels.compile import polynomial as polynomial_of_source
 from sdpl.kernels.reference import Array, softmax
 
 TANH = 2.0**-11  # largest relative error of tanh.approx.f32
 POLYNOMIAL = 2.0**-10.84  # largest absolute error of the polynomial that replaces some tanh
 ROUNDING = 2.0**-22  # of a float32 sum, of the sum of its absolute terms
+HALF_UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # largest relative rounding error
+# The share of attention that may lie elsewhere on average, when polynomials are taken: a tenth of the 1 % that a
+# separable head may move at most; more for bfloat16, whose rounding of u and v moves more by itself; none where float32
+# was asked for.
+BUDGET = {"float32": 0.0, "float16": 1e-3, "bfloat16": 4e-3}
+MOST = 2  # of 8 by polynomial: with more the kernel is bound by issue slots, see docs/kernel.md
 
 
 class Deviations(NamedTuple):
@@ -28,22 +35,56 @@ class Deviations(NamedTuple):
     logits: Any  # [B,C]
 
 
+class PolynomialChoice(NamedTuple):
+    """of_8: of every 8 tanh, how many the kernel takes as a polynomial. The share of attention that its errors and the
+    rounding of u and v move, as `attention_moved`: with the tanh unit alone, and as chosen."""
+
+    of_8: int
+    moved_before: float
+    moved: float
+
+
+def choose_polynomial(u: Array, v: Array, q: Array, dtype: str) -> PolynomialChoice:
+    """The largest share of polynomials that a dtype's budget (`BUDGET`) allows, on real u [B,L,K], v [C,K], q [K]."""
+    moved = [attention_moved(u, v, q, dtype, polynomial) for polynomial in range(MOST + 1)]
+    of_8 = max(n for n, share in enumerate(moved) if n == 0 or share <= BUDGET[dtype])
+    return PolynomialChoice(of_8, moved[0], moved[of_8])
+
+
+def attention_moved(u: Array, v: Array, q: Array, dtype: str, polynomial: int = 0) -> float:
+    """The share of a category's attention that is expected at other locations than it should be, on average: by the
+    derived deviations, with u and v rounded to a dtype, and by what the polynomial does to these very values."""
+    xp = array_namespace(u, v, q)
+    s, variance = _scores(u, v, q, 0, 2 * HALF_UNIT[dtype] ** 2 / 3)  # of u and of v, each uniform
+    a = softmax(s)
+    derived = (
+        float(xp.mean(xp.sum(_attention(a, variance), axis=-1))) * math.sqrt(2 / math.pi) / 2
+    )  # mean |x|, normal x
+    if polynomial == 0:
+        return derived
+    some = xp.astype(xp.arange(u.shape[-1]) % 8 < polynomial, q.dtype) * q  # of those k that take it
+    shift = xp.stack([(_polynomial_tanh(u * v_c) - xp.tanh(u * v_c)) @ some for v_c in v], axis=1)  # [B,C,L]
+    return math.hypot(derived, float(xp.mean(xp.sum(xp.abs(softmax(s + shift) - a), axis=-1))) / 2)
+
+
+def _polynomial_tanh(x: Array) -> Array:
+    """As the kernel's `half_tanh`, doubled and less 1."""
+    xp = array_namespace(x)
+    limit, (p, *coefficients) = polynomial_of_source()
+    y = xp.clip(xp.abs(x) / limit, max=1.0)
+    for coefficient in coefficients:
+        p = p * y + coefficient
+    result: Array = 2 * xp.clip(x / limit * p + 0.5, min=0.0, max=1.0) - 1
+    return result
+
+
 def forward_deviations(
     u: Array, v: Array, q: Array, g: Array, t: Array, eps: float = EPS, polynomial: int = 0
 ) -> Deviations:
     """Of u [B,L,K], v [C,K], q [K], g [B,L,E], t [C,E], in float64. polynomial: of every 8 tanh, how many are one."""
-    of_unit, of_polynomial = 1 - polynomial / 8, polynomial / 8 * (POLYNOMIAL / TANH) ** 2
-    xp = array_namespace(u, v, q, g, t)
-    s, s_variance, logits = [], [], []
-    for c in range(v.shape[0]):  # B*C*L*K values never exist at once
-        y = xp.tanh(u * v[c])  # [B,L,K]
-        s.append(y @ q)
-        squares = of_unit * (y**2 @ q**2) + of_polynomial * xp.sum(q**2)
-        s_variance.append(_variance(squares, xp.abs(y) @ xp.abs(q)))
-    s_l, variance = xp.stack(s, axis=1), xp.stack(s_variance, axis=1)  # [B,C,L]
-    a = softmax(s_l)
-    mean = xp.sum(a**2 * variance, axis=-1, keepdims=True)
-    attention = a * xp.sqrt((1 - 2 * a) * variance + mean) + ROUNDING * a
+    xp, logits = array_namespace(u, v, q, g, t), []
+    s, variance = _scores(u, v, q, polynomial)
+    a = softmax(s)
     for c in range(v.shape[0]):
         e = xp.sum(a[:, c, :, None] * g, axis=1)  # [B,E]
         norm = xp.clip(xp.linalg.vector_norm(e, axis=-1, keepdims=True), min=eps)  # [B,1]
@@ -52,7 +93,7 @@ def forward_deviations(
         of_softmax = xp.sum(a[:, c] * slope, axis=-1, keepdims=True)  # 0 unless the norm is at its floor
         through = xp.sum((a[:, c] * (slope - of_softmax)) ** 2 * variance[:, c], axis=-1)  # [B]
         logits.append(xp.sqrt(through) + ROUNDING * xp.linalg.vector_norm(t[c]))
-    return Deviations(xp.sqrt(variance), attention, xp.stack(logits, axis=1))
+    return Deviations(xp.sqrt(variance), _attention(a, variance), xp.stack(logits, axis=1))
 
 
 def backward_deviations(u: Array, v: Array, q: Array, ds: Array) -> tuple[Array, Array, Array]:
@@ -91,6 +132,29 @@ def departure(actual: Any, expected: Any, deviation: Any) -> str | None:
         f"errors of {mean:.2f} standard deviations in the root mean square (limit {mean_limit:.2f}) and {most:.1f} at "
         f"most (limit {most_limit:.1f})"
     )
+
+
+def _scores(u: Array, v: Array, q: Array, polynomial: int, rounding: float = 0.0) -> tuple[Array, Array]:
+    """s [B,C,L] and the variance of its error. rounding: the relative variance of u v."""
+    of_unit, of_polynomial = 1 - polynomial / 8, polynomial / 8 * (POLYNOMIAL / TANH) ** 2
+    xp = array_namespace(u, v, q)
+    s, variance = [], []
+    for c in range(v.shape[0]):  # B*C*L*K values never exist at once
+        z = u * v[c]  # [B,L,K]
+        y = xp.tanh(z)
+        s.append(y @ q)
+        squares = of_unit * (y**2 @ q**2) + of_polynomial * xp.sum(q**2)
+        of_inputs = rounding * (((1 - y**2) * z) ** 2 @ q**2) if rounding else 0.0
+        variance.append(_variance(squares, xp.abs(y) @ xp.abs(q)) + of_inputs)
+    return xp.stack(s, axis=1), xp.stack(variance, axis=1)
+
+
+def _attention(a: Array, variance: Array) -> Array:
+    """The standard deviation of attention's error from the scores' variance, [B,C,L]."""
+    xp = array_namespace(a, variance)
+    mean = xp.sum(a**2 * variance, axis=-1, keepdims=True)
+    deviation: Array = a * xp.sqrt((1 - 2 * a) * variance + mean) + ROUNDING * a
+    return deviation
 
 
 def _variance(squares: Array, magnitude: Array) -> Array:

@@ -1,6 +1,7 @@
 """What the commands print: measurements, the environment, a bundle's targets."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Group
@@ -8,8 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from sdpl.bundle import Bundle
+from sdpl.manifest import Target
 from sdpl.runtime.availability import in_order, target_obstacle
 from sdpl.text import escaped
+
+USUAL_HEADS = ("kernel", "in the graph")  # of targets in two stages, and of whole graphs
 
 
 def latency_table(result: dict[str, Any]) -> Group:
@@ -64,8 +68,23 @@ def environment_table(found: dict[str, Any]) -> Table:
 
 def target_states(bundle: Bundle) -> dict[str, dict[str, str]]:
     """For each target how it was proved, and whether it runs on this machine, as plain values."""
-    targets = bundle.manifest.targets
-    return {n: {"status": t.status, "here": target_obstacle(bundle, n) or "usable"} for n, t in targets.items()}
+    return {
+        name: {"status": target.status, "head": head_of(target), "here": target_obstacle(bundle, name) or "usable"}
+        for name, target in bundle.manifest.targets.items()
+    }
+
+
+def head_of(target: Target) -> str:
+    """How a target computes the head, with the errors that its export told."""
+    with suppress(KeyError, TypeError, ValueError):  # the manifest's notes have no fixed form
+        if "separable_head" in target.notes:
+            found = target.notes["separable_head"]
+            return f"separable, {int(found['terms'])} terms, {float(found['attention_moved']):.2%} of attention moved"
+        if target.polynomial:
+            found = target.notes["tanh"]
+            moved = f"{float(found['attention_moved']):.3%} of attention moved, not {float(found['by_unit_alone']):.3%}"
+            return f"kernel, {target.polynomial} of 8 tanh by polynomial, {moved}"
+    return USUAL_HEADS[target.is_whole]
 
 
 def target_table(bundle: Bundle) -> Table:
@@ -82,4 +101,7 @@ def target_table(bundle: Bundle) -> Table:
         difference = target.proof().max_score_difference
         here = target_obstacle(bundle, name) or "usable"
         table.add_row(escaped(name), target.status, f"{difference:.1e}", f"{size / 1e6:.1f} MB", escaped(here))
+        head = head_of(target)
+        if head not in USUAL_HEADS:
+            table.caption = "\n".join(filter(None, (str(table.caption or ""), escaped(f"{name}: {head}"))))
     return table

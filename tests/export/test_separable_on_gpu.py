@@ -1,5 +1,8 @@
 """`--head separable` for a GPU: one engine of the whole model in float16, really built; its proof is of that graph."""
 
+import json
+import re
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -54,6 +57,11 @@ def test_float16_is_part_of_the_error_that_is_measured():
     u, x, weight = (rng.standard_normal(size).astype(np.float32) for size in ((2, 9, 64), (64, 4), (256, 5)))
     exact, rounded = (SeparableScores(x, weight, 0, dtype=dtype).scores(u) for dtype in ("float32", "float16"))
     assert 1e-4 < np.abs(rounded - exact).max() < 0.1
+
+
+def test_the_kind_of_head_and_its_error_are_told(separable, sdpl):
+    state = json.loads(sdpl("info", separable.path, "--json").stdout)["targets"][NAME]
+    assert re.fullmatch(r"separable, \d+ terms, 0\.\d\d% of attention moved", state["head"])
 
 
 @pytest.mark.parametrize("target", ["rtx:sm86:bf16", "rtx:sm86:int8", "cuda:fp16"])

@@ -4,8 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from sdpl.kernels.reference import attention_pool
-from sdpl.kernels.tolerance import TANH, backward_deviations, departure, forward_deviations
+from sdpl.kernels.reference import attention_logits, attention_pool, softmax
+from sdpl.kernels.tolerance import (
+    BUDGET,
+    POLYNOMIAL,
+    TANH,
+    _polynomial_tanh,
+    attention_moved,
+    backward_deviations,
+    choose_polynomial,
+    departure,
+    forward_deviations,
+)
 
 
 @pytest.fixture
@@ -40,6 +50,36 @@ def test_errors_of_that_size_in_every_tanh_make_these_deviations(operands):
     deviations = forward_deviations(*operands)
     for measured, derived in zip(zip(*errors, strict=True), (deviations.logits, deviations.attention), strict=True):
         np.testing.assert_allclose(np.std(measured, axis=0), derived, rtol=0.1)
+
+
+@pytest.mark.parametrize(("dtype", "of_8"), [("float32", 0), ("float16", 2), ("bfloat16", 2)])
+def test_polynomials_are_taken_as_far_as_the_dtype_s_budget_goes(dtype, of_8, monkeypatch):
+    rng = np.random.default_rng(0)
+    u, v, q = (rng.standard_normal(shape) for shape in ((2, 49, 256), (5, 256), (256,)))
+    choice = choose_polynomial(u, v, q / 5, dtype)
+    assert choice.of_8 == of_8
+    assert choice.moved_before == attention_moved(u, v, q / 5, dtype)
+    assert choice.moved == attention_moved(u, v, q / 5, dtype, of_8) <= max(BUDGET[dtype], choice.moved_before)
+    monkeypatch.setitem(BUDGET, dtype, attention_moved(u, v, q / 5, dtype, 1))
+    assert choose_polynomial(u, v, q / 5, dtype).of_8 == 1
+
+
+def test_the_polynomial_is_as_exact_as_it_is_said_to_be():
+    x = np.linspace(-20, 20, 1_000_001)
+    error = np.abs(_polynomial_tanh(x) - np.tanh(x)).max()
+    assert 0.99 * POLYNOMIAL < error < 1.01 * POLYNOMIAL
+
+
+def test_rounded_inputs_make_the_derived_error():
+    """With exact tanh, u v rounded as float16 would: the derivation without its part of the tanh unit."""
+    rng = np.random.default_rng(0)
+    u, v, q = (rng.standard_normal(shape) for shape in ((4, 9, 64), (6, 64), (64,)))
+    exact = softmax(attention_logits(u, v, q))
+    u_rounded, v_rounded = (x.astype(np.float16).astype(float) for x in (u, v))
+    moved = np.abs(softmax(attention_logits(u_rounded, v_rounded, q)) - exact).sum(-1).mean() / 2
+    with_unit = [attention_moved(u, v, q, dtype) ** 2 for dtype in ("float16", "float32")]
+    derived = (with_unit[0] - with_unit[1]) ** 0.5
+    assert 0.2 < moved / derived < 1.2  # the largest rounding error is not always reached
 
 
 def test_what_is_too_far_away_is_told():
