@@ -305,7 +305,7 @@ template <typename T, int TC, bool ALIGNED, int POLYNOMIAL, typename Pool>
 __device__ __forceinline__ void score_tile(const T* __restrict__ u, const T* __restrict__ v, const float* __restrict__ q,
                                            int L, int here, int K, float* partial, Pool& pool) {
   // Rows of u on their way: enough for 200 cycles, few enough for the registers.
-  constexpr int AHEAD = TC > 1 ? 4 : ALIGNED && sizeof(T) == 2 ? 6 : 3;
+  constexpr int AHEAD = TC > 1 ? 4 : !ALIGNED ? 3 : sizeof(T) == 2 ? 6 : 4;
   constexpr int VALUES = 8 * TC;  // TILE_L*TC sums of a location tile, padded for warp_sums
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, slices = slices_of(K), slice = warp % slices;
   const int first = warp / slices, teams = FORWARD_WARPS / slices;  // of locations

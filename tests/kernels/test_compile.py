@@ -46,6 +46,14 @@ def test_every_entry_point_uses_the_tanh_unit_and_does_not_spill(kernels, reques
         assert spills(opcodes) <= few, f"{name} spills"
 
 
+def test_float32_spills_next_to_nothing(cache, tmp_path):
+    path = tmp_path / "exact.cubin"
+    path.write_bytes(cubin("86", "float32", cache=cache))
+    for name, lines in sass.functions(path).items():
+        assert spills(sass.main_loop(lines)) == 0, name
+        assert spills(line[0] for line in lines if isinstance(line, tuple)) <= 2, name
+
+
 @pytest.mark.parametrize(("tile", "limit"), [("c1_aligned", 8), ("c2_aligned", 6), ("c4_aligned", 5.2)])
 def test_instructions_per_tanh_of_the_main_tiles(kernels, tile, limit):
     """Below 8 they hide behind the tanh unit; pooling of the tile before is among them."""
