@@ -13,7 +13,15 @@ from sdpl.kernels.reference import bilinear_attention_pool
 from sdpl.kernels.tolerance import backward_deviations, departure, forward_deviations
 from sdpl.kernels.torch_op import attention_logits, device_array
 
-SHAPES = ((1, 49, 80, 1024, 512), (3, 50, 7, 300, 17), (2, 196, 81, 8, 40), (2, 1, 1, 8, 1))  # B, L, C, K, E
+SHAPES = (  # B, L, C, K, E
+    (1, 49, 80, 1024, 512),
+    (8, 49, 500, 1024, 512),  # several tiles for a block, of every size on some GPU
+    (3, 50, 7, 300, 17),
+    (2, 196, 81, 8, 40),
+    (2, 56, 9, 512, 600),
+    (1, 9, 21, 2080, 16),
+    (2, 1, 1, 8, 1),
+)
 
 
 def expect(actual: torch.Tensor, right: torch.Tensor, deviation: torch.Tensor, name: str, where: tuple) -> None:

@@ -393,7 +393,7 @@ struct Tiles {
   }
 };
 
-// Inference. Shared memory: partial scores [4][L][TC], weights [L][TC], zeros [TILE_L][TC], sums [4][2*TC], floats.
+// Inference. Shared memory: partial scores [4][L][TC], weights [L][TC], zeros [4][TILE_L][TC], sums [4][2*TC], floats.
 template <typename T, int TC, bool ALIGNED>
 __device__ __forceinline__ void forward(const T* __restrict__ u, const T* __restrict__ v, const float* __restrict__ q,
                                         const T* __restrict__ g, const float* __restrict__ t, float* __restrict__ logits,
@@ -402,9 +402,10 @@ __device__ __forceinline__ void forward(const T* __restrict__ u, const T* __rest
   const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, slices = slices_of(K);
   float* partial = shared;
   float* weight = partial + FORWARD_WARPS * L * TC;
-  float* zero = weight + L * TC;
-  float* sums = zero + TILE_L * TC;
-  if (threadIdx.x < TILE_L * TC) zero[threadIdx.x] = 0.f;
+  float* zero = weight + L * TC + warp * TILE_L * TC;  // each warp has its own, so that none waits for another
+  float* sums = weight + L * TC + FORWARD_WARPS * TILE_L * TC;
+  if (lane < TILE_L * TC) zero[lane] = 0.f;
+  __syncwarp();
 
   Tiles at(B, C, TC);
   Pooling<T, TC, ALIGNED> pool{g, weight, zero, L, E};

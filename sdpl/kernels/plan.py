@@ -72,7 +72,7 @@ def _shared_bytes(kernel: str, tc: int, locations: int) -> int:
     size = constants()
     floats = size["FORWARD_WARPS"] * locations * tc
     if kernel == "forward":
-        floats += (locations + size["TILE_L"] + 2 * size["FORWARD_WARPS"]) * tc
+        floats += (locations + size["FORWARD_WARPS"] * (size["TILE_L"] + 2)) * tc
     return 4 * floats
 
 

@@ -180,7 +180,7 @@ def test_a_missing_block_barrier_is_caught(tmp_path, which):
 
 
 def test_a_missing_warp_exchange_is_caught(tmp_path):
-    """The kernel has no __syncwarp of its own: its warps synchronise in their shuffles."""
+    """Warps synchronise in their shuffles; the one __syncwarp is for zeros that only a second tile uses."""
     emulated = wrong(tmp_path, "x += __shfl_xor_sync(ALL_LANES, x, offset)", "x += x")
     with pytest.raises(AssertionError):
         assert_forward_close(emulated, operands(2, 49, 9, 64, 16))

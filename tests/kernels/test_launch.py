@@ -32,7 +32,7 @@ def test_tiles_grow_when_the_gpu_is_full_anyway(batch, categories, dtype, aligne
 def test_shared_memory_holds_scores_and_weights_below_48_kb(locations, tc):
     plan = plan_tiled("forward", Shape(64, locations, 9600, 1024, 512), "float16", True, H100)
     assert plan.entry == f"forward_f16_c{tc}_aligned"
-    assert plan.shared_bytes == 4 * tc * (4 * locations + locations + 7 + 2 * 4)
+    assert plan.shared_bytes == 4 * tc * (4 * locations + locations + 4 * 7 + 4 * 2)
     assert plan.shared_bytes <= 48 << 10
     plan = plan_tiled("scores", Shape(64, locations, 9600, 1024), "float16", True, H100)
     assert plan.shared_bytes == 4 * int(plan.entry[-9]) * 4 * locations <= 48 << 10
