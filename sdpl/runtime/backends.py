@@ -177,15 +177,16 @@ def _open(bundle: Bundle, name: str, cores: Cores, device_id: int) -> Backend:
 
     device, capability = Cuda(device_id), require_gpu(device_id).capability
     cubin = _code(bundle, target, "cubin", capability)
-    kernels = Kernels(PRECISIONS[target.precision].kernel_dtype, cubin, device_id)
-    if cubin is None:
+    kernels = None if target.is_whole else Kernels(PRECISIONS[target.precision].kernel_dtype, cubin, device_id)
+    if kernels is not None and cubin is None:
         warnings.warn(
             f"{bundle.path} has no kernel for compute capability {capability}: it was compiled now, and is kept in "
             "the user's cache.",
             stacklevel=2,
         )
     with ExitStack() as made:  # what is to be undone when a later part fails
-        made.callback(kernels.close)
+        if kernels is not None:
+            made.callback(kernels.close)
         resize = _resize(bundle, target, device, capability)
         if resize is not None:
             made.callback(resize.close)

@@ -1,4 +1,5 @@
-"""The second stage on a GPU: the operator's constants, and the fused kernel that turns u and g into logits."""
+"""The second stage on a GPU: the operator's constants, and the fused kernel that turns u and g into logits; or nothing,
+where the engine is the whole model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,20 +25,28 @@ class Sizes:
         """Bytes of one image."""
         return self.S * self.S * 3
 
-    def bytes(self, dtype: str) -> dict[str, int]:
-        """Of one image's row in each buffer; dtype: of u and g."""
-        item = BYTES[dtype]
-        return {
-            "image": self.image,
-            "u": self.L * self.K * item,
-            "g": self.L * self.E * item,
-            "logits": self.C * 4,
-            "attention": self.C * self.L * 4,
-        }
+    def bytes(self, dtype: str | None) -> dict[str, int]:
+        """Of one image's row in each buffer; dtype: of u and g, None where they are the engine's own."""
+        between = {} if dtype is None else {"u": self.L * self.K * BYTES[dtype], "g": self.L * self.E * BYTES[dtype]}
+        return {"image": self.image, **between, "logits": self.C * 4, "attention": self.C * self.L * 4}
+
+
+class NoHead:
+    """For an engine of the whole model, which writes scores and attention itself."""
+
+    outputs = ("logits", "attention")  # the buffers that the engine writes; its scores are where logits would be
+
+    def enqueue(self, batch: int, at: Mapping[str, int], with_attention: bool, stream: int) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 class GpuHead:
     """Owns its kernels. Calls need the GPU's context."""
+
+    outputs = ("u", "g")
 
     def __init__(self, constants: Mapping[str, np.ndarray], sizes: Sizes, kernels: Kernels, device: Cuda, stream: int):
         """constants: v [C,K], q [K], t [C,E], float32; uploaded on the stream. Raises OutOfMemoryError; nothing of it
@@ -95,3 +104,6 @@ class GpuHead:
         finally:
             self._device.free_pinned(pinned)
         return pointer
+
+
+Head = GpuHead | NoHead

@@ -18,14 +18,15 @@ from sdpl.errors import UserError
 from sdpl.kernels.launch import Kernels
 from sdpl.manifest import Profile, Target
 from sdpl.runtime.device import Cuda, DriverError, OutOfMemoryError, Pinned
-from sdpl.runtime.gpu_head import GpuHead, Sizes
+from sdpl.runtime.gpu_head import GpuHead, Head, NoHead, Sizes
 from sdpl.runtime.gpu_inputs import DecodedImages, HostPixels, Input, OnGpu
 from sdpl.runtime.gpu_resize import GpuResize
 from sdpl.runtime.slots import Bucket, Slot, Slots
 
 
 class Encoder(Protocol):
-    """An engine for image uint8 [B,S,S,3] -> u [B,L,K], g [B,L,E] in the kernel's dtype.
+    """An engine for image uint8 [B,S,S,3] -> u [B,L,K], g [B,L,E] in the kernel's dtype; where the engine is the whole
+    model, scores [B,C] and attention [B,C,L], float32, take their places.
 
     Batches on different streams may run at once, from different threads; what a stream's batches need is its own.
     """
@@ -64,28 +65,30 @@ class TwoStage:
         bundle: Bundle,
         target: Target,
         encoder: Encoder,
-        kernels: Kernels,
+        kernels: Kernels | None,
         device: Cuda,
         resize: GpuResize | None = None,
     ):
-        """resize: of decoded images on this GPU, to the bundle's image size; None leaves that to the CPU."""
+        """kernels: None for an encoder that is the whole model and writes scores and attention. resize: of decoded
+        images on this GPU, to the bundle's image size; None leaves that to the CPU."""
         self.name = name
         self._probability = bundle.manifest.probability
         self._encoder, self._device, self._resize = encoder, device, resize
         self._profile = target.profile or Profile()
-        constants = bundle.head(target)
-        v, t = constants["v"], constants["t"]
+        constants = bundle.head(target) if kernels else {}
+        joint, embed = (constants[name].shape[1] if kernels else 0 for name in ("v", "t"))
         manifest = bundle.manifest
-        size = manifest.preprocessing.image_size
-        self._sizes = Sizes(size, int(np.prod(manifest.map_size)), len(v), v.shape[1], t.shape[1])
-        self._bytes = self._sizes.bytes(kernels.dtype)
+        size, locations = manifest.preprocessing.image_size, int(np.prod(manifest.map_size))
+        self._sizes = Sizes(size, locations, len(manifest.categories), joint, embed)
+        self._bytes = self._sizes.bytes(kernels.dtype if kernels else None)
         with device.current(), ExitStack() as made:  # whatever fails, nothing stays on the GPU
             for part in (kernels, encoder, resize):
                 if part is not None:
                     made.callback(part.close)
             self._slots = Slots(device)
             made.callback(self._slots.destroy, device)
-            self._head = GpuHead(constants, self._sizes, kernels, device, self._slots.all[0].stream)
+            stream = self._slots.all[0].stream
+            self._head: Head = GpuHead(constants, self._sizes, kernels, device, stream) if kernels else NoHead()
             made.pop_all()
 
     @property
@@ -102,11 +105,14 @@ class TwoStage:
         return self._resize is not None
 
     def scores(self, images: Any) -> np.ndarray:
-        return to_scores(self._run(images, with_attention=False)[0], self._probability)
+        return self._to_scores(self._run(images, with_attention=False)[0])
 
     def attention(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
         logits, attention = self._run(images, with_attention=True)
-        return to_scores(logits, self._probability), attention
+        return self._to_scores(logits), attention
+
+    def _to_scores(self, logits: np.ndarray) -> np.ndarray:
+        return logits if isinstance(self._head, NoHead) else to_scores(logits, self._probability)
 
     def on_device(self, images: np.ndarray) -> Callable[[], None]:
         """A call that runs both stages on images already copied to the GPU and waits for them; for measuring."""
@@ -251,7 +257,8 @@ class TwoStage:
             self._device.copy(bucket.pinned[name].pointer, bucket.pointers[name], size, slot.stream)
 
     def _both(self, slot: Slot, bucket: Bucket, batch: int, image: int, with_attention: bool) -> None:
-        self._encoder.enqueue(batch, image, bucket.pointers["u"], bucket.pointers["g"], slot.stream)
+        first, second = (bucket.pointers[name] for name in self._head.outputs)
+        self._encoder.enqueue(batch, image, first, second, slot.stream)
         self._head.enqueue(batch, bucket.pointers, with_attention, slot.stream)
 
     def _fitting(self, images: int) -> int:
@@ -262,11 +269,11 @@ class TwoStage:
         """The slot's bucket of this size, with the buffers that are needed. Raises OutOfMemoryError."""
         bucket = slot.buckets.setdefault(batch, Bucket(batch, {}, {}))
         for name, each in self._bytes.items():
-            if name in bucket.pointers or (name == "attention" and not with_attention):
-                continue
-            if name in ("logits", "attention") and name not in bucket.pinned:
+            asked = name != "attention" or with_attention
+            if asked and name in ("logits", "attention") and name not in bucket.pinned:
                 bucket.pinned[name] = self._device.allocate_pinned(batch * each)
-            bucket.pointers[name] = self._device.allocate(batch * each)
+            if name not in bucket.pointers and (asked or name in self._head.outputs):
+                bucket.pointers[name] = self._device.allocate(batch * each)
         self._encoder.prepare(batch, slot.stream)
         return bucket
 
