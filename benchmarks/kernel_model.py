@@ -23,7 +23,7 @@ import sass
 from cuda.core import Program, ProgramOptions
 from results import Results
 
-from sdpl.kernels.compile import SOURCE
+from sdpl.kernels.compile import source
 from sdpl.kernels.plan import Shape, plan_tiled
 
 BEFORE = "0ed4545"  # the last commit with a block of 7 warps, 7 locations each
@@ -213,13 +213,13 @@ def separable(gpu: Gpu, shape: Shape, rank: int) -> float:
     )
 
 
-def codes(source: str, gpu: Gpu, polynomial: int = 0) -> dict[int, Code]:
+def codes(text: str, gpu: Gpu, polynomial: int = 0) -> dict[int, Code]:
     """The forward kernels of a source for float16, by categories per tile."""
     macros = [("SDPL_DTYPE", "16"), ("SDPL_POLYNOMIAL", str(polynomial))]
     options = ProgramOptions(arch=f"sm_{gpu.capability}", std="c++17", define_macro=macros)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "k.cubin"
-        path.write_bytes(bytes(Program(source, "c++", options).compile("cubin").code))
+        path.write_bytes(bytes(Program(text, "c++", options).compile("cubin").code))
         kernels = sass.functions(path)
     return {tc: Code(kernels[f"forward_f16_c{tc}_aligned"]) for tc in (1, 2, 4)}
 
@@ -240,8 +240,7 @@ def row(gpu: Gpu, shape: Shape, cycles: float, read: float, tc: int) -> dict:
 
 def predict(gpu: Gpu, old: str | None) -> dict:
     """Counts and rows of one GPU."""
-    source = SOURCE.read_text()
-    mine = {polynomial: codes(source, gpu, polynomial) for polynomial in (0, 2)}
+    mine = {polynomial: codes(source(), gpu, polynomial) for polynomial in (0, 2)}
     theirs = codes(old, gpu) if old else {}
     counts = {
         f"{name} c{tc}": {
@@ -275,9 +274,8 @@ def predict(gpu: Gpu, old: str | None) -> dict:
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path))
 def main(out: Path | None) -> None:
-    show = subprocess.run(
-        ["git", "show", f"{BEFORE}:sdpl/kernels/{SOURCE.name}"], cwd=SOURCE.parent, capture_output=True, text=True
-    )
+    old = f"{BEFORE}:sdpl/kernels/bilinear_attention_pool.cu"
+    show = subprocess.run(["git", "show", old], cwd=Path(__file__).parent, capture_output=True, text=True)
     if show.returncode:
         print(f"without the kernel before: git has no {BEFORE} here", file=sys.stderr)
     about = {

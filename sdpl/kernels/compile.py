@@ -11,7 +11,7 @@ from sdpl.errors import UserError, listed
 from sdpl.files import replace_file
 from sdpl.install import install_line
 
-SOURCE = Path(__file__).with_name("bilinear_attention_pool.cu")
+PARTS = ("pool_1_common.cu", "pool_2_forward.cu", "pool_3_backward.cu", "pool_4_entries.cu")  # of one source
 RESIZE_SOURCE = Path(__file__).with_name("resize.cu")
 CAPABILITIES = ("80", "86", "89", "90", "100", "120")  # compute capabilities, major and minor together
 DTYPES = {"float32": 32, "float16": 16, "bfloat16": 17}  # of u, v and g; the source's SDPL_DTYPE
@@ -25,15 +25,21 @@ def covering(capability: str, available: Iterable[str] = CAPABILITIES) -> str | 
 
 
 @functools.cache
+def source() -> str:
+    """The CUDA source of the operator's kernels."""
+    return "\n".join(Path(__file__).with_name(part).read_text() for part in PARTS)
+
+
+@functools.cache
 def constants() -> dict[str, int]:
     """The source's own tile sizes, by name: the launcher must use the very same ones."""
-    return {name: int(value) for name, value in re.findall(r"^constexpr int (\w+) = (\d+);", SOURCE.read_text(), re.M)}
+    return {name: int(value) for name, value in re.findall(r"^constexpr int (\w+) = (\d+);", source(), re.M)}
 
 
 @functools.cache
 def polynomial() -> tuple[float, tuple[float, ...]]:
     """The source's own polynomial for tanh: its range, and its coefficients from the highest power down."""
-    text = SOURCE.read_text()
+    text = source()
     body = text[text.index("half_tanh(float u, float v)") :].split("\n}", 1)[0]
     limit = re.search(r"POLYNOMIAL_RANGE = ([\d.]+)f;", text)
     if limit is None:
@@ -60,18 +66,17 @@ def cubin(
         ("SDPL_EXACT_TANH", str(int(exact_tanh))),
         ("SDPL_POLYNOMIAL", str(polynomial)),
     ]
-    return _cubin(SOURCE, capability, definitions, cache)
+    return _cubin(source(), capability, definitions, cache)
 
 
 def resize_cubin(capability: str, cache: Path | None = None) -> bytes:
     """As `cubin`, of the resize kernel."""
-    return _cubin(RESIZE_SOURCE, capability, [], cache)
+    return _cubin(RESIZE_SOURCE.read_text(), capability, [], cache)
 
 
-def _cubin(path: Path, capability: str, definitions: list[tuple[str, str]], cache: Path | None) -> bytes:
+def _cubin(source: str, capability: str, definitions: list[tuple[str, str]], cache: Path | None) -> bytes:
     if capability not in CAPABILITIES:
         raise UserError(f"compute capability {capability}: kernels are built for {listed(CAPABILITIES, most=9)}.")
-    source = path.read_text()
     key = hashlib.sha256(repr((source, capability, definitions, _nvrtc_version())).encode()).hexdigest()
     path = (cache or _cache_folder()) / f"{key}.cubin"
     code = _read(path)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from emulation import Emulated, EmulatorError, build, rounded
 
-from sdpl.kernels.compile import SOURCE
+from sdpl.kernels.compile import source
 from sdpl.kernels.reference import attention_logits, attention_pool, bilinear_attention_pool
 from sdpl.kernels.tolerance import backward_deviations, departure, forward_deviations
 
@@ -160,7 +160,7 @@ def test_training_scores_and_gradients(programs, dtype, shape):
 
 def wrong(tmp_path, old, new, dtype="float32", which=0, flags=()):
     """The emulator with one occurrence of `old` in the kernel source replaced."""
-    parts = SOURCE.read_text().split(old)
+    parts = source().split(old)
     assert len(parts) > which + 1, f"the source no longer has {old!r}"
     changed = old.join(parts[: which + 1]) + new + old.join(parts[which + 1 :])
     return Emulated(build(tmp_path, dtype, changed, flags), dtype)

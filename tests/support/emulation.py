@@ -9,7 +9,8 @@ import pytest
 
 from sdpl.kernels import EPS
 from sdpl.kernels.arrays import narrow
-from sdpl.kernels.compile import DTYPES, SOURCE
+from sdpl.kernels.compile import DTYPES
+from sdpl.kernels.compile import source as of_package
 from sdpl.kernels.plan import Launch, Shape, plan_backward_u, plan_backward_vq, plan_tiled
 
 HERE = Path(__file__).parent
@@ -28,10 +29,8 @@ def build(folder: Path, dtype: str, source: str | None = None, flags: tuple[str,
     """Compile the kernel source (or a changed copy of it) with the emulator for one dtype; returns the program."""
     if shutil.which("g++") is None:
         pytest.skip("the emulator needs g++")
-    path = SOURCE
-    if source is not None:
-        path = folder / "changed.cu"
-        path.write_text(source)
+    path = folder / f"{'kernels' if source is None else 'changed'}.cu"
+    path.write_text(source or of_package())
     program = folder / f"emulate-{dtype}"
     defines = (f"-DSDPL_DTYPE={DTYPES[dtype]}", f'-DSDPL_SOURCE="{path}"')
     command = [

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from sdpl.kernels.compile import DTYPES, RESIZE_SOURCE, SOURCE
+from sdpl.kernels.compile import DTYPES, RESIZE_SOURCE, source
 
 HERE = Path(__file__).parent / "driver"
 FLAGS = (
@@ -40,9 +40,11 @@ def build(folder: Path) -> dict[str, str]:
     commands = [[*FLAGS, "-I", _cuda_headers(), str(HERE / "driver.cpp"), "-o", str(library), "-ldl", "-lpthread"]]
     kernels = [folder / "kernels-resize.so"]
     commands.append(_emulated(RESIZE_SOURCE, ["resize_pass"], kernels[0]))
+    joined = folder / "kernels.cu"
+    joined.write_text(source())
     for dtype, number in DTYPES.items():
         kernels.append(folder / f"kernels-{dtype}.so")
-        commands.append(_emulated(SOURCE, _entries(dtype), kernels[-1], f"-DSDPL_DTYPE={number}"))
+        commands.append(_emulated(joined, _entries(dtype), kernels[-1], f"-DSDPL_DTYPE={number}"))
     with ThreadPoolExecutor(2) as pool:
         for result in pool.map(lambda command: subprocess.run(command, capture_output=True, text=True), commands):
             assert result.returncode == 0, result.stderr[:2000]
