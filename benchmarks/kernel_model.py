@@ -137,9 +137,11 @@ def now(code: Code, gpu: Gpu, shape: Shape, tc: int, polynomial: int) -> tuple[f
     mine = -(-tiles // gpu.multiprocessors)  # of the busiest multiprocessor, side by side
     resident = min(3, mine)
     row_bytes = 2 * shape.L * (shape.K + shape.E)
+    g_bytes = 2 * shape.L * shape.E
     tile_bytes = row_bytes + 2 * tc * shape.K + 4 * shape.K + 4 * tc * shape.E
     images = 1 if mine <= of_image else 2  # that its blocks are at, at one time
     kept = row_bytes * images + resident * 4 * tc * (5 * shape.L + 15) < 0.9 * gpu.l1_bytes
+    brings = gpu.l1_bytes > 128 << 10  # SDPL_LARGE_L1 of the source
     turns, left = divmod(shape.L, 7)
     tanh = shape.L * 8 * tc * TANH_CYCLES * (8 - polynomial) / 8
     issue = turns * code.main + left * code.left
@@ -150,6 +152,7 @@ def now(code: Code, gpu: Gpu, shape: Shape, tc: int, polynomial: int) -> tuple[f
         for n in range(own):
             fresh = (i == n == 0) or (resident * n + i) % of_image == 0
             read = tile_bytes if fresh or not kept else tile_bytes - row_bytes
+            read -= min(read, g_bytes) if n == 0 and not brings else 0  # the first round has nothing to pool
             phases += [
                 Phase(wait=2 * WAIT_L2 if n == 0 else WAIT_L2),
                 Phase(tanh, issue, read, (turns + left) * WAIT_SUMS),
@@ -159,7 +162,7 @@ def now(code: Code, gpu: Gpu, shape: Shape, tc: int, polynomial: int) -> tuple[f
                 ),
             ]
         batches = -(-shape.L // code.pool_rows)  # the last tile is pooled alone
-        read, wait = (0, WAIT_L1) if kept else (2 * shape.L * shape.E, WAIT_L2)
+        read, wait = (0, WAIT_L1) if kept and (own > 1 or brings) else (g_bytes, WAIT_L2)
         phases.append(Phase(issue=batches * code.pool, l2=read, wait=batches * wait))
         phases.append(Phase(wait=WAIT_L2 + WAIT_SUMS + WAIT_BARRIER))
         blocks.append(phases)

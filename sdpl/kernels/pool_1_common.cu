@@ -27,6 +27,13 @@
 #ifndef SDPL_POLYNOMIAL
 #define SDPL_POLYNOMIAL 0
 #endif
+#ifndef SDPL_LARGE_L1  // 192 or 256 KB with shared memory, not 128: u and g of an image stay there
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 800 || (__CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200))
+#define SDPL_LARGE_L1 1
+#else
+#define SDPL_LARGE_L1 0
+#endif
+#endif
 
 constexpr int WARP = 32;
 constexpr int LANE_K = 8;                // values of K per lane and step

@@ -5,6 +5,7 @@ struct Pooling {
   const float* weight;  // [L][TC], shared
   const float* zero;    // [TILE_L][TC] zeros, shared
   int L, E, column, next;
+  bool live;            // whether there is a tile to pool
   float e[TC][POOL_E];
   Columns<T, ALIGNED> rows[POOL_AHEAD];
   const T* row;            // of g, to be loaded next
@@ -27,7 +28,7 @@ struct Pooling {
       for (int x = 0; x < POOL_E; x++) e[j][x] = fmaf(a[j], x_g[x], e[j][x]);
   }
   __device__ __forceinline__ void load(int slot) {
-    load_columns(row, column, E, rows[slot]);
+    if (SDPL_LARGE_L1 || live) load_columns(row, column, E, rows[slot]);
     row += E;
   }
 
@@ -206,14 +207,15 @@ __device__ __forceinline__ void forward(const T* __restrict__ u, const T* __rest
   __syncwarp();
 
   Tiles at(B, C, TC);
-  Pooling<T, TC, ALIGNED> pool{g, weight, zero, L, E};
+  Pooling<T, TC, ALIGNED> pool{g, weight, zero, L, E, 0, 0, false};
   int b_before = 0, c_before = 0;
-  // Each round scores a tile and pools the one before it. What the first round pools is nothing, and not looked at.
+  // Each round scores a tile and pools the one before it. In the first there is nothing to pool: what comes of it is not
+  // looked at, and its loads only bring g near for the next round, where L1 is large enough to keep it.
   for (int n = 0; n <= at.many; n++) {
     const int c0 = at.tile * TC;
     pool.start(threadIdx.x * POOL_E);
     if (n < at.many) {
-      if (n == 0) pool.g = g + (size_t)at.b * L * E;  // brings g near, for the next round
+      if (SDPL_LARGE_L1 && n == 0) pool.g = g + (size_t)at.b * L * E;
       score_tile<T, TC, ALIGNED, SDPL_POLYNOMIAL>(u + (size_t)at.b * L * K, v + (size_t)c0 * K, q, L, min(TC, C - c0), K,
                                                   partial, pool);
     }
@@ -276,6 +278,7 @@ __device__ __forceinline__ void forward(const T* __restrict__ u, const T* __rest
     }
     __syncthreads();  // its weights are complete
     pool.g = g + (size_t)at.b * L * E;
+    pool.live = true;
     b_before = at.b;
     c_before = c0;
     at.next();

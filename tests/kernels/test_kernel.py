@@ -68,8 +68,8 @@ def test_forward(programs, dtype, shape):
 
 @pytest.fixture(scope="module")
 def with_polynomial(tmp_path_factory):
-    """Two of eight tanh by the polynomial, the others with the tanh unit's worst error."""
-    flags = ("-DSDPL_TANH_ERROR", "-DSDPL_POLYNOMIAL=2")
+    """Two of eight tanh by the polynomial, the others with the tanh unit's worst error; as for GPUs with a large L1."""
+    flags = ("-DSDPL_TANH_ERROR", "-DSDPL_POLYNOMIAL=2", "-DSDPL_LARGE_L1=1")
     return Emulated(build(tmp_path_factory.mktemp("polynomial"), "float16", flags=flags), "float16")
 
 
