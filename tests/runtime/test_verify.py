@@ -102,8 +102,8 @@ def test_info_about_a_bundle(sdpl, gpu_bundle):
     result = sdpl("info", gpu_bundle)
     assert "built, not run" in result.stdout
     targets = json.loads(sdpl("info", gpu_bundle, "--json").stdout)["targets"]
-    assert targets["cpu:fp32"] == {"status": "verified", "here": "usable"}
-    assert targets["rtx:sm86:fp16"]["status"] == "built, not run"
+    assert targets["cpu:fp32"] == {"status": "verified", "head": "in the graph", "here": "usable"}
+    assert (targets["rtx:sm86:fp16"]["status"], targets["rtx:sm86:fp16"]["head"]) == ("built, not run", "kernel")
 
 
 def test_info_about_no_bundle(fails, tmp_path):
