@@ -19,16 +19,18 @@ def open_model(
     threads: int | None = None,
     streams: int | None = None,
     precision: str | None = None,
+    device: int | None = None,
 ) -> Evaluated:
     """The model of a checkpoint (model.ckpt, in PyTorch) or a bundle (model.sdpl).
 
-    threshold: for all categories, in place of the model's own. backend, threads, streams, precision: of a bundle, as
-    for `Recognizer.open`. Raises UserError for anything else, or damaged files.
+    threshold: for all categories, in place of the model's own. backend, threads, streams, precision, device: of a
+    bundle, as for `Recognizer.open`. Raises UserError for anything else, or damaged files.
     """
     path = Path(path)
     if path.is_dir() or path.suffix == ".sdpl":
-        return _bundle(path, threshold, backend, threads, streams, precision)
+        return _bundle(path, threshold, backend, threads, streams, precision, device)
     given = {"--backend": backend != "auto", "--threads": threads, "--streams": streams, "--precision": precision}
+    given["--device"] = device is not None
     for option in (name for name, value in given.items() if value):
         raise UserError(f"{option} needs a bundle: {path} is a checkpoint, which PyTorch runs in float32.")
     return _checkpoint(path, threshold)
@@ -41,10 +43,11 @@ def _bundle(
     threads: int | None,
     streams: int | None,
     precision: str | None,
+    device: int | None,
 ) -> Evaluated:
     from sdpl.runtime import Recognizer
 
-    recognizer = Recognizer.open(path, backend, threads, streams, precision)
+    recognizer = Recognizer.open(path, backend, threads, streams, precision, device=device)
     return Evaluated(
         recognizer.scores,
         recognizer.attention,

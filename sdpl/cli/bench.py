@@ -6,7 +6,7 @@ import click
 
 from sdpl.cli.bars import shown
 from sdpl.cli.command import Command
-from sdpl.cli.options import JSON_FILE, PATH, numbers, runtime_options
+from sdpl.cli.options import DEVICE, JSON_FILE, PATH, numbers, runtime_options
 from sdpl.errors import UserError
 
 
@@ -16,6 +16,7 @@ from sdpl.errors import UserError
 @click.option("--callers", default="1", show_default=True, help="Threads calling at once, comma-separated.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=3.0, show_default=True, help="Per row.")
 @runtime_options
+@DEVICE
 @click.option("--url", help="Measure a server there (http://HOST:PORT) with --callers and --rates, beside BUNDLE.")
 @click.option("--rates", default="", help="Also send so many requests a second to the server, comma-separated.")
 @click.option("--model", help="The server's model.  [default: its first]")
@@ -33,6 +34,7 @@ def command(
     precision: str | None,
     threads: int | None,
     streams: int | None,
+    device: int | None,
     url: str | None,
     rates: str,
     model: str | None,
@@ -62,7 +64,7 @@ def command(
         from sdpl.server.options import token as read_token
 
         token = read_token(token_file)
-        direct = (bundle, backend, precision, threads, streams, sizes)
+        direct = (bundle, backend, precision, threads, streams, device, sizes)
         _server(url, model, threads_at_once, sent, seconds, kind == "jpeg", token, direct, json_path, plot)
         return
     if bundle is None:
@@ -74,7 +76,7 @@ def command(
         sides = pytorch_scorers(against)
     with shown("measuring") as report:
         result = benchmark_bundle(
-            bundle, backend, threads, sizes, threads_at_once, seconds, sides, report, streams, precision
+            bundle, backend, threads, sizes, threads_at_once, seconds, sides, report, streams, precision, device
         )
     Console().print(latency_table(result))
     click.echo(f"target: {result['target']} ({result['chosen']})")
@@ -96,7 +98,7 @@ def _server(
     seconds: float,
     encoded: bool,
     token: str | None,
-    direct: tuple[Path | None, str, str | None, int | None, int | None, list[int]],
+    direct: tuple[Path | None, str, str | None, int | None, int | None, int | None, list[int]],
     json_path: Path | None,
     plot: Path | None,
 ) -> None:
@@ -108,12 +110,12 @@ def _server(
     from sdpl.runtime.tables import latency_table
     from sdpl.server.load import draw_loads, load_table, measure_server
 
-    bundle, backend, precision, threads, streams, sizes = direct
+    bundle, backend, precision, threads, streams, device, sizes = direct
     with shown("measuring") as report:
         result = measure_server(url, model, callers, rates, seconds, encoded, token, report)
         if bundle is not None:
             result["direct"] = benchmark_bundle(
-                bundle, backend, threads, sizes, [1], seconds, None, report, streams, precision
+                bundle, backend, threads, sizes, [1], seconds, None, report, streams, precision, device
             )
     Console().print(load_table(result))
     if bundle is not None:

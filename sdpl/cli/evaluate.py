@@ -8,7 +8,7 @@ import click
 
 from sdpl.cli.bars import shown
 from sdpl.cli.command import Command
-from sdpl.cli.options import FORMAT, IMAGES, MAX_PIXELS, PATH, runtime_options
+from sdpl.cli.options import DEVICE, FORMAT, IMAGES, MAX_PIXELS, PATH, runtime_options
 from sdpl.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     "--compare", type=PATH, multiple=True, help="Another model beside MODEL in the page, or what --json wrote of it."
 )
 @runtime_options
+@DEVICE
 @click.option("--worst", type=click.IntRange(0, 200), default=12, show_default=True, help="Pictures per part of it.")
 def command(
     model: Path,
@@ -48,6 +49,7 @@ def command(
     precision: str | None,
     threads: int | None,
     streams: int | None,
+    device: int | None,
     worst: int,
 ) -> None:
     """Metrics of MODEL (model.ckpt or model.sdpl) on the labels of ANNOTATIONS: COCO, VOC or a table."""
@@ -64,7 +66,7 @@ def command(
         raise UserError("--compare shows other models in the page: add --report FILE.html.")
     if page is not None:
         from sdpl.evaluate.report.html import write_report  # before hours of scoring, should it not be installed
-    opened = open_model(model, threshold, backend, threads, streams, precision)
+    opened = open_model(model, threshold, backend, threads, streams, precision, device)
     click.echo(f"target: {opened.target}", err=True)
     others = [(p, read_evaluation(p) if p.suffix == ".json" else open_model(p, threshold)) for p in compare]
     data = read_labels(annotations, images, format, opened.categories)

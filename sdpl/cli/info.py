@@ -6,14 +6,15 @@ from pathlib import Path
 import click
 
 from sdpl.cli.command import Command
-from sdpl.cli.options import PATH
+from sdpl.cli.options import DEVICE, PATH
 
 
 @click.command("info", cls=Command)
 @click.argument("bundle", type=PATH, required=False)
 @click.option("--weights", type=PATH, help="Say what this file of encoder weights is, for model.weights.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def command(bundle: Path | None, weights: Path | None, as_json: bool) -> None:
+@DEVICE
+def command(bundle: Path | None, weights: Path | None, as_json: bool, device: int | None) -> None:
     """What runs on this machine, what is missing, and whether the targets of BUNDLE fit it."""
     if weights is not None:
         _describe_weights(weights, as_json)
@@ -24,14 +25,14 @@ def command(bundle: Path | None, weights: Path | None, as_json: bool) -> None:
     from sdpl.runtime.environment import describe
     from sdpl.runtime.tables import environment_table, target_states, target_table
 
-    opened = Bundle.open(bundle) if bundle else None
+    opened, found = Bundle.open(bundle) if bundle else None, describe(device)
     if as_json:
-        states = target_states(opened) if opened else {}
-        click.echo(json.dumps({"environment": describe(), "targets": states}, indent=2))
+        states = target_states(opened, device or 0) if opened else {}
+        click.echo(json.dumps({"environment": found, "targets": states}, indent=2))
         return
-    Console().print(environment_table(describe()))
+    Console().print(environment_table(found))
     if opened:
-        Console().print(target_table(opened))
+        Console().print(target_table(opened, device or 0))
 
 
 def _describe_weights(path: Path, as_json: bool) -> None:

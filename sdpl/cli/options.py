@@ -73,6 +73,11 @@ STREAMS = click.option(
 )
 
 
+DEVICE = click.option(
+    "--device", type=click.IntRange(min=0), help="The GPU's number, as sdpl-info lists them.  [default: the first]"
+)
+
+
 def _refuse_engines(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value:
         from sdpl.runtime.availability import refuse_engines

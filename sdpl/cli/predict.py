@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from sdpl.cli.command import Command
-from sdpl.cli.options import MAX_PIXELS, PATH, runtime_options, say_target
+from sdpl.cli.options import DEVICE, MAX_PIXELS, PATH, runtime_options, say_target
 from sdpl.errors import UserError
 
 
@@ -23,6 +23,7 @@ from sdpl.errors import UserError
 @click.option("--attention", type=PATH, help="Draw where the model looked, one PNG per image, into this folder.")
 @MAX_PIXELS
 @runtime_options
+@DEVICE
 def command(
     bundle: Path,
     images: tuple[str, ...],
@@ -37,6 +38,7 @@ def command(
     precision: str | None,
     threads: int | None,
     streams: int | None,
+    device: int | None,
 ) -> None:
     """Labels and scores of IMAGES: files, folders, globs, lists of paths (@list.txt, or - for standard input).
 
@@ -53,7 +55,7 @@ def command(
         raise UserError("no images: the lists are empty.")
     failed = 0
     with ExitStack() as stack:
-        recognizer = stack.enter_context(Recognizer.open(bundle, backend, threads, streams, precision))
+        recognizer = stack.enter_context(Recognizer.open(bundle, backend, threads, streams, precision, device=device))
         say_target(recognizer)
         add = stack.enter_context(table(out, recognizer.categories)) if out is not None else None
         quiet = out is not None or not sys.stdout.isatty()  # a bar and lines on one terminal write over each other

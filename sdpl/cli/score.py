@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sdpl.cli.command import Command
-from sdpl.cli.options import PATH, runtime_options
+from sdpl.cli.options import DEVICE, PATH, runtime_options
 from sdpl.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ EVERY_S = 5.0  # between lines of progress, where there is no terminal
 @click.option("--price-per-hour", type=click.FloatRange(min=0), help="Of one machine: estimates what a billion costs.")
 @click.option("--json", "as_json", is_flag=True, help="Print progress and summary as JSON, one object per line.")
 @runtime_options
+@DEVICE
 def command(
     bundle: Path,
     inputs: tuple[str, ...],
@@ -65,6 +66,7 @@ def command(
     precision: str | None,
     threads: int | None,
     streams: int | None,
+    device: int | None,
 ) -> None:
     """Score INPUTS of any number with BUNDLE, and write Parquet files.
 
@@ -79,8 +81,10 @@ def command(
 
     if workers is not None and address is None:
         raise UserError("--workers is for --ray; one process uses all cores of this machine.")
+    if device is not None and address is not None:
+        raise UserError("--device is for one process; Ray gives each worker a GPU of its own.")
     settings = Settings(keep, dtype, shard_size, image_column, key_column)
-    options = Options(str(bundle), out, backend, threads, streams, precision, batch, settings)
+    options = Options(str(bundle), out, backend, threads, streams, precision, batch, settings, device)
     engine: Callable[[Options], Engine] = OneProcess
     if address is not None:
         from sdpl.scale.ray_engine import RayEngine

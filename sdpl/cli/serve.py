@@ -18,7 +18,14 @@ PORT = click.IntRange(0, 65535)
 @click.option("--http-port", type=PORT, default=8000, show_default=True, help="0: any free one.")
 @click.option("--grpc-port", type=PORT, default=8001, show_default=True, help="0: any free one.")
 @click.option("--no-grpc", is_flag=True, help="Serve HTTP only.")
-@click.option("--devices", default="auto", show_default=True, help="One engine each: GPU numbers such as 0,1, or cpu.")
+@click.option(
+    "--devices",
+    "--device",
+    "devices",
+    default="auto",
+    show_default=True,
+    help="One engine each: GPU numbers such as 0,1, or cpu.",
+)
 @click.option("--workers", default="auto", show_default=True, help="Processes that receive and decode.")
 @runtime_options
 @click.option("--max-batch", type=ONE, help="Largest batch.  [default: the engine's own]")

@@ -6,14 +6,15 @@ import click
 
 from sdpl.cli.bars import shown
 from sdpl.cli.command import Command
-from sdpl.cli.options import PATH
+from sdpl.cli.options import DEVICE, PATH
 from sdpl.errors import UserError
 
 
 @click.command("verify", cls=Command)
 @click.argument("bundle", type=PATH)
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="Only this target; may be repeated.")
-def command(bundle: Path, targets: tuple[str, ...]) -> None:
+@DEVICE
+def command(bundle: Path, targets: tuple[str, ...], device: int | None) -> None:
     """Repeat BUNDLE's proof on this machine: every target that runs here against PyTorch's scores on its images.
 
     Exit status 0 only when all that can run here gave PyTorch's answers and no target's files are missing or changed.
@@ -33,14 +34,18 @@ def command(bundle: Path, targets: tuple[str, ...]) -> None:
             click.echo(f"{name}: {describe(result) if isinstance(result, Verification) else f'not run: {result}'}")
 
     with shown("running the proof"):
-        results = verify(bundle, say, targets)
+        results = verify(bundle, say, targets, device)
     if not any(isinstance(result, Verification) for result in results.values()):
         which = "none of these targets" if targets else "no target of the bundle"
         raise UserError(f"nothing was verified: {which} runs here.")
     opened = Bundle.open(bundle)
-    for name, timing in timings(opened).items():
+    for name, timing in timings(opened, device or 0).items():
         click.echo(f"{name}: {timing}")
-    passed = (name for name in candidates(opened, Wanted())[0] if isinstance(results.get(name), Verification))
+    passed = (
+        name
+        for name in candidates(opened, Wanted(device=device or 0))[0]
+        if isinstance(results.get(name), Verification)
+    )
     first = None if targets else next(passed, None)
     if first:
         click.echo(f"auto takes {first} here; --precision allows less exact ones")

@@ -3,6 +3,7 @@
 import functools
 from dataclasses import dataclass
 
+from sdpl.errors import UserError
 from sdpl.install import install_line
 from sdpl.kernels.driver import DriverError, call, capability, version
 
@@ -42,6 +43,19 @@ def require_gpu(device_id: int = 0) -> Gpu:
     if not isinstance(found, Gpu):
         raise RuntimeError(found)
     return found
+
+
+def require_device(device_id: int) -> None:
+    """Raise UserError when a GPU that a user named cannot be used."""
+    obstacle = gpu_obstacle(device_id)
+    if obstacle is not None:
+        number = f"device {device_id}: "
+        raise UserError(f"{number}{obstacle.removeprefix(number)}.")
+
+
+def pci_bus_id(device_id: int) -> str:
+    """The GPU's place on the bus, by which every library of NVIDIA's knows it, whatever its number there."""
+    return str(call("cuDeviceGetPCIBusId", 32, call("cuDeviceGet", device_id)).split(b"\0")[0].decode())
 
 
 @functools.cache

@@ -133,7 +133,7 @@ def candidates(bundle: Bundle, wanted: Wanted) -> tuple[list[str], dict[str, str
     if not allowed:
         have = most_exact(targets[name].precision for name in asked)
         raise UserError(f"{bundle.path} has nothing as exact as {lowest}: --precision {have} takes what it has.")
-    ordered, reason = _by_time(bundle, allowed, (wanted.streams or 1) > 1)
+    ordered, reason = _by_time(bundle, allowed, wanted)
     default = bundle.manifest.default_target
     if wanted.name == "auto" and wanted.precision is None and default is not None:
         return [default, *(name for name in ordered if name != default)], skipped, "the bundle's default"
@@ -148,10 +148,11 @@ def _default_precision(bundle: Bundle, names: list[str]) -> str:
     return have if default is None else max((have, targets[default].precision), key=lambda p: PRECISIONS[p].score)
 
 
-def _by_time(bundle: Bundle, names: list[str], throughput: bool) -> tuple[list[str], str]:
+def _by_time(bundle: Bundle, names: list[str], wanted: Wanted) -> tuple[list[str], str]:
     """These targets, the fastest first, and how that is known: GPU targets that were never timed here, then the timed
     ones, then the rest in the table's order."""
-    timed = {name: timing for name, timing in timings(bundle).items() if name in names}
+    timed = {name: timing for name, timing in timings(bundle, wanted.device).items() if name in names}
+    throughput = (wanted.streams or 1) > 1
     if not timed:
         return names, f"a guess: not measured on this machine, {MEASURE}" if len(names) > 1 else "the only one"
     rest = [name for name in names if name not in timed]

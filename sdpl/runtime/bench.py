@@ -68,7 +68,13 @@ def measure(call: Callable[[], object], seconds: float, min_runs: int = 10) -> t
 
 
 def summarize(
-    boundary: str, batch: int, times_ms: np.ndarray, warmup_runs: int, side: str = "sdpl", callers: int = 1
+    boundary: str,
+    batch: int,
+    times_ms: np.ndarray,
+    warmup_runs: int,
+    side: str = "sdpl",
+    callers: int = 1,
+    device: int = 0,
 ) -> Latency:
     p25, p50, p75, p95, p99 = np.percentile(times_ms, (25, 50, 75, 95, 99)).tolist()
     early, late = np.median(times_ms[: len(times_ms) // 2]), np.median(times_ms[len(times_ms) // 2 :])
@@ -86,7 +92,7 @@ def summarize(
         spread=spread,
         drift=drift,
         images_per_s=batch * rate(times_ms, callers),
-        clock_mhz=clock_mhz(),
+        clock_mhz=clock_mhz(device),
         stable=max(spread, drift) <= UNSTABLE,
     )
 
@@ -138,12 +144,12 @@ def benchmark(
     recognizer: of a bundle's own side; its "device" boundary is measured too where it has one.
     """
     load = partial(preprocess, image_size=inputs.image_size)
-    backend = None if recognizer is None else recognizer.backend
+    backend, device = (None, 0) if recognizer is None else (recognizer.backend, recognizer.device)
     with Decoder() as decoder:
         for batch in batch_sizes:
             images, files = inputs.array(batch), inputs.files(batch)
             if backend is not None and batch <= backend.largest_on_device:
-                yield summarize("device", batch, *measure(backend.on_device(images), seconds), side)
+                yield summarize("device", batch, *measure(backend.on_device(images), seconds), side, device=device)
 
             def end_to_end(files: list[bytes] = files, batch: int = batch) -> object:
                 if recognizer is not None:
@@ -153,7 +159,7 @@ def benchmark(
             for boundary, call in (("model", partial(scorer, images)), ("end to end", end_to_end)):
                 for count in callers:
                     times, warmup_runs = measure_callers(call, count, seconds)
-                    yield summarize(boundary, batch, times, warmup_runs, side, count)
+                    yield summarize(boundary, batch, times, warmup_runs, side, count, device)
 
 
 def benchmark_bundle(
@@ -167,13 +173,14 @@ def benchmark_bundle(
     report: Report = silent,
     streams: int | None = None,
     precision: str | None = None,
+    device: int | None = None,
 ) -> dict[str, Any]:
     """Measure a bundle, then other scorers by name, in one go: everything as plain values (`to_json`).
 
-    backend, threads, streams, precision: as for `Recognizer.open`. See `benchmark` for the rest.
+    backend, threads, streams, precision, device: as for `Recognizer.open`. See `benchmark` for the rest.
     """
     rows: list[Latency] = []
-    with Recognizer.open(bundle, backend, threads, streams, precision) as recognizer:
+    with Recognizer.open(bundle, backend, threads, streams, precision, device=device) as recognizer:
         inputs = Inputs(recognizer.bundle)
         sides: dict[str, tuple[Scorer, Recognizer | None]] = {"sdpl": (recognizer.scores, recognizer)}
         sides |= {name: (scorer, None) for name, scorer in (others or {}).items()}
@@ -188,8 +195,8 @@ def benchmark_bundle(
 def to_json(recognizer: Recognizer, rows: list[Latency]) -> dict[str, Any]:
     """Everything measured, with what it was measured on, as plain values."""
     return {
-        "environment": environment(),
-        "gpu_used_mb": gpu_used_mb(),
+        "environment": environment(recognizer.device),
+        "gpu_used_mb": gpu_used_mb(recognizer.device),
         "peak_memory_mb": peak_memory_mb(),
         "target": recognizer.target,
         "chosen": recognizer.chosen,

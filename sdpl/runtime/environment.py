@@ -11,15 +11,15 @@ import numpy as np
 
 from sdpl import __version__
 from sdpl.cores import available_cores
-from sdpl.kernels.gpu import find_gpu, find_gpus, gpu_obstacle
+from sdpl.kernels.gpu import find_gpu, find_gpus, gpu_obstacle, pci_bus_id, require_device
 from sdpl.runtime.availability import backend_obstacle
 from sdpl.runtime.machine import cpu_info, cpu_name, packages
 from sdpl.targets import BACKENDS
 
 
-def environment() -> dict[str, str | int | None]:
-    """The machine and the versions that a number belongs to."""
-    gpu = find_gpu()
+def environment(device: int = 0) -> dict[str, str | int | None]:
+    """The machine and the versions that a number belongs to. device: the number of the GPU that it was measured on."""
+    gpu = find_gpu(device)
     return {
         "sdpl": __version__,
         "python": platform.python_version(),
@@ -33,19 +33,19 @@ def environment() -> dict[str, str | int | None]:
     }
 
 
-def backends() -> dict[str, str | None]:
-    """For each backend, fastest first, why it cannot run here, or None."""
-    return {name: backend_obstacle(name) for name in BACKENDS}
+def backends(device: int = 0) -> dict[str, str | None]:
+    """For each backend, fastest first, why it cannot run here, on this GPU, or None."""
+    return {name: backend_obstacle(name, device) for name in BACKENDS}
 
 
-def clock_mhz() -> str | None:
+def clock_mhz(device: int = 0) -> str | None:
     """The clock now: of the GPU where there is one, else of the first core."""
-    if find_gpu() is not None:
+    if find_gpu(device) is not None:
         with suppress(Exception):  # a driver that does not tell is no reason to fail
             from cuda.bindings import nvml
 
             nvml.init_v2()
-            handle = nvml.device_get_handle_by_index_v2(0)
+            handle = nvml.device_get_handle_by_pci_bus_id_v2(pci_bus_id(device))  # its numbers are not CUDA's
             return f"{nvml.device_get_clock_info(handle, nvml.ClockType.SM)} (GPU)"
     return cpu_info("cpu MHz")
 
@@ -59,25 +59,29 @@ def peak_memory_mb() -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
-def gpu_used_mb() -> float | None:
+def gpu_used_mb(device: int = 0) -> float | None:
     """Memory in use on the GPU, by all programs."""
-    gpu = find_gpu()
+    gpu = find_gpu(device)
     if gpu is None:
         return None
     from sdpl.runtime.device import Cuda
 
-    device = Cuda()
-    with device.current():
-        return (gpu.memory_bytes - device.free_bytes()) / 1e6
+    cuda = Cuda(device)
+    with cuda.current():
+        return (gpu.memory_bytes - cuda.free_bytes()) / 1e6
 
 
-def describe() -> dict[str, Any]:
-    """Everything above as plain values."""
-    gpu = find_gpu()
+def describe(device: int | None = None) -> dict[str, Any]:
+    """Everything above as plain values. device: the number of a GPU; by default the first, if there is one. Raises
+    UserError for one that is not there."""
+    if device is not None:
+        require_device(device)
+    device = device or 0
+    gpu = find_gpu(device)
     return {
-        **environment(),
+        **environment(device),
         "packages": packages(),
-        "gpu": asdict(gpu) if gpu else gpu_obstacle(),
+        "gpu": asdict(gpu) if gpu else gpu_obstacle(device),
         "gpus": [asdict(each) for each in find_gpus()],
-        "backends": {name: obstacle or "usable" for name, obstacle in backends().items()},
+        "backends": {name: obstacle or "usable" for name, obstacle in backends(device).items()},
     }

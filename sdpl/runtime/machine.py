@@ -35,10 +35,10 @@ def cpu_name() -> str:
     return cpu_info("model name") or platform.processor() or platform.machine()
 
 
-def fingerprint() -> str:
+def fingerprint(device: int = 0) -> str:
     """12 hexadecimal digits of everything that decides a target's speed here: processor and its instructions, cores,
-    GPU and driver, versions."""
-    gpu = find_gpu()
+    GPU (the one with this number) and driver, versions."""
+    gpu = find_gpu(device)
     versions = {name: number for name, number in packages().items() if name != "torch"}
     facts = [
         __version__,

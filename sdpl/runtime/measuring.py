@@ -1,11 +1,13 @@
 """Timing a bundle's targets on this machine, for `auto` (`sdpl.runtime.timings`)."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from sdpl.bundle import Bundle
 from sdpl.errors import UserError
 from sdpl.manifest import Profile
-from sdpl.runtime.backends import Wanted, candidates
+from sdpl.runtime.backends import Wanted, candidates, open_backend
 from sdpl.runtime.bench import measure
 from sdpl.runtime.recognizer import Recognizer
 from sdpl.runtime.timings import Timing, files_of, keep, timings
@@ -28,7 +30,7 @@ def measure_target(recognizer: Recognizer) -> Timing:
         times_ms, _ = measure(lambda some=some: recognizer.scores(some), SECONDS, RUNS)  # type: ignore[misc]
         medians.append(float(np.median(times_ms)))
     timing = Timing(files=files_of(bundle, name), one_ms=medians[0], batch=batch, batch_ms=medians[1])
-    keep(bundle, name, timing)
+    keep(bundle, name, timing, recognizer.device)
     return timing
 
 
@@ -36,9 +38,9 @@ def measure_missing(bundle: Bundle, wanted: Wanted) -> None:
     """Time every target that may be taken and has no time on this machine; those that do not run here are skipped."""
     asked, _, _ = candidates(bundle, wanted)
     for name in asked:
-        if len(asked) > 1 and name not in timings(bundle):
+        if len(asked) > 1 and name not in timings(bundle, wanted.device):
             try:
-                recognizer = Recognizer.open(bundle.path, name, wanted.threads, device=wanted.device)
+                recognizer = Recognizer(bundle, open_backend(bundle, replace(wanted, name=name)), wanted.device)
             except UserError:
                 continue
             with recognizer:

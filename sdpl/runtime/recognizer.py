@@ -11,6 +11,7 @@ import numpy as np
 
 from sdpl.bundle import Bundle
 from sdpl.errors import UserError
+from sdpl.kernels.gpu import require_device
 from sdpl.pipeline import Decoder, stream
 from sdpl.preprocess import ImageSource, preprocess
 from sdpl.preprocess.inputs import ChannelOrder, ImageInput, as_source, is_one_image
@@ -34,8 +35,9 @@ class Scored:
 class Recognizer:
     """Scores images with a bundle that `open` has opened. Thread-safe; use as a context manager, or call `close`."""
 
-    def __init__(self, bundle: Bundle, choice: Choice):
-        self.bundle = bundle
+    def __init__(self, bundle: Bundle, choice: Choice, device: int = 0):
+        """device: the number of the GPU that the choice was made for, whether it takes one or not."""
+        self.bundle, self.device = bundle, device
         self.target, self.backend, self.skipped = choice.target, choice.backend, choice.skipped
         self.chosen = choice.reason
 
@@ -48,7 +50,7 @@ class Recognizer:
         streams: int | None = None,
         precision: str | None = None,
         measure: bool = False,
-        device: int = 0,
+        device: int | None = None,
     ) -> "Recognizer":
         """Open a bundle. backend: a target's name, a backend's, or "auto" for the fastest that runs here.
 
@@ -56,18 +58,20 @@ class Recognizer:
         bundle's own default, else float32: a lower one is never taken unasked. threads: cores used on a CPU; None for
         all physical ones that this process has. streams: calls that share them, for throughput. measure: first time the
         targets that were not yet timed on this machine, and keep that in the bundle. device: the number of the GPU, as
-        `sdpl-info` lists them.
+        `sdpl-info` lists them; by default the first, if there is one.
 
         `target` is what was taken, `chosen` how, `skipped` why others were not. Raises UserError when the bundle is
-        damaged or nothing of it runs here.
+        damaged or nothing of it runs here, and for a device that is not there.
         """
         bundle = Bundle.open(path)
-        wanted = Wanted.of(backend, precision, threads, streams, device)
+        if device is not None:
+            require_device(device)
+        wanted = Wanted.of(backend, precision, threads, streams, device or 0)
         if measure:
             from sdpl.runtime.measuring import measure_missing
 
             measure_missing(bundle, wanted)
-        return cls(bundle, open_backend(bundle, wanted))
+        return cls(bundle, open_backend(bundle, wanted), wanted.device)
 
     def __repr__(self) -> str:
         size = f"{len(self.categories)} categories, {self.image_size} px"

@@ -66,10 +66,14 @@ def environment_table(found: dict[str, Any]) -> Table:
     return table
 
 
-def target_states(bundle: Bundle) -> dict[str, dict[str, str]]:
+def target_states(bundle: Bundle, device: int = 0) -> dict[str, dict[str, str]]:
     """For each target how it was proved, and whether it runs on this machine, as plain values."""
     return {
-        name: {"status": target.status, "head": head_of(target), "here": target_obstacle(bundle, name) or "usable"}
+        name: {
+            "status": target.status,
+            "head": head_of(target),
+            "here": target_obstacle(bundle, name, device) or "usable",
+        }
         for name, target in bundle.manifest.targets.items()
     }
 
@@ -87,7 +91,7 @@ def head_of(target: Target) -> str:
     return USUAL_HEADS[target.is_whole]
 
 
-def target_table(bundle: Bundle) -> Table:
+def target_table(bundle: Bundle, device: int = 0) -> Table:
     """A bundle's targets: how each was proved, and whether it runs on this machine."""
     manifest = bundle.manifest
     table = Table(
@@ -99,7 +103,7 @@ def target_table(bundle: Bundle) -> Table:
         target = manifest.targets[name]
         size = sum(manifest.files[file].size for file in set(target.files.values()))
         difference = target.proof().max_score_difference
-        here = target_obstacle(bundle, name) or "usable"
+        here = target_obstacle(bundle, name, device) or "usable"
         table.add_row(escaped(name), target.status, f"{difference:.1e}", f"{size / 1e6:.1f} MB", escaped(here))
         head = head_of(target)
         if head not in USUAL_HEADS:

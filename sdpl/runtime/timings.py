@@ -42,13 +42,14 @@ class _Kept(BaseModel):
     targets: dict[str, Timing]
 
 
-def timings(bundle: Bundle) -> dict[str, Timing]:
-    """The times that count here, by target; none from a file that is damaged or of another machine or version."""
+def timings(bundle: Bundle, device: int = 0) -> dict[str, Timing]:
+    """The times that count here, with the GPU of this number, by target; none from a file that is damaged or of another
+    machine or version."""
     try:
-        kept = _Kept.model_validate_json(_path(bundle).read_bytes())
+        kept = _Kept.model_validate_json(_path(bundle, device).read_bytes())
     except (OSError, ValidationError):
         return {}
-    if kept.machine != fingerprint():
+    if kept.machine != fingerprint(device):
         return {}
     return {
         name: timing
@@ -57,10 +58,10 @@ def timings(bundle: Bundle) -> dict[str, Timing]:
     }
 
 
-def keep(bundle: Bundle, name: str, timing: Timing) -> None:
+def keep(bundle: Bundle, name: str, timing: Timing, device: int = 0) -> None:
     """Write a target's time beside those that count. Raises UserError when the bundle cannot be written."""
-    kept = _Kept(machine=fingerprint(), targets={**timings(bundle), name: timing})
-    with replace_file(_path(bundle)) as temporary:
+    kept = _Kept(machine=fingerprint(device), targets={**timings(bundle, device), name: timing})
+    with replace_file(_path(bundle, device)) as temporary:
         temporary.write_text(kept.model_dump_json(indent=2) + "\n")
 
 
@@ -72,8 +73,8 @@ def files_of(bundle: Bundle, name: str) -> str:
 
 def others(bundle: Bundle) -> int:
     """How many other machines or versions have left times in this bundle."""
-    return len([path for path in (bundle.path / CACHE).glob("timings-*.json") if path != _path(bundle)])
+    return len([path for path in (bundle.path / CACHE).glob("timings-*.json") if path != _path(bundle, 0)])
 
 
-def _path(bundle: Bundle) -> Path:
-    return bundle.path / CACHE / f"timings-{fingerprint()}.json"
+def _path(bundle: Bundle, device: int) -> Path:
+    return bundle.path / CACHE / f"timings-{fingerprint(device)}.json"

@@ -9,7 +9,7 @@ import numpy as np
 
 from sdpl.bundle import Bundle
 from sdpl.errors import UserError, nearest
-from sdpl.kernels.gpu import find_gpu
+from sdpl.kernels.gpu import find_gpu, require_device
 from sdpl.manifest import Verification
 from sdpl.runtime.availability import target_obstacle
 from sdpl.runtime.measuring import measure_target
@@ -30,15 +30,20 @@ Result = Verification | Failed | str  # a target's: the comparison that passed, 
 
 
 def verify(
-    path: Path, say: Callable[[str, Result], None] = lambda target, result: None, targets: Sequence[str] = ()
+    path: Path,
+    say: Callable[[str, Result], None] = lambda target, result: None,
+    targets: Sequence[str] = (),
+    device: int | None = None,
 ) -> dict[str, Result]:
     """Compare every target of a bundle that runs here, and write the results into its manifest; time each for `auto`.
 
-    targets: only these. Returns, for each target, the comparison, or why it cannot run here; `say` is told each as it
-    comes. Raises UserError, after all were tried, when one that should run here failed: its files are missing or
-    changed (of targets for other machines too), it crashed, or its scores are outside of its limits. Its record then
-    stays as it was; those that passed are written.
+    targets: only these. device: the number of the GPU, as for `Recognizer.open`. Returns, for each target, the
+    comparison, or why it cannot run here; `say` is told each as it comes. Raises UserError, after all were tried, when
+    one that should run here failed: its files are missing or changed (of targets for other machines too), it crashed,
+    or its scores are outside of its limits. Its record then stays as it was; those that passed are written.
     """
+    if device is not None:
+        require_device(device)
     bundle = Bundle.open(path)
     known = bundle.manifest.targets
     for name in targets:
@@ -46,7 +51,7 @@ def verify(
             raise UserError(f"{path}: has no target {name!r}; {nearest(name, known)}")
     results: dict[str, Result] = {}
     for name in dict.fromkeys(targets or known):
-        results[name] = _verify(bundle, name)
+        results[name] = _verify(bundle, name, device)
         say(name, results[name])
     passed = {name: r for name, r in results.items() if isinstance(r, Verification)}
     if passed:
@@ -67,7 +72,7 @@ def compared(recognizer: Recognizer) -> Verification:
         before.tolerance,
         scored_by="target",
         accuracy=before.accuracy,  # of the export: it needs the labelled data
-        environment={**recognizer.backend.describe(), **machine()},
+        environment={**recognizer.backend.describe(), **machine(recognizer.device)},
     )
 
 
@@ -92,21 +97,21 @@ def score_alternating(scorer: Callable[[np.ndarray], np.ndarray], images: np.nda
     return np.concatenate(scores)
 
 
-def machine() -> dict[str, str]:
+def machine(device: int = 0) -> dict[str, str]:
     """The GPU and its driver, where there is one, for the record of a comparison."""
-    gpu = find_gpu()
+    gpu = find_gpu(device)
     return {"gpu": gpu.name, "driver": gpu.driver} if gpu else {}
 
 
-def _verify(bundle: Bundle, name: str) -> Result:
+def _verify(bundle: Bundle, name: str, device: int | None) -> Result:
     """The comparison; what is wrong; or why the target cannot run here."""
     try:
         for file in sorted(set(bundle.manifest.targets[name].files.values())):
             bundle.file(file)
-        obstacle = target_obstacle(bundle, name)
+        obstacle = target_obstacle(bundle, name, device or 0)
         if obstacle is not None:
             return obstacle
-        with Recognizer.open(bundle.path, name) as recognizer:
+        with Recognizer.open(bundle.path, name, device=device) as recognizer:
             result = compared(recognizer)
             wrong = _wrong(result)
             if wrong is None:

@@ -22,8 +22,8 @@ AHEAD = 2  # batches that are read, beyond those that are decoded
 
 @dataclass(frozen=True)
 class Options:
-    """How a worker opens its bundle; paths must hold on its machine. backend, threads, streams, precision: as of
-    `Recognizer.open`; as many threads decode. batch_size: images per call; None for the backend's largest."""
+    """How a worker opens its bundle; paths must hold on its machine. backend, threads, streams, precision, device: as
+    of `Recognizer.open`; as many threads decode. batch_size: images per call; None for the backend's largest."""
 
     bundle: str
     out: str
@@ -33,6 +33,7 @@ class Options:
     precision: str | None = None
     batch_size: int | None = None
     settings: Settings = field(default_factory=Settings)
+    device: int | None = None
 
 
 @dataclass
@@ -77,7 +78,12 @@ class Worker:
         """Raises UserError when the bundle cannot be opened or nothing of it runs here."""
         self.options = options
         self._recognizer = Recognizer.open(
-            options.bundle, options.backend, options.threads, options.streams, options.precision
+            options.bundle,
+            options.backend,
+            options.threads,
+            options.streams,
+            options.precision,
+            device=options.device,
         )
         self._decoder = Decoder(options.threads)
         backend = self._recognizer.backend

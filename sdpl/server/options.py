@@ -39,8 +39,9 @@ def devices(text: str) -> tuple[str, ...]:
     found = tuple(text.split(","))
     if not all(each in ("auto", "cpu") or each.isdigit() for each in found):
         raise UserError(f"--devices {text!r}: expected auto, cpu, or numbers of GPUs such as 0,1.")
-    if any(each.isdigit() for each in found) and find_gpu() is None:
-        raise UserError(f"--devices {text!r}: {gpu_obstacle()}")
+    for obstacle in (gpu_obstacle(int(each)) for each in found if each.isdigit()):
+        if obstacle is not None:
+            raise UserError(f"--devices {text!r}: {obstacle}.")
     return found
 
 

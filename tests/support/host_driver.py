@@ -32,12 +32,16 @@ FLAGS = (
 SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
-def build(folder: Path) -> dict[str, str]:
-    """Compile the driver and the emulated kernels into a folder; the environment of a process that is to use them."""
+def build(folder: Path, source: str = "driver.cpp", flags: tuple[str, ...] = ()) -> dict[str, str]:
+    """Compile the driver and the emulated kernels into a folder; the environment of a process that is to use them.
+
+    source: "pycuda.cpp" has the names that PyCUDA links to as well. flags: more of them, for the driver.
+    """
     if shutil.which("g++") is None:
         pytest.skip("the driver of host memory needs g++")
     library = folder / "libcuda.so.1"
-    commands = [[*FLAGS, "-I", _cuda_headers(), str(HERE / "driver.cpp"), "-o", str(library), "-ldl", "-lpthread"]]
+    commands = [[*FLAGS, *flags, "-I", cuda_headers(), str(HERE / source), "-o", str(library), "-ldl", "-lpthread"]]
+    commands.append([*FLAGS, str(HERE / "nvml.cpp"), "-o", str(folder / "libnvidia-ml.so.1")])
     kernels = [folder / "kernels-resize.so"]
     commands.append(_emulated(RESIZE_SOURCE, ["resize_pass"], kernels[0]))
     joined = folder / "kernels.cu"
@@ -57,12 +61,13 @@ def build(folder: Path) -> dict[str, str]:
 
 def get(name: str) -> int:
     """A number of the driver: "used" bytes, "pinned" blocks, "streams", "graphs", "modules", work "waiting" on streams,
-    or how often a function of the driver was called, by its name."""
+    how many calls so far "may_fail", or how often a function of the driver was called, by its name."""
     return int(_driver().host_driver_get(name.encode()))
 
 
 def put(name: str, value: int) -> None:
-    """Set a number of the driver: "memory" of each GPU, "capability", "multiprocessors", "version", "seed"."""
+    """Set a number of the driver: "memory" of each GPU, "capability", "multiprocessors", "version", "seed";
+    "fail_after": the call, of those that may run out of memory, that does."""
     _driver().host_driver_set(name.encode(), ctypes.c_long(value))
 
 
@@ -87,7 +92,7 @@ def _entries(dtype: str) -> list[str]:
     return [*tiled, *backward]
 
 
-def _cuda_headers() -> str:
+def cuda_headers() -> str:
     """The folder of cuda.h in the wheel that PyTorch brings."""
     for root in importlib.util.find_spec("nvidia").submodule_search_locations:
         for header in Path(root).glob("*/include/cuda.h"):

@@ -19,14 +19,19 @@ class HostEncoder:
     """As `sdpl.runtime.two_stage.Encoder`. outputs: what the graph gives. most, most_running: the largest batch that
     there is memory for."""
 
-    def __init__(self, path, captured=True, outputs=("u", "g")):
+    def __init__(self, path, captured=True, outputs=("u", "g"), session=None):
         self.outputs = list(outputs)
-        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self.session = session or onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         self.captured, self.batches, self.closed, self.warm = captured, [], False, 0
         self.side, self.most, self.most_running = self.session.get_inputs()[0].shape[1], 1 << 20, 1 << 20
         self.allocates_while_running = False
         self.forgotten, self.left, self.errors, self.kept = [], [], [], []
         self.during = lambda: None  # called while a batch runs
+
+    @classmethod
+    def like(cls, other):
+        """Another one of the same graph, which takes no time to make."""
+        return cls(None, session=other.session)
 
     def prepare(self, batch, stream):
         if batch > self.most:

@@ -174,7 +174,17 @@ struct Registered {
   static CUresult host_##name(__VA_ARGS__);                        \
   static Registered registered_##name(#name, (void*)host_##name);  \
   static CUresult host_##name(__VA_ARGS__)
-#define COUNTED LOCKED; numbers[__func__ + 5]++
+#define COUNTED LOCKED; numbers[__func__ + 5]++; if (CUresult refused = refused_now(__func__ + 5)) return refused
+
+// What may run out of memory does so in its "fail_after"-th call, once; "may_fail" counts those calls.
+static CUresult refused_now(const std::string& function) {
+  static const std::set<std::string> may{
+      "cuMemAlloc", "cuMemHostAlloc", "cuStreamCreate", "cuMemcpyAsync", "cuModuleLoadData", "cuModuleGetFunction",
+      "cuLaunchKernel", "cuLaunchHostFunc", "cuStreamBeginCapture", "cuGraphInstantiate", "cuGraphLaunch"};
+  if (!may.count(function)) return CUDA_SUCCESS;
+  numbers["may_fail"]++;
+  return numbers["fail_after"] > 0 && --numbers["fail_after"] == 0 ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
+}
 
 API(cuInit, unsigned) { return CUDA_SUCCESS; }
 API(cuDriverGetVersion, int* version) { LOCKED; *version = numbers["version"]; return CUDA_SUCCESS; }
@@ -198,6 +208,10 @@ API(cuDeviceGetAttribute, int* value, CUdevice_attribute attribute, CUdevice) {
     case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: *value = numbers["multiprocessors"]; break;
     default: return CUDA_ERROR_NOT_SUPPORTED;
   }
+  return CUDA_SUCCESS;
+}
+API(cuDeviceGetPCIBusId, char* id, int size, CUdevice device) {
+  snprintf(id, size, "0000:%02X:00.0", 16 * (device + 1));
   return CUDA_SUCCESS;
 }
 API(cuDevicePrimaryCtxRetain, CUcontext* context, CUdevice device) {
@@ -347,6 +361,7 @@ API(cuModuleLoadData, CUmodule* module, const void* image) {
   NEEDS_CONTEXT; COUNTED; ALLOWED;
   const unsigned char* bytes = (const unsigned char*)image;
   if (std::memcmp(bytes, "\x7f" "ELF", 4)) return CUDA_ERROR_INVALID_IMAGE;
+  if (numbers["version"] < 13000) return CUDA_ERROR_INVALID_IMAGE;  // older than the compiler of the cubin
   const int built = bytes[49], here = numbers["capability"];  // the second byte of the ELF flags, as NVRTC 13 writes it
   if (built / 10 != here / 10 || built > here) return CUDA_ERROR_NO_BINARY_FOR_GPU;
   *module = (CUmodule)*modules.insert(new Module{current}).first;
