@@ -91,7 +91,7 @@ def lock(path: Path, wait: bool) -> int | None:
     except ImportError:
         return None
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe is not waited for
     except OSError:
         return None
     try:

@@ -31,7 +31,13 @@ class Totals:
     slowest_s: float = 0.0
     slowest_case: int = 0
     longest_line: int = 0
-    peak_mb: int = 0
+    peak_mb: int = 0  # beyond what the process held before
+    cpu_s: float = 0.0  # with all child processes
+    most: int = 1 << 62  # cases after which a part ends
+
+
+def going_on(totals: Totals, until: float) -> bool:
+    return time.monotonic() < until and totals.cases < totals.most
 
 
 def run_cases(
@@ -42,16 +48,15 @@ def run_cases(
     until: float,
     make: Callable[[], Any],
     one: Callable[[Any, np.random.Generator], Callable[[], Any]],
-    most: int = 1 << 62,
 ) -> None:
-    """Run cases from `totals.cases` on until the clock reads `until`, or there are `most`.
+    """Run cases from `totals.cases` on until the clock reads `until`, or there are `totals.most`.
 
     make: what all cases share, made once in each child. one(shared, random): a case; it returns a callable that raises
     UserError, or returns. Case i draws from a generator of (seed, number of the part, i).
     """
     context = multiprocessing.get_context("fork")
-    while time.monotonic() < until and totals.cases < most:
-        end = min(totals.cases + CHUNK, most)
+    while going_on(totals, until):
+        end = min(totals.cases + CHUNK, totals.most)
         at, queue = context.Value("q", totals.cases), context.SimpleQueue()
         child = context.Process(target=_child, args=(number, seed, (totals.cases, end), until, make, one, at, queue))
         child.start()
@@ -82,6 +87,7 @@ def _child(
 ) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff writes about every damaged file
     shared = make()
+    before = _memory("VmRSS")
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     result: dict[str, Any] = dict.fromkeys(("cases", "unmade", "fine", "refused", "longest_line"), 0) | {
         "slowest_s": 0.0
@@ -115,6 +121,12 @@ def _child(
         result["cases"] += 1
         if (took := time.perf_counter() - began) > result["slowest_s"]:
             result["slowest_s"], result["slowest_case"] = took, i
-    result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    result["peak_mb"] = _memory("VmHWM") - before
     result["findings"] = list(found.values())
     queue.put(result)
+
+
+def _memory(key: str) -> int:
+    """Of this process, in MB. (getrusage also counts what its parent held.)"""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(key))) // 1024

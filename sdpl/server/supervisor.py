@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import errno
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sdpl.atomic import Temporary, remove_leftovers
 from sdpl.errors import UserError
 from sdpl.server.channel import Channel, ClosedError
 from sdpl.server.counters import Counters
@@ -66,8 +66,9 @@ class Supervisor:
                 grpc_port = self._reserved[0].getsockname()[1]
             opened.pop_all()
         self.settings = settings = Settings(**{**vars(settings), "http_port": port, "grpc_port": grpc_port})
-        self._folder = Path(tempfile.mkdtemp(prefix="sdpl-serve-"))  # for the engines' sockets; nobody else may enter
-        self._paths = [str(self._folder / f"engine{i}") for i in range(len(settings.devices))]
+        remove_leftovers(Path(tempfile.gettempdir()))  # of supervisors that were killed
+        self._sockets = Temporary(Path(tempfile.gettempdir(), "sdpl-serve"), is_folder=True)  # nobody else may enter
+        self._paths = [str(self._sockets.path / f"engine{i}") for i in range(len(settings.devices))]
         self._children = [Child("engine", i, i, _unix(path)) for i, path in enumerate(self._paths)]
         first = len(self._children)
         self._children += [Child("frontend", i, first + i, sock) for i, sock in enumerate(http)]
@@ -81,7 +82,7 @@ class Supervisor:
         try:
             asyncio.run(self._run(ready))
         finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._sockets.close()
 
     async def _run(self, ready: Callable[[Settings], None]) -> None:
         loop = asyncio.get_running_loop()

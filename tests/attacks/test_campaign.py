@@ -29,8 +29,8 @@ def made(tmp_path_factory, scenes, checkpoint, bundle):
 
 def attack(number, make, one, cases):
     """The totals of the first cases, which run in a process of their own."""
-    totals = Totals()
-    run_cases("part", number, 7, totals, time.monotonic() + FOREVER, make, one, cases)
+    totals = Totals(most=cases)
+    run_cases("part", number, 7, totals, time.monotonic() + FOREVER, make, one)
     assert totals.findings == []
     assert totals.cases == cases
     assert totals.refused > cases / 4
