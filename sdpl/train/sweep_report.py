@@ -116,10 +116,11 @@ def draw_curves(results: Sequence[Result], methods: Sequence[str], path: Path, m
         mean, deviation = np.array([spread(values) for values in grid(results, method, metric)]).T  # [P], [P]
         x = 100 * np.array(proportions)
         (line,) = axes.plot(x, mean, marker="o", markersize=4, label=method)
-        axes.fill_between(x, mean - deviation, mean + deviation, color=line.get_color(), alpha=0.15, linewidth=0)
+        low, high = np.clip([mean - deviation, mean + deviation], 0, 100)
+        axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set_xlabel("known labels (%)")
     axes.set_ylabel(f"{metric} (%)")
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=2)
     with replace_file(path) as temporary:
         figure.savefig(temporary, format="png")
