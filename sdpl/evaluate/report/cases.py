@@ -5,6 +5,7 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -112,7 +113,7 @@ def error_cards(cases: Sequence[Case], model: Evaluated, data: LabelledImages) -
         done += len(images)
     cards = []
     for case in cases:
-        photo, attention = _photo(data, case.row), maps[case.row, case.column]
+        photo, attention = small_photo(data.images[case.row]), maps[case.row, case.column]
         present = tuple(np.array(data.categories, dtype=object)[data.labels[case.row] > 0])
         cards.append(
             ErrorCard(
@@ -135,7 +136,7 @@ def sample_cards(scores: dict[str, np.ndarray], data: LabelledImages, most: int)
     return [
         SampleCard(
             data.images[row].name,
-            data_uri(_photo(data, row)),
+            data_uri(small_photo(data.images[row])),
             tuple(_best(model, found[row], data, row) for model, found in scores.items()),
         )
         for row in rows
@@ -156,7 +157,8 @@ def data_uri(image: Image.Image) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def _photo(data: LabelledImages, row: int) -> Image.Image:
-    photo = load_image(data.images[row], decode_side=2 * SIDE)
-    photo.thumbnail((SIDE, SIDE))
+def small_photo(path: Path, side: int = SIDE) -> Image.Image:
+    """The image, no side longer than `side` pixels. Raises UserError when it cannot be read."""
+    photo = load_image(path, decode_side=2 * side)
+    photo.thumbnail((side, side))
     return photo
