@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 
 TEST = $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
 
-.PHONY: demo test test-fast check format
+.PHONY: demo test test-fast check format docs notebook
 
 demo: $(VENV)/installed
 	$(BIN)/sdpl demo
@@ -21,6 +21,14 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# build/docs/index.html: the pages of docs/ and the API reference. Whatever leads nowhere is an error.
+docs: $(VENV)/installed
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs build/docs
+
+# docs/tutorial.ipynb, out of docs/tutorial.md
+notebook: $(VENV)/installed
+	$(BIN)/python docs/notebook.py
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

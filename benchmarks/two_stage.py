@@ -75,7 +75,8 @@ def head_us(backend: TwoStage, batch: int) -> float:
     with backend._slots.take(first=True) as slot, device.current():
         bucket = backend._bucket(slot, batch, with_attention=False)
         graph = device.capture(
-            slot.stream, lambda: [backend._head(slot, bucket, batch, False) for _ in range(LAUNCHES)]
+            slot.stream,
+            lambda: [backend._head.enqueue(batch, bucket.pointers, False, slot.stream) for _ in range(LAUNCHES)],
         )
 
         def call() -> None:

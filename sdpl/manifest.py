@@ -89,8 +89,8 @@ class Target(_Record):
     """One way to run the model, what it was built with, and the proof that it gives PyTorch's answers.
 
     files: by role. "model" is a whole ONNX graph, "weights" the part of it that is too large for one file; "encoder" an
-    ONNX graph image -> u, g; "engine" a built encoder; "head" the operator's constants; "cubin sm86" and so on the
-    kernel for a compute capability.
+    ONNX graph image -> u, g; "engine" what was built of one of the two; "head" the operator's constants; "cubin.sm86"
+    and so on the kernel for a compute capability, "resize.sm86" that of the resize.
     """
 
     backend: Annotated[str, AfterValidator(_one_of(BACKENDS))]
@@ -107,15 +107,21 @@ class Target(_Record):
     @model_validator(mode="after")
     def _has_its_files(self) -> "Target":
         backend = BACKENDS[self.backend]
-        two_stages = ("encoder", "head", *(("engine",) if backend.builds_engines else ()))
-        needs = two_stages if backend.needs_gpu else ("model",)
+        needs = ("encoder", "head") if backend.needs_gpu and not self.is_whole else ("model",)
+        needs = (*needs, "engine") if backend.builds_engines else needs
         missing = [role for role in needs if role not in self.files]
         if missing:
             raise ValueError(f"its files lack {', '.join(missing)}")
         return self
 
     @property
+    def is_whole(self) -> bool:
+        """Whether one graph takes an image to scores; on a GPU a separable head's, without a kernel of ours."""
+        return "model" in self.files
+
+    @property
     def status(self) -> str:
+        """ "verified", or "built, not run" where its proof was computed without it."""
         return "verified" if self.proof().scored_by == "target" else "built, not run"
 
     def proof(self) -> Verification:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from types import TracebackType
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -80,15 +80,17 @@ def stream(
     decoder: Decoder,
     sources: Iterable[Source],
     load: Callable[[Source], np.ndarray],
-    run: Callable[[np.ndarray], Iterable[Row]],
+    run: Callable[[Any], Iterable[Row]],
     batch_size: int,
+    collate: Callable[[list[np.ndarray]], Any] = np.stack,
 ) -> Iterator[tuple[Source, Row | UserError]]:
     """Each source with its row of results, or with the UserError that says why it could not be read, in order.
 
-    sources: of any number, also endless. load: a source to uint8 [S,S,3]. run: uint8 [B,S,S,3] to B rows. A batch holds
-    the readable ones of `batch_size` sources: which images run together does not depend on timing.
+    sources: of any number, also endless. load: a source to uint8 [S,S,3]. collate: images to what `run` takes, by
+    default uint8 [B,S,S,3]. run: that to B rows. A batch holds the readable ones of `batch_size` sources: which images
+    run together does not depend on timing.
     """
-    for group in run_groups(decoder, batched(sources, batch_size), load, run):
+    for group in run_groups(decoder, batched(sources, batch_size), load, run, collate):
         yield from group
 
 
@@ -96,12 +98,13 @@ def run_groups(
     decoder: Decoder,
     groups: Iterable[Collection[Source]],
     load: Callable[[Source], np.ndarray],
-    run: Callable[[np.ndarray], Iterable[Row]],
+    run: Callable[[Any], Iterable[Row]],
+    collate: Callable[[list[np.ndarray]], Any] = np.stack,
 ) -> Generator[list[tuple[Source, Row | UserError]], None, None]:
     """As `stream`, from groups that are made already: each is one batch, and comes back as one list, in order."""
     for group in decoder.groups(groups, load):
         images = [image for _, image in group if not isinstance(image, UserError)]
-        rows = iter(run(np.stack(images)) if images else ())
+        rows = iter(run(collate(images)) if images else ())
         yield [(source, image if isinstance(image, UserError) else next(rows)) for source, image in group]
 
 

@@ -15,7 +15,7 @@ class Progress:
     step: str
     done: int = 0
     total: int | None = None
-    note: str = ""  # what else is worth knowing beside a count: rates, time left
+    note: str = ""  #: what else is worth knowing beside a count: rates, time left
 
     def __str__(self) -> str:
         if self.total is None:

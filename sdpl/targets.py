@@ -153,6 +153,7 @@ class TargetSpec:
 
     @property
     def backend(self) -> Backend:
+        """What is known of its engine."""
         return KINDS[self.kind]
 
     @property

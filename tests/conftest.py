@@ -1,6 +1,7 @@
 """Tiny real things, made once: scenes on disk, a trained checkpoint, its bundle."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,19 @@ def _looks_gpu_less():
 def _gpu_tests_see_it(request, monkeypatch):
     if request.node.get_closest_marker("gpu") or request.node.get_closest_marker("host_driver"):
         monkeypatch.setattr(gpu, "look", REAL_LOOK)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's Chromium, driven by playwright."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium on this machine")
+    with sync_api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield launched
+        launched.close()
 
 
 @pytest.fixture

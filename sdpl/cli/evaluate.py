@@ -13,6 +13,7 @@ from sdpl.errors import UserError
 
 if TYPE_CHECKING:
     from sdpl.data.images import LabelledImages
+    from sdpl.evaluate.evaluation import Evaluated, Evaluation
     from sdpl.evaluate.report.html import Compared
 
 
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 @click.option("--skip-unreadable", is_flag=True, help="Name unreadable images and leave them out, instead of stopping.")
 @click.option("--json", "json_path", type=PATH, help="Also write the metrics to this file.")
 @click.option("--report", "page", type=PATH, help="Also write an HTML page: curves, the worst errors and more.")
-@click.option("--compare", type=PATH, multiple=True, help="Another model beside MODEL in the page; may be repeated.")
+@click.option(
+    "--compare", type=PATH, multiple=True, help="Another model beside MODEL in the page, or what --json wrote of it."
+)
 @runtime_options
 @click.option("--worst", type=click.IntRange(0, 200), default=12, show_default=True, help="Pictures per part of it.")
 def command(
@@ -52,7 +55,7 @@ def command(
 
     from sdpl.data.formats import read_labels
     from sdpl.data.reading import Unreadable
-    from sdpl.evaluate.evaluation import evaluate, score_all
+    from sdpl.evaluate.evaluation import evaluate, read_evaluation, score_all
     from sdpl.evaluate.tables import evaluation_tables
     from sdpl.files import write_json
     from sdpl.models import open_model
@@ -64,6 +67,7 @@ def command(
         from sdpl.evaluate.report.html import write_report  # before hours of scoring, should it not be installed
     opened = open_model(model, threshold, backend, threads, streams, precision)
     click.echo(f"target: {opened.target}", err=True)
+    others = [(p, read_evaluation(p) if p.suffix == ".json" else open_model(p, threshold)) for p in compare]
     data = read_labels(annotations, images, format, opened.categories)
     with shown() as report:
         unreadable = Unreadable("skip" if skip_unreadable else "stop", report, "--skip-unreadable leaves it out.")
@@ -75,23 +79,26 @@ def command(
     if json_path is not None:
         write_json(json_path, {**asdict(result), "target": opened.target})
     if page is not None:
-        others = [_compared(path, data, batch, threshold) for path in compare]
+        compared = [_compared(path, other, data, batch) for path, other in others]
         with shown("drawing the report"):
             log = read_csv(model.parent / "log.csv")
-            write_report(page, str(model), str(annotations), opened, data, scores, result, worst, others, log)
+            write_report(page, str(model), str(annotations), opened, data, scores, result, worst, compared, log)
         click.echo(f"report: {page}")
 
 
-def _compared(path: Path, data: "LabelledImages", batch: int, threshold: float | None) -> "Compared":
-    """Another model's scores and metrics of the same data. Raises UserError when its categories are others."""
+def _compared(path: Path, other: "Evaluated | Evaluation", data: "LabelledImages", batch: int) -> "Compared":
+    """Another model's scores and metrics of the same data, or only metrics. Raises UserError for other categories."""
     from sdpl.data.formats import in_order
-    from sdpl.evaluate.evaluation import evaluate, score_all
+    from sdpl.evaluate.evaluation import Evaluation, evaluate, require_same_data, score_all
+    from sdpl.evaluate.report.cases import Scored
     from sdpl.evaluate.report.html import Compared
-    from sdpl.models import open_model
 
-    other = open_model(path, threshold)
+    name = str(path)
+    if isinstance(other, Evaluation):
+        require_same_data(other, data, name)
+        return Compared(name, other)
     own = in_order(data, other.categories, f"--compare {path}")
     with shown() as report:
         scores = score_all(other.scores, own, other.image_size, batch, report)
-    result = evaluate(scores, own, other.thresholds)
-    return Compared(str(path), scores[:, [other.categories.index(name) for name in data.categories]], result)
+    columns = [other.categories.index(category) for category in data.categories]
+    return Compared(name, evaluate(scores, own, other.thresholds), Scored(name, other, scores[:, columns]))

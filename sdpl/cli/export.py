@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     type=click.Choice(["exact", "separable"]),
     default="exact",
     show_default=True,
-    help="separable: one matrix product in place of blocks of categories, for cpu targets with thousands of them.",
+    help="separable: one matrix product in place of a tanh for each category, for thousands of them; on a GPU the "
+    "whole model is then one engine, in fp16 or fp32, without the kernel.",
 )
 @click.option("--calibrate", type=PATH, multiple=True, help="Images or folders for int8 and the separable head.")
 @click.option("--images", type=PATH, multiple=True, help="Verify on these images or folders, not the held-out ones.")

@@ -33,12 +33,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class DataCheck:
-    counts: dict[str, list[LabelCounts]]  # by split
+    """What `check` counted and found. images: how many, by split."""
+
+    counts: dict[str, list[LabelCounts]]  #: by split
     images: dict[str, int]
     findings: list[Finding]
 
     @property
     def problems(self) -> int:
+        """How many findings make the check fail."""
         return sum(finding.is_problem for finding in self.findings)
 
 

@@ -21,13 +21,16 @@ class LabelledImages:
         return len(self.images)
 
     def subset(self, indices: Iterable[int]) -> "LabelledImages":
+        """The images of these rows, in this order."""
         indices = list(indices)
         return LabelledImages(tuple(self.images[i] for i in indices), self.labels[indices], self.categories)
 
     def with_labels(self, labels: np.ndarray) -> "LabelledImages":
+        """The same images with other labels [N,C]."""
         return LabelledImages(self.images, labels, self.categories)
 
     def without(self, images: Collection[Path]) -> "LabelledImages":
+        """All but the images of these paths."""
         return self.subset(i for i, path in enumerate(self.images) if path not in images)
 
 
@@ -42,6 +45,7 @@ class LabelCounts:
 
     @property
     def known(self) -> int:
+        """Positive and negative together."""
         return self.positive + self.negative
 
 

@@ -18,7 +18,7 @@ class Calibration:
 
     @property
     def error(self) -> float:
-        """The expected calibration error in 0..1: |frequency - mean score|, weighted by count (Guo et al. 2017)."""
+        """The expected calibration error in 0..1: `|frequency - mean score|`, weighted by count (Guo et al. 2017)."""
         gap = np.abs(self.frequency - self.mean_score)
         return float(np.nansum(gap * self.count) / self.count.sum())
 

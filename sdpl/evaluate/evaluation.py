@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from sdpl.data.images import LabelledImages
 from sdpl.data.reading import Unreadable
@@ -15,6 +17,7 @@ from sdpl.pipeline import Decoder, stream
 from sdpl.preprocess import preprocess
 from sdpl.progress import Report, Steps, silent
 
+MAX_METRICS = 64 << 20  # bytes of a file of metrics
 Scorer = Callable[[np.ndarray], np.ndarray]  # uint8 [B,S,S,3] -> float32 [B,C]
 
 
@@ -23,11 +26,11 @@ class Evaluated:
     """The model under evaluation, from a checkpoint or a bundle."""
 
     scores: Scorer
-    attention: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # -> scores [B,C] and attention [B,C,h,w]
+    attention: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  #: -> scores [B,C] and attention [B,C,h,w]
     categories: tuple[str, ...]
     image_size: int
-    thresholds: np.ndarray  # [C]
-    target: str  # what scores: "PyTorch", or a bundle's target with its library
+    thresholds: np.ndarray  #: [C]
+    target: str  #: what scores: "PyTorch", or a bundle's target with its library
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Evaluation:
     mAP_voc2012: float  # noqa: N815
     f1: dict[str, float]
     f1_top3: dict[str, float]
-    ece: float  # expected calibration error
+    ece: float  #: expected calibration error
     ap: dict[str, float | None]
 
 
@@ -87,3 +90,28 @@ def evaluate(scores: np.ndarray, data: LabelledImages, thresholds: float | np.nd
         ece=100 * calibration(scores, data.labels).error,
         ap=ap,
     )
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """The metrics that `sdpl-eval --json` wrote. Raises UserError for another kind of file."""
+    try:
+        if path.stat().st_size > MAX_METRICS:
+            raise UserError(f"{path}: has more than {MAX_METRICS >> 20} MB, which no evaluation writes.")
+        found = TypeAdapter(Evaluation).validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"]) or "the file"
+        raise UserError(
+            f"{path}: is not what `sdpl-eval --json` writes ({where}: {error.errors()[0]['msg']})."
+        ) from None
+    if not {"OF1", "CF1"} <= found.f1.keys():
+        raise UserError(f"{path}: is not what `sdpl-eval --json` writes (f1: has no OF1 and CF1).")
+    return found
+
+
+def require_same_data(found: Evaluation, data: LabelledImages, name: str) -> None:
+    """Raise UserError when an evaluation is about other images or categories, as far as their number and names tell."""
+    if found.images != len(data) or found.ap.keys() != set(data.categories):
+        there, here = (f"{n} images and {c} categories" for n, c in ((found.images, len(found.ap)), data.labels.shape))
+        raise UserError(f"{name}: is about {there}, not the same {here} as here: compare models on the same labels.")

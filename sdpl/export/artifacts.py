@@ -58,7 +58,7 @@ class Artifacts:
         encoder, notes = self.encoder(precision)
         constants = self.head.constants
         if head == "separable":
-            constants, moved = self._separable(held_out)
+            constants, moved = self._separable(held_out, precision)
             notes = {**notes, "separable_head": moved}
         name = "model.onnx" if precision == "fp32" else f"model.{precision}.onnx"
         copied = onnx.ModelProto()
@@ -112,9 +112,9 @@ class Artifacts:
     def _score(self, encoder: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
         return in_batches(encoder_scorer(encoder, self.head.constants, self._probability), images)
 
-    def _separable(self, held_out: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def _separable(self, held_out: np.ndarray, precision: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Constants of the separable head, fitted to the calibration images; its scores are compared with the exact
-        head's on these and on all of `held_out`."""
+        head's on these and on all of `held_out`, as a graph of that precision computes them."""
         fit = self._calibration.images
         self._report(
             Progress(f"fitting a separable head on {len(fit)} images, comparing on {len(fit) + len(held_out)}")
@@ -132,12 +132,19 @@ class Artifacts:
             return to_scores(logits, self._probability)
 
         exact = scores(lambda some: attention_logits(some, v, q))
-        limit = PRECISIONS["fp32"].score
+        narrow = precision == "fp16"
         fitted = separate(
-            u[: len(fit)], u[len(fit) :], v, q, lambda found: float(np.abs(scores(found.scores) - exact).max()), limit
+            u[: len(fit)],
+            u[len(fit) :],
+            v,
+            q,
+            lambda found: float(np.abs(scores(found.scores) - exact).max()),
+            PRECISIONS["fp16" if narrow else "fp32"].score,
+            "float16" if narrow else "float32",
         )
         notes = {
             "terms": fitted.rank,
+            "dtype": fitted.dtype,
             "attention_moved": fitted.attention_moved,
             "max_score_difference": fitted.score_difference,
             "compared_images": len(images),

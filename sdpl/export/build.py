@@ -16,7 +16,7 @@ import torch
 from safetensors.numpy import save_file
 
 from sdpl import __version__
-from sdpl.bundle import PROOF, Bundle, is_bundle, sha256, write_manifest
+from sdpl.bundle import HEAD, PROOF, Bundle, is_bundle, sha256, write_manifest
 from sdpl.data.formats import in_order
 from sdpl.data.images import LabelledImages
 from sdpl.errors import UserError, nearest
@@ -35,6 +35,7 @@ from sdpl.train.model import PartialLabelModel
 
 MAX_PROOF_IMAGES = 32
 MAX_CALIBRATION_IMAGES = 32
+SEPARABLE_ON_GPU = ("fp16", "fp32")  # bfloat16's 8 bits move attention five times as much
 MAX_COMPARED_IMAGES = 256  # that a separable head is compared with the exact one on
 
 
@@ -69,6 +70,12 @@ class Options:
             require_possible(spec)
         if self.head == "separable" and not self.calibrate:
             raise UserError("--head separable is fitted to real images: add --calibrate FOLDER.")
+        wrong = [s for s in self.targets if s.backend.needs_gpu and s.precision not in SEPARABLE_ON_GPU]
+        if self.head == "separable" and wrong:
+            raise UserError(
+                f"--target {wrong[0]}: --head separable on a GPU is float16 or float32: take a target of fp16 or fp32, "
+                "or --head exact."
+            )
 
 
 def export(checkpoint: Path, out: Path, options: Options | None = None, report: Report = silent) -> dict[str, Target]:
@@ -119,8 +126,12 @@ def _make(
         library = importlib.import_module(spec.backend.package)
         built_with |= {"onnxruntime": onnxruntime.__version__, spec.backend.package: library.__version__}
     else:
-        name, notes = artifacts.gpu_encoder(spec.precision)
-        gpu = write_gpu_files(artifacts.folder, name, spec, options.profile, report)
+        if options.head == "separable":
+            graph, notes = artifacts.whole_model(spec.precision, options.head, held_out)
+        else:
+            name, notes = artifacts.gpu_encoder(spec.precision)
+            graph = {"encoder": name, "head": HEAD}
+        gpu = write_gpu_files(artifacts.folder, graph, spec, options.profile, report)
         files, fields, built_with = gpu.files, gpu.fields, built_with | gpu.built_with
     return Target(
         backend=spec.backend.name,

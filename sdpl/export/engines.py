@@ -13,7 +13,7 @@ from sdpl.errors import UserError, listed
 from sdpl.export.proof import Limits, Prover, prove_targets
 from sdpl.export.tensorrt import build_engine, require_buildable
 from sdpl.files import naming, replace_folder
-from sdpl.kernels.compile import CAPABILITIES, cubin, require_nvrtc
+from sdpl.kernels.compile import CAPABILITIES, cubin, require_nvrtc, resize_cubin
 from sdpl.kernels.launch import supported
 from sdpl.manifest import CACHE, Profile, Target
 from sdpl.progress import Progress, Report, silent
@@ -39,18 +39,25 @@ def require_possible(spec: TargetSpec) -> None:
     require_buildable(spec)
 
 
-def write_gpu_files(folder: Path, encoder: str, spec: TargetSpec, profile: Profile, report: Report) -> GpuFiles:
-    """Write what a GPU target needs beside its encoder graph and the head's constants, both already in the folder."""
-    files = {"encoder": encoder, "head": HEAD}
-    engine = build_engine(folder / encoder, spec, profile, report) if spec.backend.builds_engines else None
+def write_gpu_files(
+    folder: Path, graph: dict[str, str], spec: TargetSpec, profile: Profile, report: Report
+) -> GpuFiles:
+    """Write what a GPU target needs beside its graph, which is in the folder already, by role: an encoder with the
+    head's constants, or a whole model, which needs no kernel of ours for its head."""
+    files, whole = dict(graph), "model" in graph
+    source = folder / graph["model" if whole else "encoder"]
+    engine = build_engine(source, spec, profile, report) if spec.backend.builds_engines else None
     capability = engine.compute_capability if engine else None
     dtype = PRECISIONS[spec.precision].kernel_dtype
     for each in [capability] if capability else CAPABILITIES:
-        code = cubin(supported(each), dtype)
-        files[f"cubin.sm{each}"] = _write(folder, f"kernels/sm{each}.{dtype}.cubin", code)
+        if not whole:
+            code = cubin(supported(each), dtype)
+            files[f"cubin.sm{each}"] = _write(folder, f"kernels/sm{each}.{dtype}.cubin", code)
+        files[f"resize.sm{each}"] = _write(folder, f"kernels/sm{each}.resize.cubin", resize_cubin(supported(each)))
     if engine is None:
         return GpuFiles(files, fields={"profile": profile})
-    files["engine"] = _write(folder, f"targets/{str(spec).replace(':', '-')}/encoder.engine", engine.code)
+    name = f"{'model' if whole else 'encoder'}.engine"
+    files["engine"] = _write(folder, f"targets/{str(spec).replace(':', '-')}/{name}", engine.code)
     fields = {"profile": profile, "compute_capability": capability, "workspace_bytes": engine.workspace_bytes}
     return GpuFiles(files, engine.built_with, fields)
 
@@ -85,7 +92,7 @@ def add_engines(
         for spec in specs:
             report(Progress(f"{spec}: building"))
             start, encoder = time.perf_counter(), f"encoder.{spec.precision}.onnx"
-            gpu = write_gpu_files(folder, encoder, spec, profile, report)
+            gpu = write_gpu_files(folder, {"encoder": encoder, "head": HEAD}, spec, profile, report)
             build_s = round(time.perf_counter() - start, 2)
             like = of_precision[spec.precision]  # the graph's own limit, if none was named, and what is known of it
             limit = limits.score_difference

@@ -21,10 +21,11 @@ class FoldedHead:
     v: torch.Tensor
     q: torch.Tensor
     t: torch.Tensor
-    to_embedding: tuple[torch.Tensor, torch.Tensor] | None = None  # map [K,E] and bias [E] of fused pooling: no g then
+    to_embedding: tuple[torch.Tensor, torch.Tensor] | None = None  #: map [K,E] and bias [E] of fused pooling: no g then
 
     @property
     def joint_dim(self) -> int:
+        """K."""
         return len(self.q)
 
     @property

@@ -1,6 +1,7 @@
 """An encoder's graph in ONNX Runtime on the CPU: for calibrating, and for engines that cannot run on this machine."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -37,6 +38,12 @@ def encoder_scorer(encoder: onnx.ModelProto, constants: dict[str, np.ndarray], p
         return to_scores(logits, probability)
 
     return score
+
+
+def model_scorer(path: Path) -> Scorer:
+    """Scores of a whole model's graph."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(["scores"], {"image": images})[0]
 
 
 def in_batches(scorer: Scorer, images: np.ndarray, batch: int = BATCH) -> np.ndarray:

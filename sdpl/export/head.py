@@ -34,6 +34,9 @@ class Nodes:
         self.graph.node.append(helper.make_node(op, inputs, [output or name], name=name, **attributes))
         return output or name
 
+    def cast(self, name: str, to: int) -> str:
+        return self.add("Cast", [name], to=to)
+
     def cosine(self, e: str, t: str, eps: str) -> str:
         """<e, t> / max(|e|, eps), [B,c], from e [B,c,E] and t [c,E]."""
         dot = self.add("ReduceSum", [self.add("Mul", [e, t]), self.last], keepdims=0)
@@ -46,17 +49,21 @@ def add_head(
 ) -> onnx.ModelProto:
     """The same graph with the head after `u` [B,L,K] and `g` [B,L,E]: outputs `scores` [B,C] and `attention` [B,C,L].
 
-    constants: of that kind of head (`KINDS`), and t [C,E]; float32.
+    constants: of that kind of head (`KINDS`), and t [C,E]; float32. A separable head after u and g in float16 has its
+    matrix products in float16, for tensor cores; softmax and cosine are float32.
     """
     graph, nodes = model.graph, Nodes(model.graph)
+    is_narrow = graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT16
     locations = graph.output[0].type.tensor_type.shape.dim[1].dim_value
     t, eps = constants["t"], nodes.constant("eps", np.array(EPS, np.float32))
-    score = _exact(nodes, constants, locations) if kind == "exact" else _separable(nodes, constants)
+    score = _exact(nodes, constants, locations) if kind == "exact" else _separable(nodes, constants, is_narrow)
     logits, attentions = [], []
     for start in range(0, len(t), POOL):
         block = slice(start, min(start + POOL, len(t)))
         attentions.append(nodes.add("Softmax", [score(block)], axis=-1))  # [B,POOL,L]
-        e = nodes.add("MatMul", [attentions[-1], "g"])  # [B,POOL,E]
+        weights = nodes.cast(attentions[-1], TensorProto.FLOAT16) if is_narrow else attentions[-1]
+        e = nodes.add("MatMul", [weights, "g"])  # [B,POOL,E]
+        e = nodes.cast(e, TensorProto.FLOAT) if is_narrow else e
         logits.append(nodes.cosine(e, nodes.constant(f"t.{start}", t[block]), eps))  # [B,POOL]
     return finish(model, nodes, logits, attentions, probability, len(t))
 
@@ -103,15 +110,19 @@ def _exact(nodes: Nodes, constants: dict[str, np.ndarray], locations: int) -> An
     return score
 
 
-def _separable(nodes: Nodes, constants: dict[str, np.ndarray]) -> Any:
+def _separable(nodes: Nodes, constants: dict[str, np.ndarray], is_narrow: bool) -> Any:
     """Attention logits by the separable form (`sdpl.export.separable`): one matrix product."""
+    dtype = np.float16 if is_narrow else np.float32
     shape = nodes.constant("rows", np.array([0, 0, -1], np.int64))
-    scaled = nodes.add("Mul", [nodes.add("Unsqueeze", ["u", nodes.last]), nodes.constant("x", constants["x"])])
+    scaled = nodes.add(
+        "Mul", [nodes.add("Unsqueeze", ["u", nodes.last]), nodes.constant("x", constants["x"].astype(dtype))]
+    )
     terms = nodes.add("Reshape", [nodes.add("Tanh", [scaled]), shape])  # [B,L,K*R]
 
     def score(block: slice) -> str:
         """s [B,POOL,L] of a slice of categories."""
-        weight = nodes.constant(f"weight.{block.start}", constants["weight"][:, block])  # [K*R,POOL]
-        return nodes.add("Transpose", [nodes.add("MatMul", [terms, weight])], perm=[0, 2, 1])
+        weight = nodes.constant(f"weight.{block.start}", constants["weight"][:, block].astype(dtype))  # [K*R,POOL]
+        s = nodes.add("MatMul", [terms, weight])
+        return nodes.add("Transpose", [nodes.cast(s, TensorProto.FLOAT) if is_narrow else s], perm=[0, 2, 1])
 
     return score

@@ -12,13 +12,14 @@ from sdpl.bundle import Bundle
 from sdpl.data.images import LabelledImages
 from sdpl.errors import UserError
 from sdpl.evaluate.evaluation import evaluate, score_all
-from sdpl.export.graphs import BATCH, Scorer, encoder_scorer, in_batches
+from sdpl.export.graphs import BATCH, Scorer, encoder_scorer, in_batches, model_scorer
 from sdpl.manifest import Accuracy, Target, Verification
 from sdpl.progress import Progress, Report
 from sdpl.runtime.availability import target_obstacle
+from sdpl.runtime.cpu import model_path
 from sdpl.runtime.recognizer import Recognizer
 from sdpl.runtime.verify import machine, score_alternating
-from sdpl.targets import PRECISIONS
+from sdpl.targets import BACKENDS, PRECISIONS
 from sdpl.verification import compare, failure
 
 
@@ -94,7 +95,7 @@ def _opened(bundle: Bundle, name: str, report: Report) -> Iterator[tuple[Scorer,
         try:
             recognizer = Recognizer.open(bundle.path, name)
         except UserError as error:  # what only opening it can tell
-            if "encoder" not in target.files:
+            if not BACKENDS[target.backend].needs_gpu:
                 raise
             report(Progress(f"{name} cannot be opened here: {error}"))
         else:
@@ -102,8 +103,11 @@ def _opened(bundle: Bundle, name: str, report: Report) -> Iterator[tuple[Scorer,
                 environment = {**recognizer.backend.describe(), **machine()}
                 yield recognizer.scores, {"scored_by": "target", "environment": environment}
             return
-    constants = bundle.head(target)
-    scorer = encoder_scorer(onnx.load(bundle.file(target.files["encoder"])), constants, bundle.manifest.probability)
+    if target.is_whole:
+        scorer = model_scorer(model_path(bundle, target))
+    else:
+        encoder = onnx.load(bundle.file(target.files["encoder"]))
+        scorer = encoder_scorer(encoder, bundle.head(target), bundle.manifest.probability)
     yield scorer, {"scored_by": "graph", "environment": {"onnxruntime": onnxruntime.__version__}}
 
 

@@ -4,7 +4,8 @@
 
 One matrix product [L, K*R] x [K*R, C] takes the place of C*L*K tanh. The nodes x [K,R] and the weights are fitted to
 the u that a checkpoint really makes, since a fit to an assumed distribution fails on heavy tails; the error is
-measured on features that the fit has not seen.
+measured on features that the fit has not seen. On a GPU's tensor cores terms and weights are float16; the error is
+then measured with them rounded so.
 """
 
 from collections.abc import Callable
@@ -25,12 +26,14 @@ RIDGE = 1e-9  # relative; nodes may coincide where categories do
 @dataclass(frozen=True)
 class SeparableScores:
     """x [K,R], weight [K*R,C] (float32), the largest share of attention moved on held-out features, and the largest
-    difference of a score on all images that were looked at."""
+    difference of a score on all images that were looked at. dtype: to which u, terms, weights and results are rounded;
+    sums are float32."""
 
     x: np.ndarray
     weight: np.ndarray
     attention_moved: float
     score_difference: float = 0.0
+    dtype: str = "float32"
 
     @property
     def rank(self) -> int:
@@ -38,9 +41,13 @@ class SeparableScores:
 
     def scores(self, u: np.ndarray) -> np.ndarray:
         """s [B,C,L] from u [B,L,K]."""
-        terms = np.tanh(u[..., None] * self.x).reshape(*u.shape[:2], -1)  # [B,L,K*R]
-        s: np.ndarray = (terms @ self.weight).transpose(0, 2, 1)
+        u, x, weight = (self._rounded(each) for each in (u, self.x, self.weight))
+        terms = self._rounded(np.tanh(self._rounded(u[..., None] * x))).reshape(*u.shape[:2], -1)  # [B,L,K*R]
+        s = self._rounded(terms @ weight).transpose(0, 2, 1)
         return s
+
+    def _rounded(self, values: np.ndarray) -> np.ndarray:
+        return values if self.dtype == "float32" else values.astype(self.dtype).astype(np.float32)
 
 
 def separate(
@@ -50,22 +57,23 @@ def separate(
     q: np.ndarray,
     score_difference: Callable[[SeparableScores], float] = lambda fitted: 0.0,
     limit: float = np.inf,
+    dtype: str = "float32",
 ) -> SeparableScores:
     """The separable form of the attention logits, of the lowest rank that moves at most `LIMIT` of the attention and
     no score by more than `limit`.
 
     u, held_out: [N,L,K] of calibration images and of others. v [C,K], q [K]. score_difference: the largest of a
-    head's scores, over all images that there are. Raises UserError with the measured errors when no rank is exact
-    enough.
+    head's scores, over all images that there are. dtype: as of `SeparableScores`. Raises UserError with the measured
+    errors when no rank is exact enough.
     """
     exact = softmax(attention_logits(held_out, v, q))  # [N,C,L]
     for rank in RANKS:
         x, weight = _fit(u.reshape(-1, u.shape[-1]), v, q, rank)
-        fitted = SeparableScores(x, weight, 0)
+        fitted = SeparableScores(x, weight, 0, dtype=dtype)
         moved = float(np.abs(softmax(fitted.scores(held_out)) - exact).sum(-1).max() / 2)
         apart = score_difference(fitted)
         if moved <= LIMIT and apart <= limit:
-            return SeparableScores(x, weight, moved, apart)
+            return SeparableScores(x, weight, moved, apart, dtype)
     scores = f" and a score by {apart:.1e} (limit {limit:g})" if apart > limit else ""
     raise UserError(
         f"--head separable is not exact enough for this checkpoint: even with {rank} terms it moves {moved:.1%} of a "

@@ -109,12 +109,13 @@ def _(u: torch.Tensor, v: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 
 @_scores_backward.register_kernel("cuda")
 def _(ds: torch.Tensor, u: torch.Tensor, v: torch.Tensor, q: torch.Tensor) -> Gradients:
-    from sdpl.kernels.launch import Shape, plan_backward_vq
+    from sdpl.kernels.arrays import is_aligned
+    from sdpl.kernels.plan import Shape, plan_backward_vq
 
     kernels, views = _on_gpu(u, v, q)
     stream = torch.cuda.current_stream(u.device).cuda_stream
     shape = Shape(*u.shape[:2], *v.shape)
-    plan, slices = plan_backward_vq(shape, kernels.dtype, kernels.multiprocessors)
+    plan, slices = plan_backward_vq(shape, kernels.dtype, is_aligned(shape, *views), kernels.multiprocessors)
     du = torch.empty(u.shape, device=u.device)
     dv = torch.empty(slices, shape.C, shape.K, device=u.device)
     dq = torch.empty(slices, plan.grid[1], shape.K, device=u.device)

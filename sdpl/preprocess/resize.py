@@ -23,6 +23,7 @@ class Weights:
     count: np.ndarray  # int32 [O]
     taps: np.ndarray  # int32 [O,T]
 
+    @functools.cached_property
     def packed(self) -> np.ndarray:
         """As the kernel reads them, int32 [O,2+T]: first, count, taps."""
         return np.concatenate([self.first[:, None], self.count[:, None], self.taps], axis=1)

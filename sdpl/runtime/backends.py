@@ -2,8 +2,9 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -16,6 +17,10 @@ from sdpl.runtime.availability import in_order, target_obstacle
 from sdpl.runtime.cpu import Cores, CpuModel, OnnxRuntimeCpu
 from sdpl.runtime.timings import MEASURE, timings
 from sdpl.targets import BACKENDS, PRECISIONS, allowed_precisions, most_exact
+
+if TYPE_CHECKING:
+    from sdpl.runtime.device import Cuda
+    from sdpl.runtime.gpu_resize import GpuResize
 
 
 class Backend(Protocol):
@@ -32,10 +37,14 @@ class Backend(Protocol):
     def on_device(self, images: np.ndarray) -> Callable[[], object]:
         """A call that runs uint8 [B,S,S,3], already on the device, and waits for it; for measuring."""
 
-    def scores(self, images: np.ndarray) -> np.ndarray:
+    @property
+    def resizes(self) -> bool:
+        """Whether `scores` and `attention` also take a list of decoded images, uint8 [H,W,3] of any sizes."""
+
+    def scores(self, images: Any) -> np.ndarray:
         """float32 [B,C] from uint8 [B,S,S,3]."""
 
-    def attention(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def attention(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
         """scores float32 [B,C] and attention float32 [B,C,L] from uint8 [B,S,S,3]."""
 
     def describe(self) -> dict[str, str]:
@@ -167,25 +176,43 @@ def _open(bundle: Bundle, name: str, cores: Cores, device_id: int) -> Backend:
     from sdpl.runtime.two_stage import TwoStage
 
     device, capability = Cuda(device_id), require_gpu(device_id).capability
-    built_for = covering(capability, (role[8:] for role in target.files if role.startswith("cubin.sm")))
-    cubin = bundle.file(target.files[f"cubin.sm{built_for}"]).read_bytes() if built_for else None
-    kernels = Kernels(PRECISIONS[target.precision].kernel_dtype, cubin, device_id)
-    if cubin is None:
+    cubin = _code(bundle, target, "cubin", capability)
+    kernels = None if target.is_whole else Kernels(PRECISIONS[target.precision].kernel_dtype, cubin, device_id)
+    if kernels is not None and cubin is None:
         warnings.warn(
             f"{bundle.path} has no kernel for compute capability {capability}: it was compiled now, and is kept in "
             "the user's cache.",
             stacklevel=2,
         )
-    try:
+    with ExitStack() as made:  # what is to be undone when a later part fails
+        if kernels is not None:
+            made.callback(kernels.close)
+        resize = _resize(bundle, target, device, capability)
+        if resize is not None:
+            made.callback(resize.close)
         encoder = ENCODERS[target.backend](bundle, name, target, device)
-        try:
-            return TwoStage(target.backend, bundle, target, encoder, kernels, device)
-        except BaseException:
-            encoder.close()
-            raise
-    except BaseException:
-        kernels.close()
-        raise
+        made.callback(encoder.close)
+        backend = TwoStage(target.backend, bundle, target, encoder, kernels, device, resize)
+        made.pop_all()
+        return backend
+
+
+def _resize(bundle: Bundle, target: Target, device: "Cuda", capability: str) -> "GpuResize | None":
+    """The resize kernel of the bundle, or compiled now; None, which leaves the work to the CPU, without either."""
+    from sdpl.runtime.gpu_resize import GpuResize
+
+    code = _code(bundle, target, "resize", capability)
+    try:
+        return GpuResize(bundle.manifest.preprocessing.image_size, device, code)
+    except UserError:
+        return None
+
+
+def _code(bundle: Bundle, target: Target, kernel: str, capability: str) -> bytes | None:
+    """A kernel's machine code for a GPU, of the bundle; None when it has none."""
+    prefix = f"{kernel}.sm"
+    built_for = covering(capability, (role.removeprefix(prefix) for role in target.files if role.startswith(prefix)))
+    return bundle.file(target.files[f"{prefix}{built_for}"]).read_bytes() if built_for else None
 
 
 def _open_cpu(bundle: Bundle, target: Target, cores: Cores) -> CpuModel:

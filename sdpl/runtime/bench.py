@@ -2,7 +2,7 @@
 
 Every latency names its boundary: "device" is both stages on a GPU, inputs and results staying there; "model" is uint8
 [B,S,S,3] in memory to scores in memory, transfers included; "end to end" is B encoded JPEG files in memory to scores,
-decoded and batched by the same pipeline that recognises (`sdpl.pipeline`).
+decoded, resized and batched as `Recognizer.recognize` does it (other sides: by the same `sdpl.pipeline`).
 """
 
 import io
@@ -21,7 +21,6 @@ from sdpl.bundle import Bundle
 from sdpl.pipeline import Decoder, stream
 from sdpl.preprocess import preprocess
 from sdpl.progress import Progress, Report, silent
-from sdpl.runtime.backends import Backend
 from sdpl.runtime.environment import clock_mhz, environment, gpu_used_mb, peak_memory_mb
 from sdpl.runtime.recognizer import Recognizer
 
@@ -46,7 +45,7 @@ class Latency:
     spread: float
     drift: float
     images_per_s: float
-    clock_mhz: str | None  # right after the last run
+    clock_mhz: str | None  #: right after the last run
     stable: bool
 
 
@@ -121,6 +120,7 @@ class Inputs:
         return np.ascontiguousarray(self._images[np.arange(batch) % len(self._images)])
 
     def files(self, batch: int) -> list[bytes]:
+        """A batch of JPEG files."""
         return [self._files[i % len(self._files)] for i in range(batch)]
 
 
@@ -131,13 +131,14 @@ def benchmark(
     batch_sizes: list[int],
     callers: list[int],
     seconds: float,
-    backend: Backend | None = None,
+    recognizer: Recognizer | None = None,
 ) -> Iterator[Latency]:
     """Measure one side's boundaries at every batch size and number of callers, `seconds` each.
 
-    backend: the side's own, whose "device" boundary is measured too where it has one.
+    recognizer: of a bundle's own side; its "device" boundary is measured too where it has one.
     """
     load = partial(preprocess, image_size=inputs.image_size)
+    backend = None if recognizer is None else recognizer.backend
     with Decoder() as decoder:
         for batch in batch_sizes:
             images, files = inputs.array(batch), inputs.files(batch)
@@ -145,6 +146,8 @@ def benchmark(
                 yield summarize("device", batch, *measure(backend.on_device(images), seconds), side)
 
             def end_to_end(files: list[bytes] = files, batch: int = batch) -> object:
+                if recognizer is not None:
+                    return list(recognizer.stream(files, batch_size=batch))
                 return list(stream(decoder, files, load, scorer, batch))
 
             for boundary, call in (("model", partial(scorer, images)), ("end to end", end_to_end)):
@@ -172,7 +175,7 @@ def benchmark_bundle(
     rows: list[Latency] = []
     with Recognizer.open(bundle, backend, threads, streams, precision) as recognizer:
         inputs = Inputs(recognizer.bundle)
-        sides: dict[str, tuple[Scorer, Backend | None]] = {"sdpl": (recognizer.scores, recognizer.backend)}
+        sides: dict[str, tuple[Scorer, Recognizer | None]] = {"sdpl": (recognizer.scores, recognizer)}
         sides |= {name: (scorer, None) for name, scorer in (others or {}).items()}
         for side, (scorer, own) in sides.items():
             for row in benchmark(side, scorer, inputs, batch_sizes, callers, seconds, own):

@@ -69,6 +69,10 @@ class CpuModel(ABC):
         return BATCH_SIZES
 
     @property
+    def resizes(self) -> bool:
+        return False
+
+    @property
     def largest_on_device(self) -> int:
         return 0
 

@@ -14,11 +14,15 @@ from sdpl.errors import UserError
 from sdpl.files import replace_file
 from sdpl.manifest import CACHE, Target
 from sdpl.runtime.availability import invalid_engine, logger, rebuild
+from sdpl.runtime.cpu import model_path
 from sdpl.runtime.device import Cuda, OutOfMemoryError
 from sdpl.runtime.two_stage import Encoder
 from sdpl.targets import BACKENDS, PRECISIONS
 
-TENSORS = ("image", "u", "g")
+
+def outputs(target: Target) -> tuple[str, str]:
+    """What a target's graph gives: u and g for the kernel, or all there is to know."""
+    return ("scores", "attention") if target.is_whole else ("u", "g")
 
 
 class OnnxRuntimeCuda:
@@ -30,7 +34,7 @@ class OnnxRuntimeCuda:
     def __init__(self, bundle: Bundle, name: str, target: Target, device: Cuda):
         import onnxruntime
 
-        path = bundle.file(target.files["encoder"])
+        path = model_path(bundle, target) if target.is_whole else bundle.file(target.files["encoder"])
         onnxruntime.preload_dlls()  # CUDA's libraries from wheels, where they are installed so
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
@@ -41,7 +45,8 @@ class OnnxRuntimeCuda:
             raise UserError(
                 f"{name}: ONNX Runtime cannot load its CUDA provider: {BACKENDS['onnxruntime-cuda'].install}."
             )
-        self._dtype = {"float32": np.float32, "float16": np.float16}[PRECISIONS[target.precision].kernel_dtype]
+        narrow = PRECISIONS[target.precision].kernel_dtype == "float16" and not target.is_whole
+        self._dtype, self._outputs = np.float16 if narrow else np.float32, outputs(target)
         self._shapes = {
             value.name: value.shape[1:] for value in (*self._session.get_inputs(), *self._session.get_outputs())
         }
@@ -60,7 +65,7 @@ class OnnxRuntimeCuda:
         self._device.synchronize(stream)  # the images are there before another stream reads them
         binding = self._session.io_binding()
         binding.bind_input("image", "cuda", self._device.device_id, np.uint8, [batch, *self._shapes["image"]], image)
-        for name, pointer in (("u", u), ("g", g)):
+        for name, pointer in zip(self._outputs, (u, g), strict=True):
             binding.bind_output(
                 name, "cuda", self._device.device_id, self._dtype, [batch, *self._shapes[name]], pointer
             )
@@ -104,7 +109,7 @@ class TensorRt:
         path = bundle.file(target.files["engine"])
         code = path.read_bytes()
         self._log = logger(trt)
-        self._device = device
+        self._device, self._tensors = device, ("image", *outputs(target))
         self._lanes: dict[int, Lane] = {}
         self._lock = threading.Lock()  # making contexts is not said to be thread-safe
         with device.current():
@@ -138,7 +143,7 @@ class TensorRt:
                 lane.any = lane.any or self._make_context(batch, lane)
             self._shape(lane.any, batch)
             context = lane.any
-        for name, pointer in zip(TENSORS, (image, u, g), strict=True):
+        for name, pointer in zip(self._tensors, (image, u, g), strict=True):
             if not context.set_tensor_address(name, pointer):
                 reason = self._log.first_error
                 raise RuntimeError(f"the engine does not take address {pointer:#x} for {name} ({reason})")

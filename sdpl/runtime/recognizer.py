@@ -15,6 +15,7 @@ from sdpl.pipeline import Decoder, stream
 from sdpl.preprocess import ImageSource, preprocess
 from sdpl.preprocess.inputs import ChannelOrder, ImageInput, as_source, is_one_image
 from sdpl.runtime.backends import Choice, Wanted, open_backend
+from sdpl.runtime.decoding import Decoding
 from sdpl.runtime.recognition import Recognition
 
 Source = TypeVar("Source")
@@ -31,7 +32,7 @@ class Scored:
 
 
 class Recognizer:
-    """Scores images with a bundle. Thread-safe; use as a context manager, or call `close`."""
+    """Scores images with a bundle that `open` has opened. Thread-safe; use as a context manager, or call `close`."""
 
     def __init__(self, bundle: Bundle, choice: Choice):
         self.bundle = bundle
@@ -85,10 +86,12 @@ class Recognizer:
 
     @property
     def categories(self) -> tuple[str, ...]:
+        """The names, in the order of the scores."""
         return self.bundle.manifest.categories
 
     @property
     def image_size(self) -> int:
+        """S: the side of a preprocessed image in pixels."""
         return self.bundle.manifest.preprocessing.image_size
 
     def scores(self, images: Any) -> np.ndarray:
@@ -105,8 +108,7 @@ class Recognizer:
     def attention(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
         """Scores [B,C] and, for each category, where the model looked: float32 [B,C,h,w], adding up to 1."""
         self._check(images)
-        scores, attention = self.backend.attention(images)
-        return scores, attention.reshape(*scores.shape, *self.bundle.manifest.map_size)
+        return self._maps(images)
 
     def recognize(
         self,
@@ -141,11 +143,16 @@ class Recognizer:
         """Each image with its scores, or with the UserError that says why it could not be read, in order.
 
         sources: images as `recognize` takes them, of any number. The next images are decoded in threads while these
-        run; what is in memory at a time is a few batches. Closing the iterator ends it.
+        run; what is in memory at a time is a few batches. Where the backend resizes, threads only decode. Closing the
+        iterator ends it.
         """
         size = batch_size or self.backend.batch_sizes[-1]
         run = self._attended if with_attention else self._scored
-        yield from stream(self.decoder, sources, self.preprocess, run, size)
+        if not self.backend.resizes:
+            yield from stream(self.decoder, sources, self.preprocess, run, size)
+            return
+        decoding = Decoding(self.image_size)
+        yield from stream(self.decoder, sources, decoding.load, lambda images: run(decoding.used(images)), size, list)
 
     def recognition(self, scores: np.ndarray, threshold: float | None = None) -> Recognition:
         """The recognition of one image's scores [C]."""
@@ -159,6 +166,7 @@ class Recognizer:
         return preprocess(as_source(image, channels), self.image_size)
 
     def close(self) -> None:
+        """Free the engine and the threads that decode."""
         self.backend.close()
         if "decoder" in vars(self):
             self.decoder.close()
@@ -171,11 +179,16 @@ class Recognizer:
     ) -> None:
         self.close()
 
-    def _scored(self, images: np.ndarray) -> Iterator[Scored]:
-        return (Scored(scores, self.target) for scores in self.scores(images))
+    def _scored(self, images: Any) -> Iterator[Scored]:
+        return (Scored(scores, self.target) for scores in self.backend.scores(images))
 
-    def _attended(self, images: np.ndarray) -> Iterator[Scored]:
-        return (Scored(scores, self.target, maps) for scores, maps in zip(*self.attention(images), strict=True))
+    def _attended(self, images: Any) -> Iterator[Scored]:
+        return (Scored(scores, self.target, maps) for scores, maps in zip(*self._maps(images), strict=True))
+
+    def _maps(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Scores [B,C] and attention [B,C,h,w]."""
+        scores, attention = self.backend.attention(images)
+        return scores, attention.reshape(*scores.shape, *self.bundle.manifest.map_size)
 
     def _recognized(
         self, images: Iterable[ImageSource], threshold: float | None, batch_size: int | None, attention: bool

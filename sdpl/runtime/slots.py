@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from sdpl.runtime.device import Cuda, Pinned
+from sdpl.runtime.gpu_resize import Staging
 
 SLOTS = 2
 
@@ -35,11 +36,19 @@ class Bucket:
 
 @dataclass
 class Slot:
-    """A stream, and the buckets whose graphs run on it, by batch size."""
+    """A stream, the staging of images that are resized on it, and the buckets whose graphs run on it, by batch size."""
 
     index: int
     stream: int
+    staging: Staging
     buckets: dict[int, Bucket] = field(default_factory=dict)
+
+    def free(self, device: Cuda) -> None:
+        """Give everything back but the stream."""
+        for bucket in self.buckets.values():
+            bucket.free(device)
+        self.buckets.clear()
+        self.staging.free()
 
 
 class Slots:
@@ -50,9 +59,13 @@ class Slots:
         self._free: list[Slot] = []
         self._open = True
         self._changed = threading.Condition()
-        for index in range(SLOTS):
-            self.all.append(Slot(index, device.make_stream()))
-            self._free.append(self.all[-1])
+        try:
+            for index in range(SLOTS):
+                self.all.append(Slot(index, device.make_stream(), Staging(device)))
+        except BaseException:
+            self.destroy(device)
+            raise
+        self._free.extend(self.all)
 
     @contextmanager
     def take(self, first: bool = False) -> Iterator[Slot]:
@@ -87,6 +100,11 @@ class Slots:
             self._free = [slot for slot in self._free if slot not in others]
             self.all = self.all[:1]
         return others
+
+    def destroy(self, device: Cuda) -> None:
+        """Destroy the streams of slots that were never used."""
+        for slot in self.all:
+            device.destroy_stream(slot.stream)
 
     def close(self) -> list[Slot]:
         """Lend no slot any more; all slots, once they are back. Nothing the second time."""

@@ -1,29 +1,32 @@
 """Two stages on one stream: an encoder engine writes u and g to the GPU, the fused kernel turns them into logits.
 
-Each batch size is served by a bucket (1, 2, 4 ... up to the profile's largest): buffers, and one CUDA graph of the
-copy in, both stages and the copy out, captured at first use. A batch between two buckets takes the larger one.
-Two batches may be on their way at once, each in a slot (`sdpl.runtime.slots`).
+Each batch size is served by a bucket (1, 2, 4 ... up to the profile's largest): buffers, and one CUDA graph of both
+stages and the copy out, captured at first use. A batch between two buckets takes the larger one, whose other rows are
+not looked at. How images come into a bucket: `sdpl.runtime.gpu_inputs`. Two batches may be on their way at once, each
+in a slot (`sdpl.runtime.slots`).
 """
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Protocol
 
 import numpy as np
 
 from sdpl.bundle import Bundle, to_scores
 from sdpl.errors import UserError
-from sdpl.kernels.launch import BYTES, DeviceArray, Kernels, narrow
+from sdpl.kernels.launch import Kernels
 from sdpl.manifest import Profile, Target
-from sdpl.runtime.device import Cuda, OutOfMemoryError, Pinned
+from sdpl.runtime.device import Cuda, DriverError, OutOfMemoryError, Pinned
+from sdpl.runtime.gpu_head import GpuHead, Head, NoHead, Sizes
+from sdpl.runtime.gpu_inputs import DecodedImages, HostPixels, Input, OnGpu
+from sdpl.runtime.gpu_resize import GpuResize
 from sdpl.runtime.slots import Bucket, Slot, Slots
-
-ALIGNMENT = 256  # bytes; engines take no other addresses
 
 
 class Encoder(Protocol):
-    """An engine for image uint8 [B,S,S,3] -> u [B,L,K], g [B,L,E] in the kernel's dtype.
+    """An engine for image uint8 [B,S,S,3] -> u [B,L,K], g [B,L,E] in the kernel's dtype; where the engine is the whole
+    model, scores [B,C] and attention [B,C,L], float32, take their places.
 
     Batches on different streams may run at once, from different threads; what a stream's batches need is its own.
     """
@@ -53,39 +56,40 @@ class Encoder(Protocol):
         """Free everything. Safe to call twice."""
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """S image side, L locations, C categories, K joint dimension, E embedding dimension."""
-
-    S: int
-    L: int
-    C: int
-    K: int
-    E: int
-
-
 class TwoStage:
-    """A target on a GPU. Thread-safe: two calls overlap, further ones wait. Owns its encoder and kernels."""
+    """A target on a GPU. Thread-safe: two calls overlap, further ones wait. Owns its encoder, kernels and resize."""
 
-    def __init__(self, name: str, bundle: Bundle, target: Target, encoder: Encoder, kernels: Kernels, device: Cuda):
+    def __init__(
+        self,
+        name: str,
+        bundle: Bundle,
+        target: Target,
+        encoder: Encoder,
+        kernels: Kernels | None,
+        device: Cuda,
+        resize: GpuResize | None = None,
+    ):
+        """kernels: None for an encoder that is the whole model and writes scores and attention. resize: of decoded
+        images on this GPU, to the bundle's image size; None leaves that to the CPU."""
         self.name = name
         self._probability = bundle.manifest.probability
-        self._encoder, self._kernels, self._device = encoder, kernels, device
+        self._encoder, self._device, self._resize = encoder, device, resize
         self._profile = target.profile or Profile()
-        constants = bundle.head(target)
-        v, t = constants["v"], constants["t"]
+        constants = bundle.head(target) if kernels else {}
+        joint, embed = (constants[name].shape[1] if kernels else 0 for name in ("v", "t"))
         manifest = bundle.manifest
-        size = manifest.preprocessing.image_size
-        self._sizes = Sizes(size, int(np.prod(manifest.map_size)), len(v), v.shape[1], t.shape[1])
-        self._constants: dict[str, int] = {}
-        with device.current():
+        size, locations = manifest.preprocessing.image_size, int(np.prod(manifest.map_size))
+        self._sizes = Sizes(size, locations, len(manifest.categories), joint, embed)
+        self._bytes = self._sizes.bytes(kernels.dtype if kernels else None)
+        with device.current(), ExitStack() as made:  # whatever fails, nothing stays on the GPU
+            for part in (kernels, encoder, resize):
+                if part is not None:
+                    made.callback(part.close)
             self._slots = Slots(device)
-            try:
-                for key, array in (("v", narrow(v, kernels.dtype)), ("q", constants["q"]), ("t", t)):
-                    self._constants[key] = self._upload(array)
-            except BaseException:  # whatever it was, nothing stays on the GPU
-                self.close()
-                raise
+            made.callback(self._slots.destroy, device)
+            stream = self._slots.all[0].stream
+            self._head: Head = GpuHead(constants, self._sizes, kernels, device, stream) if kernels else NoHead()
+            made.pop_all()
 
     @property
     def batch_sizes(self) -> list[int]:
@@ -96,12 +100,19 @@ class TwoStage:
     def largest_on_device(self) -> int:
         return self.batch_sizes[-1]
 
+    @property
+    def resizes(self) -> bool:
+        return self._resize is not None
+
     def scores(self, images: Any) -> np.ndarray:
-        return to_scores(self._run(images, with_attention=False)[0], self._probability)
+        return self._to_scores(self._run(images, with_attention=False)[0])
 
     def attention(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
         logits, attention = self._run(images, with_attention=True)
-        return to_scores(logits, self._probability), attention
+        return self._to_scores(logits), attention
+
+    def _to_scores(self, logits: np.ndarray) -> np.ndarray:
+        return logits if isinstance(self._head, NoHead) else to_scores(logits, self._probability)
 
     def on_device(self, images: np.ndarray) -> Callable[[], None]:
         """A call that runs both stages on images already copied to the GPU and waits for them; for measuring."""
@@ -127,7 +138,8 @@ class TwoStage:
     def describe(self) -> dict[str, str]:
         buckets = [bucket for slot in self._slots.all for bucket in slot.buckets.values()]
         graphs = any(graph for bucket in buckets for graph in bucket.graphs.values())
-        return {"backend": self.name, **self._encoder.describe(), "cuda_graphs": str(graphs)}
+        about = {"cuda_graphs": str(graphs), "resize": "GPU" if self.resizes else "CPU"}
+        return {"backend": self.name, **self._encoder.describe(), **about}
 
     def close(self) -> None:
         """Wait for what is on its way, then free everything, the encoder and the kernels too."""
@@ -137,49 +149,61 @@ class TwoStage:
                 self._device.synchronize(slot.stream)
             for slot in slots:
                 self._leave(slot)
-            for pointer in self._constants.values():
-                self._device.free(pointer)
-            self._constants.clear()
             self._encoder.close()
             for slot in slots:
                 self._device.destroy_stream(slot.stream)
-            self._kernels.close()
+            self._head.close()
+            if self._resize is not None:
+                self._resize.close()
 
     def _run(self, images: Any, with_attention: bool) -> tuple[np.ndarray, np.ndarray]:
-        """logits [B,C] and attention [B,C,L], or [0,C,L] without, of uint8 [B,S,S,3] on the host, or anywhere on this
-        GPU."""
+        """logits [B,C] and attention [B,C,L], or [0,C,L] without, of uint8 [B,S,S,3] on the host or on this GPU, or of
+        a list of decoded images."""
         s = self._sizes
-        logits = np.empty((images.shape[0], s.C), np.float32)
-        attention = np.empty((images.shape[0] if with_attention else 0, s.C, s.L), np.float32)
         with self._device.current():
-            if hasattr(images, "__cuda_array_interface__"):
-                source: int | np.ndarray = _device_source(images, self._device)
-            else:
-                source = np.ascontiguousarray(images)
-            with self._slots.take() as slot:
+            source = self._input(images)
+            logits = np.empty((len(source), s.C), np.float32)
+            attention = np.empty((len(source) if with_attention else 0, s.C, s.L), np.float32)
+            with self._taken() as slot:
                 done = self._fill(slot, source, logits, attention, with_attention)
                 if not done:
                     self._leave(slot)
             if not done:  # there is no room for a second slot: wait for the first
-                with self._slots.take(first=True) as slot:
+                with self._taken(first=True) as slot:
                     self._fill(slot, source, logits, attention, with_attention)
         return logits, attention
 
-    def _fill(
-        self, slot: Slot, source: int | np.ndarray, logits: np.ndarray, attention: np.ndarray, with_attention: bool
-    ) -> bool:
-        """Run the images at an address or of an array, bucket by bucket, and fill the results. False when the GPU has
-        no room for this slot, which is not the first; that one takes smaller parts, and the others' memory."""
+    @contextmanager
+    def _taken(self, first: bool = False) -> Iterator[Slot]:
+        """A slot; nothing of it runs any more when it is given back, also after an error."""
+        with self._slots.take(first) as slot:
+            try:
+                yield slot
+            except BaseException:
+                with suppress(DriverError):
+                    self._device.synchronize(slot.stream)
+                raise
+
+    def _input(self, images: Any) -> Input:
+        if hasattr(images, "__cuda_array_interface__"):
+            return OnGpu(images, self._profile.min, self._device)
+        if isinstance(images, list):
+            if self._resize is None:
+                raise ValueError("this backend does not resize: expected images uint8 [B,S,S,3], got a list")
+            return DecodedImages(images, self._resize, self._device)
+        return HostPixels(images, self._device)
+
+    def _fill(self, slot: Slot, source: Input, logits: np.ndarray, attention: np.ndarray, with_attention: bool) -> bool:
+        """Run the images bucket by bucket, and fill the results. False when the GPU has no room for this slot, which is
+        not the first; that one takes smaller parts, and the others' memory."""
         s, start, most = self._sizes, 0, self._profile.max
-        while start < len(logits):
-            size = self._fitting(min(len(logits) - start, most))
-            n = min(size, len(logits) - start)
+        while start < len(source):
+            size = self._fitting(min(len(source) - start, most))
+            n = min(size, len(source) - start)
             try:
                 bucket = self._bucket(slot, size, with_attention)
-                if isinstance(source, int):
-                    self._run_in_place(slot, bucket, n, source + start * s.S * s.S * 3, with_attention)
-                else:
-                    self._run_bucket(slot, bucket, source[start : start + n], with_attention)
+                image = source.place(slot, bucket, start, n)
+                self._run_bucket(slot, bucket, n, image, with_attention)
             except OutOfMemoryError:
                 self._drop(slot, size)
                 if slot.index > 0:
@@ -197,17 +221,14 @@ class TwoStage:
             start += n
         return True
 
-    def _run_bucket(self, slot: Slot, bucket: Bucket, images: np.ndarray, with_attention: bool) -> None:
-        """Host images through the bucket's graph; the first time in single calls, so that engines settle."""
-        flat = images.reshape(-1)
-        bucket.pinned["image"].array[: flat.size] = flat
-        bucket.pinned["image"].array[flat.size :] = 0
-        size = self._bytes(bucket)["image"]
-
-        def enqueue() -> None:
-            self._device.copy(bucket.pointers["image"], bucket.pinned["image"].pointer, size, slot.stream)
-            self._stages(slot, bucket, bucket.batch, bucket.pointers["image"], with_attention)
-
+    def _run_bucket(self, slot: Slot, bucket: Bucket, count: int, image: int, with_attention: bool) -> None:
+        """Run images that are in the bucket's buffer through its graph, the first time in single calls, so that engines
+        settle. Elsewhere their address changes from call to call: without a graph."""
+        if image != bucket.pointers["image"]:
+            self._stages(slot, bucket, count, image, with_attention)
+            self._device.synchronize(slot.stream)
+            return
+        enqueue = functools.partial(self._stages, slot, bucket, bucket.batch, image, with_attention)
         kind = "attention" if with_attention else "scores"
         graph = bucket.graphs.get(kind)
         if graph is not None:
@@ -228,46 +249,17 @@ class TwoStage:
         except (RuntimeError, UserError):
             return None
 
-    def _run_in_place(self, slot: Slot, bucket: Bucket, batch: int, image: int, with_attention: bool) -> None:
-        """Images that are on the GPU already, read where they lie; their address changes, so without a graph.
-
-        They are copied into the bucket where the engine would not take them: an address that is not aligned, or fewer
-        than it takes, in which case the rest of the bucket's own buffer is not looked at.
-        """
-        if batch < self._profile.min or image % ALIGNMENT:
-            size = self._bytes(bucket)["image"] // bucket.batch * batch
-            self._device.copy(bucket.pointers["image"], image, size, slot.stream)
-            image = bucket.pointers["image"]
-            batch = max(batch, self._profile.min)
-        self._stages(slot, bucket, batch, image, with_attention)
-        self._device.synchronize(slot.stream)
-
     def _stages(self, slot: Slot, bucket: Bucket, batch: int, image: int, with_attention: bool) -> None:
         """Both stages and the copy of their results to the host."""
         self._both(slot, bucket, batch, image, with_attention)
         for name in ("logits", "attention") if with_attention else ("logits",):
-            self._device.copy(
-                bucket.pinned[name].pointer, bucket.pointers[name], self._bytes(bucket)[name], slot.stream
-            )
+            size = batch * self._bytes[name]
+            self._device.copy(bucket.pinned[name].pointer, bucket.pointers[name], size, slot.stream)
 
     def _both(self, slot: Slot, bucket: Bucket, batch: int, image: int, with_attention: bool) -> None:
-        self._encoder.enqueue(batch, image, bucket.pointers["u"], bucket.pointers["g"], slot.stream)
-        self._head(slot, bucket, batch, with_attention)
-
-    def _head(self, slot: Slot, bucket: Bucket, batch: int, with_attention: bool) -> None:
-        """The second stage: logits, and attention if it is asked for, from u and g."""
-        s, at, dtype = self._sizes, bucket.pointers, self._kernels.dtype
-        attention = DeviceArray(at["attention"], (batch, s.C, s.L), "float32") if with_attention else None
-        self._kernels.forward(
-            DeviceArray(at["u"], (batch, s.L, s.K), dtype),
-            DeviceArray(self._constants["v"], (s.C, s.K), dtype),
-            DeviceArray(self._constants["q"], (s.K,), "float32"),
-            DeviceArray(at["g"], (batch, s.L, s.E), dtype),
-            DeviceArray(self._constants["t"], (s.C, s.E), "float32"),
-            DeviceArray(at["logits"], (batch, s.C), "float32"),
-            attention,
-            stream=slot.stream,
-        )
+        first, second = (bucket.pointers[name] for name in self._head.outputs)
+        self._encoder.enqueue(batch, image, first, second, slot.stream)
+        self._head.enqueue(batch, bucket.pointers, with_attention, slot.stream)
 
     def _fitting(self, images: int) -> int:
         """The smallest bucket size that takes so many images, or the largest there is."""
@@ -276,26 +268,25 @@ class TwoStage:
     def _bucket(self, slot: Slot, batch: int, with_attention: bool) -> Bucket:
         """The slot's bucket of this size, with the buffers that are needed. Raises OutOfMemoryError."""
         bucket = slot.buckets.setdefault(batch, Bucket(batch, {}, {}))
-        for name, size in self._bytes(bucket).items():
-            if name in bucket.pointers or (name == "attention" and not with_attention):
-                continue
-            if name in ("image", "logits", "attention") and name not in bucket.pinned:
-                bucket.pinned[name] = self._device.allocate_pinned(size)
-            bucket.pointers[name] = self._device.allocate(size)
+        for name, each in self._bytes.items():
+            asked = name != "attention" or with_attention
+            if asked and name in ("logits", "attention") and name not in bucket.pinned:
+                bucket.pinned[name] = self._device.allocate_pinned(batch * each)
+            if name not in bucket.pointers and (asked or name in self._head.outputs):
+                bucket.pointers[name] = self._device.allocate(batch * each)
         self._encoder.prepare(batch, slot.stream)
         return bucket
 
     def _drop(self, slot: Slot, batch: int) -> None:
         """Free a bucket that the GPU has no room for."""
+        self._device.synchronize(slot.stream)
         if batch in slot.buckets:
             slot.buckets.pop(batch).free(self._device)
         self._encoder.forget(batch, slot.stream)
 
     def _leave(self, slot: Slot) -> None:
         """Free everything that a slot holds but its stream."""
-        for bucket in slot.buckets.values():
-            bucket.free(self._device)
-        slot.buckets.clear()
+        slot.free(self._device)
         self._encoder.leave(slot.stream)
 
     def _retire_others(self) -> bool:
@@ -306,52 +297,11 @@ class TwoStage:
             self._device.destroy_stream(slot.stream)
         return bool(others)
 
-    def _bytes(self, bucket: Bucket) -> dict[str, int]:
-        s, item = self._sizes, BYTES[self._kernels.dtype]
-        each = {
-            "image": s.S * s.S * 3,
-            "u": s.L * s.K * item,
-            "g": s.L * s.E * item,
-            "logits": s.C * 4,
-            "attention": s.C * s.L * 4,
-        }
-        return {name: bucket.batch * size for name, size in each.items()}
-
-    def _upload(self, array: np.ndarray) -> int:
-        stream = self._slots.all[0].stream
-        pinned = self._device.allocate_pinned(array.nbytes)
-        try:
-            pointer = self._device.allocate(array.nbytes)
-            pinned.array[:] = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-            self._device.copy(pointer, pinned.pointer, array.nbytes, stream)
-            self._device.synchronize(stream)
-        finally:
-            self._device.free_pinned(pinned)
-        return pointer
-
 
 def batch_sizes(profile: Profile) -> list[int]:
     """Powers of two inside the profile, and its two ends."""
     powers = (1 << i for i in range(profile.max.bit_length()))
     return sorted({profile.min, profile.max, *(p for p in powers if profile.min <= p <= profile.max)})
-
-
-def _device_source(images: Any, device: Cuda) -> int:
-    """The address of images on the GPU, once what makes them is done. Raises ValueError for gaps in them, and for
-    images on another GPU."""
-    interface = images.__cuda_array_interface__
-    address, shape, strides = int(interface["data"][0]), tuple(interface["shape"]), interface.get("strides")
-    if strides is not None and tuple(strides) != tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape))):
-        raise ValueError(f"expected contiguous images on the GPU, got strides {tuple(strides)} for shape {shape}")
-    holder = device.device_of(address)
-    if holder != device.device_id:
-        where = "memory that CUDA does not know" if holder is None else f"device {holder}"
-        raise ValueError(f"expected images on device {device.device_id}, got {where}")
-    if interface.get("stream"):
-        device.synchronize(interface["stream"])
-    elif interface.get("version", 0) < 3:  # PyTorch's: it does not say which stream is still writing
-        device.synchronize_all()
-    return address
 
 
 def _floats(pinned: Pinned, shape: tuple[int, ...]) -> np.ndarray:

@@ -52,7 +52,7 @@ class Status:
     """How far a job is. images, bad and their rate are of this run; shards are of the whole job."""
 
     shards: int
-    shards_before: int  # finished by earlier runs
+    shards_before: int  #: finished by earlier runs
     shards_done: int
     bytes: int
     bytes_before: int
@@ -66,6 +66,7 @@ class Status:
 
     @property
     def elapsed_s(self) -> float:
+        """Since this run began."""
         return max(time.monotonic() - self.began, 1e-9)
 
     def eta_s(self) -> float | None:
@@ -125,6 +126,7 @@ class Summary:
         return dict(sorted(pairs, key=lambda pair: -pair[1]))
 
     def to_dict(self) -> dict[str, Any]:
+        """For a machine to read."""
         values = asdict(self)
         counts = values.pop("counts")
         del values["categories"]

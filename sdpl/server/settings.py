@@ -11,32 +11,32 @@ MIB = 1 << 20
 class Settings:
     """Times in the unit of their name; sizes in bytes, for each front end where not said otherwise."""
 
-    models: dict[str, str]  # name -> absolute path of its bundle
-    devices: tuple[str, ...] = ("auto",)  # one engine process each: "auto", "cpu" or a GPU's number
-    workers: int = 1  # front-end processes
+    models: dict[str, str]  #: name -> absolute path of its bundle
+    devices: tuple[str, ...] = ("auto",)  #: one engine process each: "auto", "cpu" or a GPU's number
+    workers: int = 1  #: front-end processes
     host: str = "127.0.0.1"
     http_port: int = 8000
-    grpc_port: int | None = 8001  # None: no gRPC
+    grpc_port: int | None = 8001  #: None: no gRPC
     backend: str = "auto"
     precision: str | None = None
-    threads: int | None = None  # of an engine, on a CPU
+    threads: int | None = None  #: of an engine, on a CPU
     streams: int | None = None
     max_batch: int | None = None
     max_delay_ms: float = 0.0
-    max_wait_ms: float = 10_000.0  # beyond this estimated wait, requests are refused
-    timeout_ms: float = 30_000.0  # of a request that names no deadline of its own
-    queue_bytes: int = 256 * MIB  # of decoded images waiting or running, all front ends together
+    max_wait_ms: float = 10_000.0  #: beyond this estimated wait, requests are refused
+    timeout_ms: float = 30_000.0  #: of a request that names no deadline of its own
+    queue_bytes: int = 256 * MIB  #: of decoded images waiting or running, all front ends together
     max_body: int = 64 * MIB
-    max_json: int = 16 * MIB  # of tensors written as JSON numbers or base64
-    max_connections: int = 1024  # all front ends together
+    max_json: int = 16 * MIB  #: of tensors written as JSON numbers or base64
+    max_connections: int = 1024  #: all front ends together
     header_timeout_s: float = 10.0
     idle_timeout_s: float = 75.0
-    min_bytes_per_s: int = 16_384  # a body that comes slower than this, after `header_timeout_s`, is cut off
+    min_bytes_per_s: int = 16_384  #: a body that comes slower than this, after `header_timeout_s`, is cut off
     drain_s: float = 30.0
     skip_proof: bool = False
     allow_repository: bool = False
-    watch_s: float = 1.0  # how often bundles on disk are looked at; 0: never
-    access_log: str | None = None  # a path, or "-" for standard output
+    watch_s: float = 1.0  #: how often bundles on disk are looked at; 0: never
+    access_log: str | None = None  #: a path, or "-" for standard output
     token: str | None = field(default=None, repr=False)
     tls_certificate: str | None = None
     tls_key: str | None = None

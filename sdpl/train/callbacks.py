@@ -14,7 +14,7 @@ class StepLog:
     epoch: int
     step: int
     total_steps: int
-    loss: float  # mean over the images of the batch
+    loss: float  #: mean over the images of the batch
     lr: float
     images_per_s: float
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import distributed
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  # PyTorch documents them
+from torch.distributed.rendezvous import rendezvous
 
 from sdpl.errors import UserError
 
@@ -18,6 +20,7 @@ class Processes:
 
     rank: int = 0
     world_size: int = 1
+    store: Store | None = None  # of torchrun's agent, which outlives the processes
 
     @property
     def is_first(self) -> bool:
@@ -42,18 +45,34 @@ class Processes:
         if self.world_size > 1:
             distributed.barrier()
 
+    def begin(self, run: str) -> None:
+        """Remember, for processes that torchrun may start in place of these, that this run has begun."""
+        if self.store is not None and self.is_first:
+            self.store.set(f"sdpl began {run}", "")
+
+    def began(self, run: str) -> bool:
+        """Whether processes that torchrun started before these, and that it lost, had begun this run."""
+        return self.store is not None and bool(self.store.check([f"sdpl began {run}"]))
+
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[Processes]:
-    """The group that torchrun's environment describes; gloo on CPUs, NCCL on GPUs."""
+    """The group that torchrun's environment describes; gloo on CPUs, NCCL on GPUs.
+
+    torchrun's agent keeps its store when it starts lost processes again (`--max-restarts`), and the addresses of the
+    lost ones in it: a process that reads them too early finds nobody there. So each attempt has keys of its own.
+    """
     if world_size() == 1:
         yield Processes()
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    store, rank, size = next(iter(rendezvous("env://")))
+    attempt = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, store=attempt, rank=rank, world_size=size)
     try:
-        yield Processes(distributed.get_rank(), distributed.get_world_size())
+        yield Processes(rank, size, store)
     finally:
         distributed.destroy_process_group()
 

@@ -12,11 +12,13 @@ from sdpl.files import replace_file
 
 @dataclass(frozen=True)
 class EpochLog:
+    """One epoch, as `log.csv` and callbacks have it. train_loss: mean over the images; val_mAP in percent."""
+
     epoch: int
     lr: float
     train_loss: float
     val_mAP: float  # noqa: N815, the field writes it so; percent, on the known labels of the validation split
-    unreadable: int  # images skipped so far in this run, each counted once
+    unreadable: int  #: images skipped so far in this run, each counted once
     seconds: float
 
     def line(self, epochs: int) -> str:

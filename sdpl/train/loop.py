@@ -56,10 +56,11 @@ def train(
 
     `last.ckpt` holds the newest epoch (or step, with `checkpoint_steps`); `resume` goes on from it and ends with the
     same weights as a run that was never stopped. Started by torchrun, the processes share every batch and every
-    validation; the first one writes and reports. epoch_lines: report what the run is made of, a line for each epoch,
-    and which one is kept. best_too: also write `best.ckpt`, of the best validation mAP whatever is kept. callbacks:
-    follow the first process. init: a checkpoint whose weights a new run starts from. page: also write the run's report
-    to this HTML file, of all its epochs. Raises UserError for anything wrong with the configuration or the data.
+    validation; the first one writes and reports; those that torchrun starts in place of lost ones resume by themselves.
+    epoch_lines: report what the run is made of, a line for each epoch, and which one is kept. best_too: also write
+    `best.ckpt`, of the best validation mAP whatever is kept. callbacks: follow the first process. init: a checkpoint
+    whose weights a new run starts from. page: also write the run's report to this HTML file, of all its epochs. Raises
+    UserError for anything wrong with the configuration or the data.
     """
     device = choose_device(config.train.device)
     require_precision(config.train.precision, device)
@@ -71,10 +72,12 @@ def train(
         digest = fingerprint(train_data, val_data)
         if group.is_first:
             held.enter_context(only_one_run(out))
+        resume = resume or (group.began(str(out)) and (out / "last.ckpt").exists())
         content = resumable(config, out, digest, report) if resume else None
         if not resume:
             require_new(out)
         group.barrier()  # until every process has seen what there is
+        group.begin(str(out))
         model = new_model(config.model, train_data.categories)
         for line in initialise(model, init) if init is not None else ():
             report(Progress(line))

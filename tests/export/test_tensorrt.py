@@ -105,7 +105,9 @@ def test_an_engine_for_a_later_minor_takes_the_kernel_of_an_earlier_one(package,
     monkeypatch.setattr("sdpl.kernels.gpu.look", lambda device_id: gpu)
     monkeypatch.setattr(tensorrt_rtx.Builder, "build_serialized_network", lambda builder, network, config: b"engine")
     shutil.copy(graph, tmp_path / "encoder.onnx")
-    made = write_gpu_files(tmp_path, "encoder.onnx", spec("tensorrt:fp16"), Profile(), lambda progress: None)
+    made = write_gpu_files(
+        tmp_path, {"encoder": "encoder.onnx"}, spec("tensorrt:fp16"), Profile(), lambda progress: None
+    )
     assert made.fields["compute_capability"] == "87"
     assert [name for name in made.files if name.startswith("cubin")] == ["cubin.sm87"]
     assert (tmp_path / made.files["cubin.sm87"]).read_bytes() == cubin("86", "float16")

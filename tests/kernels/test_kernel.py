@@ -24,6 +24,9 @@ SHAPES = [  # B, L, C, K, E
     (1, 196, 81, 8, 512),
     (2, 49, 81, 40, 600),
     (1, 1024, 3, 16, 8),
+    (2, 49, 30, 1024, 512),  # several tiles for a block
+    (2, 56, 9, 512, 32),  # K in two parts, two warps on each
+    (1, 9, 21, 2080, 16),  # K in more than one step for each warp
 ]
 
 
@@ -148,10 +151,11 @@ def test_training_scores_and_gradients(programs, dtype, shape):
     s.backward(torch.from_numpy(ds))
     empty = np.zeros((*u.shape[:2], 1)), np.zeros((len(v), 1))  # g and t
     assert_close(programs[dtype].scores(u, v, q), s.detach().numpy(), forward_deviations(u, v, q, *empty).scores)
-    for result, tensor, deviation in zip(
-        programs[dtype].backward(u, v, q, ds), tensors, backward_deviations(u, v, q, ds), strict=True
-    ):
-        assert_close(result, tensor.grad.numpy(), deviation)
+    for aligned in (True, False):
+        for result, tensor, deviation in zip(
+            programs[dtype].backward(u, v, q, ds, aligned), tensors, backward_deviations(u, v, q, ds), strict=True
+        ):
+            assert_close(result, tensor.grad.numpy(), deviation)
 
 
 def wrong(tmp_path, old, new, dtype="float32", which=0, flags=()):
@@ -162,11 +166,17 @@ def wrong(tmp_path, old, new, dtype="float32", which=0, flags=()):
     return Emulated(build(tmp_path, dtype, changed, flags), dtype)
 
 
-@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("which", [0, 1, 2, 3])
 def test_a_missing_block_barrier_is_caught(tmp_path, which):
+    """Two of them are the forward kernel's, two those of the scores for training."""
     emulated = wrong(tmp_path, "__syncthreads();", "", which=which)
+    u, v, q, g, t = operands(2, 49, 49, 1024, 300)
     with pytest.raises((AssertionError, EmulatorError)):
-        assert_forward_close(emulated, operands(2, 49, 9, 64, 300))
+        if which < 2:
+            assert_forward_close(emulated, (u, v, q, g, t))
+        else:
+            deviation = forward_deviations(u, v, q, g, t).scores
+            assert_close(emulated.scores(u, v, q), attention_logits(u, v, q), deviation)
 
 
 def test_a_missing_warp_exchange_is_caught(tmp_path):
@@ -187,8 +197,8 @@ def test_an_off_by_one_in_the_tail_of_k_is_caught(tmp_path, new):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("column < E; column +=", "column < E - 1; column +="),  # the last column of E is left out
-        ("score[(size_t)j * stride + l0 + i] = total", "score[(size_t)j * stride + l0 + i] = 1.01f * total"),
+        ("pool.column + x < E", "pool.column + x < E - 1"),  # the last column of E is left out
+        ("*score + total : total", "*score + total : 1.01f * total"),
     ],
 )
 @pytest.mark.parametrize("shape", [(2, 49, 9, 64, 300), (1, 49, 8, 1024, 512)])
@@ -210,7 +220,7 @@ def test_the_derived_error_is_the_one_that_happens(programs):
 
 
 def test_a_wrong_eps_rule_is_caught(tmp_path):
-    assert tiny_embedding(wrong(tmp_path, "fmaxf(sqrtf(n), eps)", "(sqrtf(n) + eps)")) > 1e-3
+    assert tiny_embedding(wrong(tmp_path, "fmaxf(sqrtf(square), eps)", "(sqrtf(square) + eps)")) > 1e-3
 
 
 def test_a_wrong_gradient_is_caught(tmp_path):
@@ -227,7 +237,7 @@ def test_a_wrong_gradient_is_caught(tmp_path):
 def test_no_step_outside_of_any_array(tmp_path):
     """The address sanitizer sees every array as an allocation of exactly its size."""
     emulated = Emulated(build(tmp_path, "float16", flags=("-fsanitize=address", "-g")), "float16")
-    for shape in ((2, 50, 9, 300, 17), (1, 49, 9, 64, 16)):
+    for shape in ((2, 50, 9, 300, 17), (1, 49, 9, 64, 16), (1, 51, 5, 1024, 600)):
         u, v, q, g, t = operands(*shape, "float16")
         emulated.forward(u, v, q, g, t)
         emulated.scores(u, v, q)

@@ -3,16 +3,10 @@
 import numpy as np
 import pytest
 
+from sdpl.kernels.arrays import DeviceArray, is_aligned
 from sdpl.kernels.compile import constants
-from sdpl.kernels.launch import (
-    DeviceArray,
-    Kernels,
-    Shape,
-    is_aligned,
-    plan_backward_u,
-    plan_backward_vq,
-    plan_tiled,
-)
+from sdpl.kernels.launch import Kernels
+from sdpl.kernels.plan import Shape, plan_backward_u, plan_backward_vq, plan_tiled
 
 H100 = 132  # multiprocessors
 
@@ -21,30 +15,32 @@ H100 = 132  # multiprocessors
     ("batch", "categories", "dtype", "aligned", "entry", "grid"),
     [
         (1, 80, "float16", True, "forward_f16_c1_aligned", (80, 1, 1)),
-        (32, 80, "float16", True, "forward_f16_c4_aligned", (20, 32, 1)),
-        (32, 81, "float16", True, "forward_f16_c4_aligned", (21, 32, 1)),
-        (8, 80, "float16", True, "forward_f16_c2_aligned", (40, 8, 1)),
-        (32, 80, "float32", True, "forward_f32_c2_aligned", (40, 32, 1)),
-        (32, 80, "bfloat16", False, "forward_bf16_c1_any", (80, 32, 1)),
-        (0, 80, "float16", True, "forward_f16_c1_aligned", (80, 0, 1)),
+        (32, 80, "float16", True, "forward_f16_c4_aligned", (132, 3, 1)),
+        (1, 500, "float16", True, "forward_f16_c4_aligned", (125, 1, 1)),
+        (8, 80, "float16", True, "forward_f16_c2_aligned", (132, 3, 1)),
+        (32, 80, "float32", True, "forward_f32_c2_aligned", (132, 3, 1)),
+        (32, 80, "bfloat16", False, "forward_bf16_c1_any", (132, 3, 1)),
+        (0, 80, "float16", True, "forward_f16_c4_aligned", (0, 1, 1)),
     ],
 )
 def test_tiles_grow_when_the_gpu_is_full_anyway(batch, categories, dtype, aligned, entry, grid):
     plan = plan_tiled("forward", Shape(batch, 49, categories, 1024, 512), dtype, aligned, H100)
-    assert (plan.entry, plan.grid, plan.block) == (entry, grid, 224)
+    assert (plan.entry, plan.grid, plan.block) == (entry, grid, 128)
 
 
-@pytest.mark.parametrize("locations", [1, 49, 1024])
-def test_shared_memory_holds_scores_and_partial_sums_below_48_kb(locations):
+@pytest.mark.parametrize(("locations", "tc"), [(1, 4), (49, 4), (196, 4), (1024, 2)])
+def test_shared_memory_holds_scores_and_weights_below_48_kb(locations, tc):
     plan = plan_tiled("forward", Shape(64, locations, 9600, 1024, 512), "float16", True, H100)
-    assert plan.shared_bytes == 4 * (4 * locations + 2 * 4 * 7)
+    assert plan.entry == f"forward_f16_c{tc}_aligned"
+    assert plan.shared_bytes == 4 * tc * (4 * locations + locations + 7 + 2 * 4)
     assert plan.shared_bytes <= 48 << 10
-    assert plan_tiled("scores", Shape(64, locations, 80, 1024), "float16", True, H100).shared_bytes == 0
+    plan = plan_tiled("scores", Shape(64, locations, 9600, 1024), "float16", True, H100)
+    assert plan.shared_bytes == 4 * int(plan.entry[-9]) * 4 * locations <= 48 << 10
 
 
 @pytest.mark.parametrize("joint", [1, 255, 256, 257, 1024])
 def test_backward_covers_k_and_l(joint):
-    plan = plan_backward_u(Shape(3, 50, 7, joint), "float16")
+    plan = plan_backward_u(Shape(3, 50, 7, joint), "float16", joint % 8 == 0)
     assert plan.grid[0] * plan.block * constants()["BACKWARD_K"] >= joint
     assert plan.grid[1:] == (8, 3)
 
@@ -52,7 +48,7 @@ def test_backward_covers_k_and_l(joint):
 @pytest.mark.parametrize("batch", [0, 1, 5, 64, 1000])
 @pytest.mark.parametrize("categories", [1, 80, 9600])
 def test_slices_cover_the_batch_and_none_is_empty(batch, categories):
-    plan, slices = plan_backward_vq(Shape(batch, 49, categories, 1024), "float32", H100)
+    plan, slices = plan_backward_vq(Shape(batch, 49, categories, 1024), "float32", True, H100)
     per_slice = -(-batch // slices)
     assert plan.grid[2] == slices >= 1
     assert slices * per_slice >= batch
@@ -108,6 +104,8 @@ def test_alignment_decides_how_rows_are_read():
     assert is_aligned(Shape(1, 49, 80, 1024), u)
     assert not is_aligned(Shape(1, 49, 80, 1024), u, odd)
     assert not is_aligned(Shape(1, 49, 80, 1020), u)
+    assert is_aligned(Shape(1, 49, 80, 1024, 512), u)
+    assert not is_aligned(Shape(1, 49, 80, 1024, 510), u)
 
 
 @pytest.fixture
@@ -132,8 +130,8 @@ def test_a_right_call_is_launched_with_c_types(kernels):
     ((plan, arguments),) = kernels.launched
     assert plan.entry == "forward_f16_c1_aligned"
     assert arguments[:7] == (256, 256, 256, 256, 256, 256, 0)
-    assert [type(a) for a in arguments[7:]] == [np.int32] * 4 + [np.float32]
-    assert [int(a) for a in arguments[7:11]] == [49, 5, 64, 16]
+    assert [type(a) for a in arguments[7:]] == [np.int32] * 5 + [np.float32]
+    assert [int(a) for a in arguments[7:12]] == [2, 49, 5, 64, 16]
 
 
 @pytest.mark.parametrize(
@@ -144,6 +142,7 @@ def test_a_right_call_is_launched_with_c_types(kernels):
         ({"u": ((49, 64), "<f2")}, r"expected u \[B,L,K\] and v \[C,K\], got \[49, 64\] and \[5, 64\]"),
         ({"q": ((1, 64), "<f4")}, r"q: expected float32 \[64\], got float32 \[1, 64\]"),
         ({"g": ((2, 50, 16), "<f2")}, r"g: expected float16 \[2, 49, 16\], got float16 \[2, 50, 16\]"),
+        ({"g": ((2, 49, 0), "<f2"), "t": ((5, 0), "<f4")}, r"g: expected E >= 1, got \[2, 49, 0\]"),
         ({"t": ((5, 15), "<f4")}, r"t: expected float32 \[5, 16\], got float32 \[5, 15\]"),
         ({"logits": ((2, 6), "<f4")}, r"logits: expected float32 \[2, 5\], got float32 \[2, 6\]"),
     ],

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sdpl.kernels.compile import cubin
-from sdpl.kernels.launch import Shape, plan_tiled
+from sdpl.kernels.plan import Shape, plan_tiled
 from sdpl.kernels.pycuda_launch import PyCudaKernels
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pycuda_pooling.py"
@@ -36,7 +36,7 @@ def test_the_cubin_of_the_device_is_launched_with_pycuda_s_types(monkeypatch):
     (values, where), *_ = calls
     assert [type(value) for value in values] == [np.uintp, np.uintp, np.int32, np.float32]
     assert values[:2] == (2**40, 0)
-    assert where == {"block": (224, 1, 1), "grid": (20, 32, 1), "shared": plan.shared_bytes, "stream": "a stream"}
+    assert where == {"block": (128, 1, 1), "grid": (82, 3, 1), "shared": plan.shared_bytes, "stream": "a stream"}
 
 
 def test_the_example_on_a_gpu():

@@ -153,6 +153,16 @@ def test_one_context_per_batch_size_and_one_workspace_for_all_of_a_stream(record
     assert encoder.describe() == {"library": "tensorrt_rtx 1.7"}
 
 
+def test_an_engine_of_the_whole_model_writes_scores_and_attention(recorded, bundle_and_target, device):
+    bundle, target = bundle_and_target
+    whole = target.model_copy(update={"files": {"model": "model.onnx", "engine": target.files["engine"]}})
+    engine = TensorRt(bundle, NAME, whole, device)
+    engine.prepare(1, STREAM)
+    engine.enqueue(1, 256, 512, 768, STREAM)
+    assert recorded.contexts[0].runs == [(STREAM, {"image": 256, "scores": 512, "attention": 768})]
+    engine.close()
+
+
 def test_streams_share_neither_contexts_nor_workspace(recorded, encoder):
     before = get("used")
     for stream in (STREAM, 8):

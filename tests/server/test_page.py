@@ -1,11 +1,8 @@
 """The page at /, in a real browser: Debian's Chromium driven by playwright, where both are installed."""
 
-import shutil
-
 import pytest
 from serving import Server
 
-CHROMIUM = shutil.which("chromium")
 SIZES = {"desktop": (1100, 760), "phone": (390, 844)}
 
 
@@ -23,17 +20,6 @@ def test_the_description_names_every_path(server):
     status, document = server.get("/openapi.json")
     assert status == 200
     assert {"/recognize", "/v2/models/{name}/infer", "/metrics"} <= document["paths"].keys()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
-    if CHROMIUM is None:
-        pytest.skip("no chromium here")
-    with sync_api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield launched
-        launched.close()
 
 
 @pytest.mark.slow

@@ -45,8 +45,8 @@ int main(int, char** argv) {
   const auto u = read_array<T>((size_t)B * L * K), v = read_array<T>((size_t)C * K);
   const auto q = read_array<float>(K);
 
-  using Forward = void (*)(const T*, const T*, const float*, const T*, const float*, float*, float*, int, int, int, int, float);
-  using Scores = void (*)(const T*, const T*, const float*, float*, int, int, int);
+  using Forward = void (*)(const T*, const T*, const float*, const T*, const float*, float*, float*, int, int, int, int, int, float);
+  using Scores = void (*)(const T*, const T*, const float*, float*, int, int, int, int);
   std::map<std::string, Forward> forward;
   std::map<std::string, Scores> scores;
 #define TILED(suffix)                                                        \
@@ -64,25 +64,28 @@ int main(int, char** argv) {
     const auto t = read_array<float>((size_t)C * E);
     auto logits = results((size_t)B * C), attention = results((size_t)B * C * L);
     emulator::launch(grid, block, shared, [&] {
-      forward[entry](u.data(), v.data(), q.data(), g.data(), t.data(), logits.data(), attention.data(), L, C, K, E, eps);
+      forward[entry](u.data(), v.data(), q.data(), g.data(), t.data(), logits.data(), attention.data(), B, L, C, K, E, eps);
     });
     write_array(logits);
     write_array(attention);
   } else if (scores.count(entry)) {
     auto s = results((size_t)B * C * L);
-    emulator::launch(grid, block, shared, [&] { scores[entry](u.data(), v.data(), q.data(), s.data(), L, C, K); });
+    emulator::launch(grid, block, shared, [&] { scores[entry](u.data(), v.data(), q.data(), s.data(), B, L, C, K); });
     write_array(s);
   } else {
     const auto ds = read_array<float>((size_t)B * C * L);
-    if (entry == TEXT(NAMED(backward_u, ))) {
+    const bool aligned = entry.ends_with("_aligned");
+    if (entry.starts_with("backward_u")) {
       auto du = results((size_t)B * L * K);
-      emulator::launch(grid, block, shared, [&] { NAMED(backward_u, )(u.data(), v.data(), q.data(), ds.data(), du.data(), L, C, K); });
+      emulator::launch(grid, block, shared, [&] {
+        (aligned ? NAMED(backward_u, _aligned) : NAMED(backward_u, _any))(u.data(), v.data(), q.data(), ds.data(), du.data(), L, C, K);
+      });
       write_array(du);
-    } else if (entry == TEXT(NAMED(backward_vq, ))) {
+    } else if (entry.starts_with("backward_vq")) {
       auto dv = results((size_t)slices * C * K), dq = results((size_t)slices * grid.y * K);
       const int per_slice = (B + slices - 1) / slices;
       emulator::launch(grid, block, shared, [&] {
-        NAMED(backward_vq, )(u.data(), v.data(), q.data(), ds.data(), dv.data(), dq.data(), B, L, C, K, per_slice);
+        (aligned ? NAMED(backward_vq, _aligned) : NAMED(backward_vq, _any))(u.data(), v.data(), q.data(), ds.data(), dv.data(), dq.data(), B, L, C, K, per_slice);
       });
       write_array(dv);
       write_array(dq);

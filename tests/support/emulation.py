@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from sdpl.kernels import EPS
+from sdpl.kernels.arrays import narrow
 from sdpl.kernels.compile import DTYPES, SOURCE
-from sdpl.kernels.launch import Launch, Shape, narrow, plan_backward_u, plan_backward_vq, plan_tiled
+from sdpl.kernels.plan import Launch, Shape, plan_backward_u, plan_backward_vq, plan_tiled
 
 HERE = Path(__file__).parent
 MULTIPROCESSORS = 4  # of an imagined small GPU: small shapes then reach every tile size
@@ -57,7 +58,8 @@ class Emulated:
 
     def forward(self, u, v, q, g, t, aligned=True, multiprocessors=MULTIPROCESSORS):
         shape = Shape(*u.shape[:2], len(v), len(q), g.shape[-1])
-        plan = plan_tiled("forward", shape, self.dtype, aligned and shape.K % 8 == 0, multiprocessors)
+        whole = aligned and shape.K % 8 == 0 and shape.E % 4 == 0
+        plan = plan_tiled("forward", shape, self.dtype, whole, multiprocessors)
         return self.launch_forward(plan, u, v, q, g, t)
 
     def launch_forward(self, plan, u, v, q, g, t):
@@ -71,12 +73,13 @@ class Emulated:
         plan = plan_tiled("scores", shape, self.dtype, aligned and shape.K % 8 == 0, MULTIPROCESSORS)
         return self._run(plan, shape, self._uvq(u, v, q), [(shape.B, shape.C, shape.L)])[0]
 
-    def backward(self, u, v, q, ds):
+    def backward(self, u, v, q, ds, aligned=True):
         """du [B,L,K], dv [C,K], dq [K]."""
+        aligned = aligned and len(q) % 8 == 0
         shape = Shape(*u.shape[:2], len(v), len(q))
         arrays = (*self._uvq(u, v, q), _f32(ds))
-        (du,) = self._run(plan_backward_u(shape, self.dtype), shape, arrays, [u.shape])
-        plan, slices = plan_backward_vq(shape, self.dtype, MULTIPROCESSORS)
+        (du,) = self._run(plan_backward_u(shape, self.dtype, aligned), shape, arrays, [u.shape])
+        plan, slices = plan_backward_vq(shape, self.dtype, aligned, MULTIPROCESSORS)
         results = [(slices, shape.C, shape.K), (slices, plan.grid[1], shape.K)]
         dv, dq = self._run(plan, shape, arrays, results, slices)
         return du, dv.sum(0), dq.sum((0, 1))

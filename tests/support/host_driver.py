@@ -81,7 +81,8 @@ def _entries(dtype: str) -> list[str]:
     """The entry points of a dtype, as the source's macros name them."""
     tiles = ["c1_aligned", "c2_aligned", "c1_any", *(["c4_aligned"] if dtype != "float32" else [])]
     tiled = [f"{kernel}_{SHORT[dtype]}_{tile}" for kernel in ("forward", "scores") for tile in tiles]
-    return [*tiled, f"backward_u_{SHORT[dtype]}", f"backward_vq_{SHORT[dtype]}"]
+    backward = [f"backward_{of}_{SHORT[dtype]}_{rows}" for of in ("u", "vq") for rows in ("aligned", "any")]
+    return [*tiled, *backward]
 
 
 def _cuda_headers() -> str:

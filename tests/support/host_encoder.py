@@ -16,9 +16,11 @@ def at(pointer: int, shape: tuple[int, ...], dtype=np.uint8) -> np.ndarray:
 
 
 class HostEncoder:
-    """As `sdpl.runtime.two_stage.Encoder`. most, most_running: the largest batch that there is memory for."""
+    """As `sdpl.runtime.two_stage.Encoder`. outputs: what the graph gives. most, most_running: the largest batch that
+    there is memory for."""
 
-    def __init__(self, path, captured=True):
+    def __init__(self, path, captured=True, outputs=("u", "g")):
+        self.outputs = list(outputs)
         self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         self.captured, self.batches, self.closed, self.warm = captured, [], False, 0
         self.side, self.most, self.most_running = self.session.get_inputs()[0].shape[1], 1 << 20, 1 << 20
@@ -48,7 +50,7 @@ class HostEncoder:
                 self.batches.append(batch)
                 self.during()
                 images = at(image, (batch, self.side, self.side, 3))
-                for pointer, array in zip((u, g), self.session.run(["u", "g"], {"image": images}), strict=True):
+                for pointer, array in zip((u, g), self.session.run(self.outputs, {"image": images}), strict=True):
                     at(pointer, array.shape, array.dtype)[:] = array
             except BaseException as error:
                 self.errors.append(error)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from torch.distributed import HashStore
 
 from sdpl.errors import UserError
 from sdpl.train.distributed import Processes, choose_device
@@ -21,3 +22,15 @@ def test_torchrun_gives_each_process_its_own_gpu(monkeypatch):
     assert choose_device("cpu").type == "cpu"
     with pytest.raises(UserError, match=r"'cuda:0' is one GPU for 2 processes: say 'cuda'"):
         choose_device("cuda:0")
+
+
+def test_only_a_run_that_this_torchrun_began_goes_on_by_itself():
+    store = HashStore()
+    first, second = Processes(0, 2, store), Processes(1, 2, store)
+    assert not first.began("out")
+    second.begin("out")  # the first process says it
+    assert not first.began("out")
+    first.begin("out")
+    assert second.began("out")
+    assert not second.began("other")
+    assert not Processes().began("out")

@@ -1,4 +1,5 @@
-"""torchrun with a rank that is killed: the same command with `--resume` ends where an unbroken run ends."""
+"""torchrun with a rank that is killed: started again by torchrun, or by the same command with `--resume`, the run ends
+where an unbroken run ends."""
 
 import subprocess
 import sys
@@ -6,35 +7,62 @@ import sys
 import pytest
 import torch
 
+from configs import write_config
 from sdpl.train.checkpoint import load_checkpoint
 
-# Rank 1 kills itself at the step that DIE names.
+# Rank 1 of the first attempt kills itself at the step that DIE names; LATE makes it the last to come to the second.
 SCRIPT = """
-import os, signal, sys
+import os, signal, sys, time
 from sdpl.cli import main
 from sdpl.train.step import Learner
 step = Learner.step
+dies = os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
 def step_or_die(self, *rest, **named):
-    if os.environ["RANK"] == "1" and str(self.steps) == os.environ.get("DIE"):
+    if dies and str(self.steps) == os.environ.get("DIE"):
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self, *rest, **named)
 Learner.step = step_or_die
+if not dies and os.environ["RANK"] == "1":
+    time.sleep(float(os.environ.get("LATE", "0")))
 main(sys.argv[1:])
 """
 
 
+@pytest.fixture(scope="module")
+def configured(scenes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("elastic")
+    (folder / "train.py").write_text(SCRIPT)
+    return write_config(folder, scenes, train={"epochs": 2, "batch_size": 5, "checkpoint_steps": 1, "lr": 0.05})
+
+
+@pytest.fixture(scope="module")
+def torchrun(configured):
+    def run(out, *words, launcher=()):
+        started = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *launcher]
+        command = [*started, configured.parent / "train.py", "train", configured, "--out", out, *words]
+        return subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=configured.parent)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(torchrun, tmp_path_factory):
+    """The folder of an unbroken run."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    result = torchrun(out)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+def assert_equal_runs(one, other):
+    for name in ("last.ckpt", "model.ckpt"):
+        a, b = (load_checkpoint(run / name)["state"] for run in (one, other))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
 @pytest.mark.slow
-def test_a_run_with_a_killed_rank_goes_on(config, tmp_path, monkeypatch):
-    path = config(train={"epochs": 2, "batch_size": 5, "checkpoint_steps": 1, "lr": 0.05})
-    (tmp_path / "train.py").write_text(SCRIPT)
-
-    def torchrun(out, *words):
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [*launcher, tmp_path / "train.py", "train", path, "--out", out, *words]
-        return subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=tmp_path)
-
-    whole = torchrun(tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
+def test_a_run_with_a_killed_rank_goes_on(torchrun, whole, tmp_path, monkeypatch):
     monkeypatch.setenv("DIE", "2")
     killed = torchrun(tmp_path / "parts")
     assert killed.returncode != 0
@@ -44,7 +72,14 @@ def test_a_run_with_a_killed_rank_goes_on(config, tmp_path, monkeypatch):
     monkeypatch.delenv("DIE")
     again = torchrun(tmp_path / "parts", "--resume")
     assert again.returncode == 0, again.stderr
-    for name in ("last.ckpt", "model.ckpt"):
-        a, b = (load_checkpoint(tmp_path / run / name)["state"] for run in ("whole", "parts"))
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[key], b[key]) for key in a)
+    assert_equal_runs(whole, tmp_path / "parts")
+
+
+@pytest.mark.slow
+def test_torchrun_itself_starts_a_killed_rank_again(torchrun, whole, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIE", "5")
+    monkeypatch.setenv("LATE", "2")  # the other then reads the store before this one has written to it
+    result = torchrun(tmp_path / "parts", launcher=["--max-restarts", "1"])
+    assert "exitcode: -9" in result.stderr
+    assert result.returncode == 0, result.stderr
+    assert_equal_runs(whole, tmp_path / "parts")

@@ -56,28 +56,45 @@ class ScoreBar:
 
 @dataclass(frozen=True)
 class SampleScores:
-    """A model's best scores of an image, and the present categories that are not among them."""
+    """A model's best scores of an image, the present categories that are not among them, and where it looked for the
+    card's category: a picture as data URI, and its peak as a multiple of its mean."""
 
     model: str
     bars: tuple[ScoreBar, ...]
     missed: tuple[ScoreBar, ...]
+    score: float  # of the card's category
+    attention: str
+    peak: float
 
 
 @dataclass(frozen=True)
 class SampleCard:
-    """An image with the best scores of one model or several (figure 6)."""
+    """An image with the best scores of one model or several (figure 6), and where each looked for one category."""
 
     name: str
     photo: str
+    category: str
     models: tuple[SampleScores, ...]
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A model and its scores [N,C] of the data, in the order of the data's categories."""
+
+    name: str
+    model: Evaluated
+    scores: np.ndarray
+
+
 def worst_errors(
-    scores: np.ndarray, labels: np.ndarray, thresholds: np.ndarray, most: int
+    scores: np.ndarray, labels: np.ndarray, thresholds: np.ndarray, most: int, elsewhere: Sequence[int] = ()
 ) -> tuple[list[Case], list[Case]]:
-    """The false positives with the highest scores and the false negatives with the lowest; unknown is neither."""
+    """The false positives with the highest scores and the false negatives with the lowest; unknown is neither.
+
+    elsewhere: rows that the page shows once in another part, which counts.
+    """
     positive = scores >= thresholds  # [N,C]
-    shown: Counter[int] = Counter()
+    shown = Counter(elsewhere)
     return (
         _cases(scores, (labels < 0) & positive, -scores, most, shown),
         _cases(scores, (labels > 0) & ~positive, scores, most, shown),
@@ -104,13 +121,7 @@ def _cases(scores: np.ndarray, wrong: np.ndarray, order: np.ndarray, most: int, 
 
 def error_cards(cases: Sequence[Case], model: Evaluated, data: LabelledImages) -> list[ErrorCard]:
     """Each case with its photo and the attention of its category over it."""
-    rows = sorted({case.row for case in cases})
-    maps: dict[tuple[int, int], np.ndarray] = {}
-    done = 0
-    for images, _ in batches(data.subset(rows), model.image_size, BATCH):
-        found = dict(zip(rows[done : done + len(images)], model.attention(images)[1], strict=True))
-        maps |= {(c.row, c.column): found[c.row][c.column].copy() for c in cases if c.row in found}
-        done += len(images)
+    maps = _attention(model, data, {(case.row, case.column) for case in cases})
     cards = []
     for case in cases:
         photo, attention = small_photo(data.images[case.row]), maps[case.row, case.column]
@@ -121,7 +132,7 @@ def error_cards(cases: Sequence[Case], model: Evaluated, data: LabelledImages) -
                 data.categories[case.column],
                 case.score,
                 float(model.thresholds[case.column]),
-                float(attention.max() * attention.size),
+                _peak(attention),
                 present,
                 data_uri(photo),
                 data_uri(overlay(photo, attention)),
@@ -130,24 +141,58 @@ def error_cards(cases: Sequence[Case], model: Evaluated, data: LabelledImages) -
     return cards
 
 
-def sample_cards(scores: dict[str, np.ndarray], data: LabelledImages, most: int) -> list[SampleCard]:
-    """Images spread evenly over the data, with their best scores by each model: {"model": scores [N,C]}."""
-    rows = np.unique(np.linspace(0, len(data) - 1, min(most, len(data))).astype(int))
-    return [
-        SampleCard(
-            data.images[row].name,
-            data_uri(small_photo(data.images[row])),
-            tuple(_best(model, found[row], data, row) for model, found in scores.items()),
-        )
-        for row in rows
-    ]
+def sample_rows(data: LabelledImages, most: int) -> list[int]:
+    """At most so many images, spread evenly over the data."""
+    rows: list[int] = np.unique(np.linspace(0, len(data) - 1, min(most, len(data))).astype(int)).tolist()
+    return rows
 
 
-def _best(model: str, scores: np.ndarray, data: LabelledImages, row: int) -> SampleScores:
-    """Of one model's scores [C] of an image."""
+def sample_cards(models: Sequence[Scored], data: LabelledImages, rows: Sequence[int]) -> list[SampleCard]:
+    """These images with their best scores by each model, and where it looked for one category, the same for all: the
+    present one that the first model scores highest; where none is present, its best."""
+    columns = {}
+    for row in rows:
+        first, present = models[0].scores[row], data.labels[row] > 0
+        columns[row] = int(np.argmax(np.where(present, first, -1) if present.any() else first))
+    maps = {own.name: _attention(own.model, data, set(columns.items())) for own in models}
+    cards = []
+    for row, column in columns.items():
+        photo = small_photo(data.images[row])
+        shown = tuple(_best(own, data, photo, row, column, maps[own.name][row, column]) for own in models)
+        cards.append(SampleCard(data.images[row].name, data_uri(photo), data.categories[column], shown))
+    return cards
+
+
+def _best(
+    own: Scored, data: LabelledImages, photo: Image.Image, row: int, column: int, attention: np.ndarray
+) -> SampleScores:
+    """Of one model's scores of an image."""
+    scores = own.scores[row]
     order = np.argsort(-scores, kind="stable")
     bars = [ScoreBar(data.categories[c], float(scores[c]), MEANING[int(data.labels[row, c])]) for c in order]
-    return SampleScores(model, tuple(bars[:TOP]), tuple(bar for bar in bars[TOP:] if bar.label == "present"))
+    missed = tuple(bar for bar in bars[TOP:] if bar.label == "present")
+    picture = data_uri(overlay(photo, attention))
+    return SampleScores(own.name, tuple(bars[:TOP]), missed, float(scores[column]), picture, _peak(attention))
+
+
+def _attention(
+    model: Evaluated, data: LabelledImages, wanted: set[tuple[int, int]]
+) -> dict[tuple[int, int], np.ndarray]:
+    """Where the model looks in these (row, column) of the data: float32 [h,w] each."""
+    rows = sorted({row for row, _ in wanted})
+    maps: dict[tuple[int, int], np.ndarray] = {}
+    done = 0
+    for images, _ in batches(data.subset(rows), model.image_size, BATCH):
+        found = dict(zip(rows[done : done + len(images)], model.attention(images)[1], strict=True))
+        for row, column in wanted:
+            if row in found:
+                maps[row, column] = found[row][model.categories.index(data.categories[column])].copy()
+        done += len(images)
+    return maps
+
+
+def _peak(attention: np.ndarray) -> float:
+    return float(attention.max() * attention.size)
 
 
 def data_uri(image: Image.Image) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from sdpl.data.images import LabelledImages, count_labels
 from sdpl.evaluate.calibration import calibration
 from sdpl.evaluate.evaluation import Evaluated, Evaluation
-from sdpl.evaluate.report.cases import error_cards, sample_cards, worst_errors
+from sdpl.evaluate.report.cases import Scored, error_cards, sample_cards, sample_rows, worst_errors
 from sdpl.evaluate.report.curves import loss_and_rate, mean_ap_over_epochs
 from sdpl.evaluate.report.figures import ap_bars, calibration_curve, precision_recall
 from sdpl.evaluate.report.page import Figure, figure, write_page
@@ -36,11 +36,11 @@ class CategoryRow:
 
 @dataclass(frozen=True)
 class Compared:
-    """Another model on the same data: scores [N,C] in the order of the data's categories."""
+    """Another model on the same data: its metrics and, unless only they are known, its scores."""
 
     name: str
-    scores: np.ndarray
     result: Evaluation
+    scored: Scored | None = None
 
 
 def write_report(
@@ -57,15 +57,17 @@ def write_report(
 ) -> None:
     """Write the report of `result`, the evaluation of `model` with `scores` [N,C] on `data`, atomically.
 
-    others: models that figure 5's bars and figure 6's samples show beside it. worst: how many false positives, false
-    negatives and samples are shown as pictures. training: the epochs of the run that made the model, where they are
-    known. Unknown labels count nowhere.
+    others: models that figure 5's bars and figure 6's samples show beside it, with where each of them looked. worst:
+    how many false positives, false negatives and samples are shown as pictures; no image more than twice. training: the
+    epochs of the run that made the model, where they are known. Unknown labels count nowhere.
     Raises UserError when the file cannot be written.
     """
-    false_positives, false_negatives = worst_errors(scores, data.labels, model.thresholds, worst)
+    samples = sample_rows(data, worst)
+    false_positives, false_negatives = worst_errors(scores, data.labels, model.thresholds, worst, samples)
     rows = category_rows(scores, data, model.thresholds, result)
     chance = {row.category: 100 * row.positive / row.known for row in rows if row.known}
     aps = {model_name: result.ap, **{other.name: other.result.ap for other in others}}
+    scored = [other.scored for other in others if other.scored is not None]
     write_page(
         path,
         "evaluation.html",
@@ -86,8 +88,9 @@ def write_report(
             "False positives": error_cards(false_positives, model, data),
             "False negatives": error_cards(false_negatives, model, data),
         },
-        samples=sample_cards({model_name: scores, **{other.name: other.scores for other in others}}, data, worst),
+        samples=sample_cards([Scored(model_name, model, scores), *scored], data, samples),
         others=others,
+        several=bool(scored),
         models=[(model_name, result), *((other.name, other.result) for other in others)],
         known=float((data.labels != 0).mean()),
     )

@@ -1,55 +1,63 @@
 // Sorts and filters the table of categories, and counts precision, recall and F1 again at another threshold.
 "use strict";
 const table = document.getElementById("categories");
-const body = table.tBodies[0];
+const body = table.tBodies[0], heads = table.tHead.rows[0].cells, rows = [...body.rows];
 const value = cell => (cell.dataset.value === undefined ? cell.textContent.trim().toLowerCase() : Number(cell.dataset.value));
-table.tHead.addEventListener("click", event => {
-  const button = event.target.closest("button");
-  if (!button) return;
-  const head = button.parentElement;
-  const down = head.getAttribute("aria-sort") !== "descending";
-  for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
-  head.setAttribute("aria-sort", down ? "descending" : "ascending");
-  const rows = [...body.rows].sort((a, b) => {
+const sort = () => {
+  const head = [...heads].find(one => one.hasAttribute("aria-sort"));
+  if (!head) return;
+  const turn = head.getAttribute("aria-sort") === "descending" ? -1 : 1;
+  body.append(...[...body.rows].sort((a, b) => {
     const x = value(a.cells[head.cellIndex]), y = value(b.cells[head.cellIndex]);
     if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y);
-    return (x < y ? -1 : x > y ? 1 : 0) * (down ? -1 : 1);
-  });
-  body.append(...rows);
+    return (x < y ? -1 : x > y ? 1 : 0) * turn;
+  }));
+};
+table.tHead.addEventListener("click", event => {
+  const head = event.target.closest("button")?.parentElement;
+  if (!head) return;
+  const first = head.cellIndex ? "descending" : "ascending", before = head.getAttribute("aria-sort");
+  for (const other of heads) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", before !== first ? first : first === "ascending" ? "descending" : "ascending");
+  sort();
 });
 const filter = document.getElementById("filter");
 filter.addEventListener("input", () => {
   const wanted = filter.value.trim().toLowerCase();
-  for (const row of body.rows) row.hidden = !row.cells[0].textContent.toLowerCase().includes(wanted);
+  for (const row of rows) row.hidden = !row.cells[0].textContent.toLowerCase().includes(wanted);
+  document.getElementById("found").textContent = `${rows.filter(row => !row.hidden).length} of ${rows.length}`;
 });
 const slider = document.getElementById("threshold");
 if (slider) {
   const counts = JSON.parse(document.getElementById("counts").textContent);
-  const own = [...body.rows].map(row => [...row.cells].map(cell => [cell.textContent, cell.dataset.value]));
-  const rows = [...body.rows];
-  const show = (cell, number, digits) => {
-    cell.textContent = Number.isNaN(number) ? "–" : number.toFixed(digits);
+  const own = rows.map(row => [...row.cells].map(cell => [cell.textContent, cell.dataset.value]));
+  const chosen = document.getElementById("chosen");
+  const say = text => {
+    chosen.textContent = text;
+    slider.setAttribute("aria-valuetext", text);
+  };
+  // As the page's other numbers, which Python rounds: of two equally near, the even one.
+  const percent = x => (Number.isNaN(x) ? "–" : 0 < x && x < 0.05 ? "<0.1" : x % 1 === 0.25 ? `${Math.trunc(x)}.2` : x.toFixed(1));
+  const show = (cell, number, text) => {
+    cell.textContent = text;
     cell.dataset.value = number;
   };
   slider.addEventListener("input", () => {
     const at = Number(slider.value);
-    document.getElementById("chosen").textContent = (at / 100).toFixed(2);
+    say((at / 100).toFixed(2));
     rows.forEach((row, i) => {
       const [positive, negative] = counts[i];
       const hits = positive[at], claims = hits + negative[at], all = positive[0];
-      const precision = claims ? 100 * hits / claims : NaN, recall = all ? 100 * hits / all : NaN;
-      show(row.cells[6], at / 100, 2);
-      show(row.cells[7], precision, 1);
-      show(row.cells[8], recall, 1);
-      show(row.cells[9], all + claims ? 200 * hits / (all + claims) : NaN, 1);
+      show(row.cells[6], at / 100, (at / 100).toFixed(2));
+      const found = [claims ? 100 * hits / claims : NaN, all ? 100 * hits / all : NaN, all + claims ? 200 * hits / (all + claims) : NaN];
+      found.forEach((number, c) => show(row.cells[7 + c], number, percent(number)));
     });
   });
+  slider.addEventListener("change", sort);
   document.getElementById("reset").addEventListener("click", () => {
-    document.getElementById("chosen").textContent = "the model's own";
-    rows.forEach((row, i) => own[i].forEach(([text, data], c) => {
-      if (c < 6) return;
-      row.cells[c].textContent = text;
-      row.cells[c].dataset.value = data;
-    }));
+    say("the model's own");
+    rows.forEach((row, i) => own[i].slice(6).forEach(([text, number], c) => show(row.cells[6 + c], number, text)));
+    sort();
   });
+  say("the model's own");
 }

@@ -1,5 +1,6 @@
 import base64
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from PIL import Image
 
 from sdpl.data.formats import read_labels
 from sdpl.evaluate.evaluation import Evaluated
-from sdpl.evaluate.report.cases import SIDE, error_cards, sample_cards, worst_errors
+from sdpl.evaluate.report.cases import SIDE, Scored, error_cards, sample_cards, sample_rows, worst_errors
 
 
 @pytest.fixture
@@ -73,15 +74,38 @@ def test_samples_show_the_best_scores_and_what_they_missed(data):
     scores = np.tile(np.linspace(1, 0, 10), (8, 1))  # "zero" is always the best guess
     labels = np.full((8, 10), -1, np.int8)
     labels[:, 1], labels[:, 2], labels[:, 9] = 1, 0, 1
-    cards = sample_cards({"m": scores}, data.with_labels(labels), 3)
+    own = Scored("m", model_looking_at(0, data.categories), scores)
+    cards = sample_cards([own], data.with_labels(labels), sample_rows(data, 3))
     assert [card.name for card in cards] == ["000000.jpg", "000003.jpg", "000007.jpg"]
     for card in cards:
         assert [(bar.category, bar.label) for bar in card.models[0].bars[:3]] == [
             ("zero", "absent"), ("one", "present"), ("two", "unknown"),
         ]  # fmt: skip
         assert [bar.category for bar in card.models[0].missed] == ["nine"]
-    assert len(sample_cards({"m": scores}, data, 100)) == 8
-    assert sample_cards({"m": scores}, data, 0) == []
+    assert sample_rows(data, 100) == list(range(8))
+    assert sample_rows(data, 0) == []
+    assert sample_cards([own], data, []) == []
+
+
+def test_samples_show_where_each_model_looked_for_the_same_category(data):
+    labels = np.full((8, 10), -1, np.int8)
+    labels[0, [2, 5]] = 1
+    first = np.tile(np.linspace(1, 0, 10), (8, 1))
+    other = model_looking_at(0, data.categories[::-1])  # its own order of the categories
+    maps = np.zeros((8, 10, 2, 2), np.float32)
+    maps[:, data.categories[::-1].index("two"), 1, 1] = 1  # at the lower right for "two" only
+    other = replace(other, attention=lambda images: (None, maps[: len(images)]))
+    models = [Scored("a", model_looking_at(0, data.categories), first), Scored("b", other, first[:, ::-1])]
+    cards = sample_cards(models, data.with_labels(labels), [0, 7])
+    assert [card.category for card in cards] == ["two", "zero"]  # present and scored highest by "a"; its best
+    assert [own.model for own in cards[0].models] == ["a", "b"]
+    assert cards[0].models[0].score == pytest.approx(first[0, 2])
+    assert cards[0].models[1].score == pytest.approx(first[0, 7])
+    assert [own.peak for own in cards[0].models] == [4.0, 4.0]
+    left, right = (picture(own.attention) for own in cards[0].models)
+    half = left.shape[0] // 4
+    assert left[:half, :half].sum() > 1.5 * left[-half:, -half:].sum()
+    assert right[-half:, -half:].sum() > 1.5 * right[:half, :half].sum()
 
 
 def test_no_image_has_more_than_two_cards():
@@ -91,3 +115,5 @@ def test_no_image_has_more_than_two_cards():
     wrong = worst_errors(scores, labels, np.full(6, 0.5), 6)
     rows = [case.row for cases in wrong for case in cases]
     assert sorted(rows) == [0, 0, 1, 1]
+    wrong = worst_errors(scores, labels, np.full(6, 0.5), 6, elsewhere=[1])  # in a card of the best scores
+    assert sorted(case.row for cases in wrong for case in cases) == [0, 0, 1]

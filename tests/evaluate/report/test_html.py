@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from html.parser import HTMLParser
 
 import numpy as np
@@ -55,7 +56,7 @@ def test_one_file_that_needs_nothing_beside_it(sdpl, checkpoint, bundle, scenes,
     for word in ("False positives", "False negatives", "seven", "OF1", "calibration", str(annotations), str(model)):
         assert word in page.text
     pictures = [address for address in page.addresses if address.startswith("data:image/jpeg")]
-    assert 2 <= len(pictures) <= 2 + 2 * 2 * 2  # samples; photo and attention of each error
+    assert 2 * 2 <= len(pictures) <= 2 * 2 + 2 * 2 * 2  # photo and attention, of each sample and each error
     assert len(text) < 400_000
     figures = [address for address in page.addresses if address.startswith("data:image/svg")]
     assert len(figures) == {"ckpt": 10, "bundle": 6}[kind]  # light and dark; beside the checkpoint is the run's log
@@ -185,7 +186,41 @@ def test_several_models_beside_each_other(sdpl, fails, checkpoint, bundle, scene
     assert result.exit_code == 0, result.output
     page = Page(out.read_text())
     assert "Beside other models" in page.text
-    assert page.text.count(str(checkpoint)) == 1 + 2  # the table, and each of the two samples
+    assert page.text.count(str(checkpoint)) == 1 + 2 * 2  # the table; scores and attention of each of the two samples
     bars = [address for address in page.addresses if address.startswith("data:image/svg")][-2:]
     assert all(str(checkpoint) in base64.b64decode(bar.split(",")[1]).decode() for bar in bars)  # the legend
     assert "add --report" in fails(*words)
+
+
+def test_metrics_of_an_earlier_evaluation_beside_the_model(sdpl, fails, checkpoint, bundle, scenes, tmp_path):
+    annotations, out, metrics = scenes / "annotations" / "instances_test.json", tmp_path / "r.html", tmp_path / "m.json"
+    assert sdpl("eval", checkpoint, annotations, "--json", metrics).exit_code == 0
+    words = ("eval", bundle, annotations, "--worst", "2", "--report", out, "--compare", metrics)
+    result = sdpl(*words)
+    assert result.exit_code == 0, result.output
+    page = Page(out.read_text())
+    assert "Beside other models" in page.text
+    assert page.text.count(str(metrics)) == 1  # the table: its scores are not known, so samples are the model's own
+    bars = [address for address in page.addresses if address.startswith("data:image/svg")][-2:]
+    assert all(str(metrics) in base64.b64decode(bar.split(",")[1]).decode() for bar in bars)
+    written = json.loads(metrics.read_text())
+    for wrong, complaint in (
+        ({**written, "images": 9}, "is about 9 images and 10 categories, not the same 8 images and 10 categories"),
+        ({**written, "ap": {"one": 5.0}}, "compare models on the same labels"),
+        ({**written, "f1": {}}, "has no OF1 and CF1"),
+        ({"images": 8}, "is not what `sdpl-eval --json` writes (mAP: Field required)"),
+        ([], "is not what `sdpl-eval --json` writes"),
+    ):
+        metrics.write_text(json.dumps(wrong))
+        assert complaint in fails(*words)
+    metrics.unlink()
+    assert "m.json: cannot be read" in fails(*words)
+
+
+def test_no_photo_is_in_more_than_two_cards(scenes, tmp_path):
+    data = read_labels(scenes / "annotations" / "instances_test.json")
+    text = write(tmp_path, data, np.where(data.labels > 0, 0.1, 0.9), np.full(10, 0.5))  # wrong everywhere
+    cards = re.findall(r'<img src="data:image/jpeg[^"]*" alt="(\d+\.jpg)"', text)
+    shown = Counter(cards)
+    assert len(cards) >= 3 + 3 + 3
+    assert max(shown.values()) == 2

@@ -1,7 +1,8 @@
-"""Reads machine code: the instructions of each kernel in a cubin, and its innermost loop around the tanh unit."""
+"""Reads machine code: the instructions of each kernel in a cubin, its loops, and the one around the tanh unit."""
 
 import re
 import subprocess
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -32,6 +33,43 @@ def functions(cubin: Path) -> dict[str, list[tuple[str, str] | str]]:
         elif match := INSTRUCTION.match(line):
             current.append((match[1], match[2]))
     return found
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Lines first..last of a kernel; own: the opcodes that are in no loop inside of it."""
+
+    first: int
+    last: int
+    own: list[str]
+
+
+def loops(lines: list) -> list[Loop]:
+    """The loops of a kernel, by their branches back; what lies behind the last EXIT is rare cases, and left out."""
+    labels = {line: i for i, line in enumerate(lines) if isinstance(line, str)}
+    end = max(i for i, line in enumerate(lines) if isinstance(line, tuple) and line[0] == "EXIT")
+    last: dict[int, int] = {}
+    for i, line in enumerate(lines[:end]):
+        if isinstance(line, tuple) and line[0].startswith("BRA"):
+            target = re.search(r"\.L_x_\d+", line[1])
+            if target and labels.get(target[0], i) < i:
+                last[labels[target[0]]] = i
+    found = []
+    for first, end_of in last.items():
+        inside = [(f, e) for f, e in last.items() if first <= f and e <= end_of and (f, e) != (first, end_of)]
+        own = [
+            line[0]
+            for i, line in enumerate(lines[first : end_of + 1], first)
+            if isinstance(line, tuple) and not any(f <= i <= e for f, e in inside)
+        ]
+        found.append(Loop(first, end_of, own))
+    return found
+
+
+def registers(lines: list) -> int:
+    """How many registers a thread of a kernel names, in the steps of 8 in which they are given."""
+    most = max(int(n) for line in lines if isinstance(line, tuple) for n in re.findall(r"\bR(\d+)\b", line[1]))
+    return -(-(most + 1) // 8) * 8
 
 
 def main_loop(lines: list) -> list[str]:
