@@ -61,6 +61,7 @@ def command(
     from sdpl.evaluate.tables import evaluation_tables
     from sdpl.files import write_json
     from sdpl.models import open_model
+    from sdpl.train.log import read_csv
 
     if compare and page is None:
         raise UserError("--compare shows other models in the page: add --report FILE.html.")
@@ -82,7 +83,8 @@ def command(
     if page is not None:
         compared = [_compared(path, other, data, batch) for path, other in others]
         with shown("drawing the report"):
-            write_report(page, str(model), str(annotations), opened, data, scores, result, worst, compared)
+            log = read_csv(model.parent / "log.csv")
+            write_report(page, str(model), str(annotations), opened, data, scores, result, worst, compared, log)
         click.echo(f"report: {page}")
 
 

@@ -17,6 +17,7 @@ from sdpl.errors import UserError
 @click.option("--out", type=PATH, required=True, help="Folder for checkpoints and log; made if missing.")
 @click.option("--resume", is_flag=True, help="Go on from OUT/last.ckpt.")
 @click.option("--init", type=PATH, help="Start a new run from this checkpoint's weights; its categories may differ.")
+@click.option("--report", "page", type=PATH, help="Also write the run as an HTML page: curves, AP, attention.")
 @click.option(
     "--set",
     "settings",
@@ -24,20 +25,28 @@ from sdpl.errors import UserError
     metavar="KEY=VALUE",
     help="Another value for a key of CONFIG, such as train.lr=0.01; may be repeated.",
 )
-def command(config: Path, out: Path, resume: bool, init: Path | None, settings: tuple[str, ...]) -> None:
+def command(
+    config: Path, out: Path, resume: bool, init: Path | None, page: Path | None, settings: tuple[str, ...]
+) -> None:
     """Train as CONFIG (YAML) says; writes OUT/model.ckpt (as train.keep says), OUT/last.ckpt and OUT/log.csv."""
     if resume and init is not None:
         raise UserError("--init starts a new run and --resume goes on with one: leave out one of them.")
+    if page is not None:
+        from sdpl.evaluate.report import page as _  # noqa: F401, before hours of training, should it not be installed
+    if page is not None and page.is_dir():
+        raise UserError(f"--report {page}: is a folder; name a file in it, such as {page}/report.html.")
     try:
         from sdpl.train.config import read_config
         from sdpl.train.loop import train
 
         checked = read_config(config, settings)
         with shown() as report:
-            checkpoint = train(checked, out, resume, report, init=init)
+            checkpoint = train(checked, out, resume, report, init=init, page=page)
     except KeyboardInterrupt:
         kept = (out / "last.ckpt").exists()
         fix = f"add --resume to go on from the last checkpoint in {out}" if kept else "no epoch was finished"
         raise UserError(f"interrupted; {fix}.") from None
     if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one says it
         click.echo(f"checkpoint: {checkpoint}")
+        if page is not None:
+            click.echo(f"report: {page}")

@@ -1,10 +1,12 @@
 """What a run writes down of every epoch: `log.csv`."""
 
 import csv
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdpl.evaluate.training import Epoch
 from sdpl.files import replace_file
 
 
@@ -34,3 +36,17 @@ def write_csv(path: Path, history: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(stream, EpochLog.__dataclass_fields__)
         writer.writeheader()
         writer.writerows(history)
+
+
+def read_epochs(rows: Iterable[Mapping[str, Any]]) -> list[Epoch]:
+    """The epochs of a history, or of the rows of `log.csv`, as the reports take them."""
+    return [Epoch(int(r["epoch"]), float(r["lr"]), float(r["train_loss"]), float(r["val_mAP"])) for r in rows]
+
+
+def read_csv(path: Path) -> list[Epoch]:
+    """The epochs of a `log.csv`; none when there is no such file, or it is not of a run."""
+    try:
+        with open(path, newline="", encoding="utf-8") as stream:
+            return read_epochs(csv.DictReader(stream))
+    except (OSError, KeyError, TypeError, ValueError, csv.Error):
+        return []

@@ -15,7 +15,7 @@ import yaml
 from sdpl.data.images import LabelledImages, require_known_labels
 from sdpl.data.reading import Unreadable, batches
 from sdpl.errors import UserError, listed
-from sdpl.evaluate.metrics import mean_average_precision_error, per_category_average_precision
+from sdpl.evaluate.metrics import per_category_average_precision
 from sdpl.evaluate.thresholds import DEFAULT, fit_thresholds
 from sdpl.files import only_one_run, replace_file
 from sdpl.progress import Progress, Report, Steps, silent
@@ -25,10 +25,12 @@ from sdpl.train.config import Config, TrainConfig
 from sdpl.train.distributed import Processes, choose_device, processes
 from sdpl.train.features.sources import FeatureMaps, FeatureSource, require_precision
 from sdpl.train.initial import initialise
+from sdpl.train.keeping import is_better, too_coarse
 from sdpl.train.log import EpochLog, write_csv
 from sdpl.train.model import PartialLabelModel, new_model
 from sdpl.train.pace import Pace, rising
 from sdpl.train.resume import fingerprint, require_new, resumable
+from sdpl.train.snapshots import snapshot, snapshot_epochs
 from sdpl.train.splits import load_data
 from sdpl.train.step import Learner, NotFiniteError, explain
 from sdpl.train.summary import summary
@@ -36,7 +38,6 @@ from sdpl.train.trackers import trackers
 
 PROOF_IMAGES = 8
 START_IMAGES = 32  # that the attention's start is measured on
-MAX_AP_ERROR = 0.05  # standard error of the validation mAP by which an epoch can still be chosen; decision 0051
 FIX = "Repair or remove it and add --resume; or, with data.unreadable: skip, such images are left out and counted."
 
 
@@ -49,6 +50,7 @@ def train(
     best_too: bool = False,
     callbacks: Sequence[Callback] = (),
     init: Path | None = None,
+    page: Path | None = None,
 ) -> Path:
     """Train as configured into the folder `out`; returns the checkpoint that `train.keep` names, `out/model.ckpt`.
 
@@ -57,7 +59,8 @@ def train(
     validation; the first one writes and reports; those that torchrun starts in place of lost ones resume by themselves.
     epoch_lines: report what the run is made of, a line for each epoch, and which one is kept. best_too: also write
     `best.ckpt`, of the best validation mAP whatever is kept. callbacks: follow the first process. init: a checkpoint
-    whose weights a new run starts from. Raises UserError for anything wrong with the configuration or the data.
+    whose weights a new run starts from. page: also write the run's report to this HTML file, of all its epochs. Raises
+    UserError for anything wrong with the configuration or the data.
     """
     device = choose_device(config.train.device)
     require_precision(config.train.precision, device)
@@ -89,9 +92,12 @@ def train(
         else:
             run.start(scale_attention=init is None)
         lines = report if epoch_lines else silent
-        for line in summary(config, model, train_data, val_data, device, group.world_size) if epoch_lines else ():
-            report(Progress(line))
+        facts = list(summary(config, model, train_data, val_data, device, group.world_size))
+        for line in facts:
+            lines(Progress(line))
         run.train(lines, [*callbacks, *trackers(config, out, run.learner.steps)] if group.is_first else [])
+        if page is not None and group.is_first:
+            run.write_page(page, facts)
     return out / "model.ckpt"
 
 
@@ -100,18 +106,6 @@ def learning_rate(config: TrainConfig, epoch: int) -> float:
     if epoch < config.warmup_epochs:
         return config.warmup_lr
     return config.lr * 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
-
-
-def too_coarse(val: LabelledImages) -> str | None:
-    """Why the validation mAP cannot choose an epoch: too few known positives. None when it can."""
-    error, positives = mean_average_precision_error(val.labels), int((val.labels > 0).sum())
-    if error <= MAX_AP_ERROR:
-        return None
-    off = f"its mAP may be off by {100 * error:.0f} points" if positives else "it has no mAP"
-    return (
-        f"the validation split knows {positives} positives: {off}, too much to choose an epoch by; the last is kept. "
-        "Hold out more (data.val, data.val_fraction), or set train.keep: last."
-    )
 
 
 class _Run:
@@ -146,6 +140,7 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self.ap_history: list[dict[str, float | None]] = []  # of each epoch: AP of each category, in percent
         self.ap: dict[str, float | None] = {}  # of the newest epoch
+        self.snapshots: list[dict[str, Any]] = []  # of the attention, after some epochs
         self.callbacks = Callbacks([])
         self.pace = Pace(len(self.train_data), len(self.val_data), config.train.epochs, model.words.device)
         self.shuffle = torch.Generator().manual_seed(config.train.seed)
@@ -156,6 +151,7 @@ class _Run:
         """What a new run does before its first epoch. scale_attention: not when it starts from trained weights."""
         if scale_attention:
             self._scale_attention()
+        self._take_snapshot()
         if not self.group.is_first:
             return
         with replace_file(self.out / "config.yaml") as temporary:
@@ -181,12 +177,13 @@ class _Run:
         loss = self._train_epoch(lr)
         with self.learner.averaged():
             val_mAP = self._validate()
-        self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
+            self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
+            self._take_snapshot()
         self.shuffle_state = self.shuffle.get_state()
         log = EpochLog(self.epoch, lr, loss, val_mAP, self._count_unreadable(), time.monotonic() - started)
         self.history.append(asdict(log))
         self.ap_history.append(self.ap)
-        is_best = not val_mAP <= self.best_mAP  # without any validation mAP (nan) the newest is taken
+        is_best = is_better(val_mAP, self.best_mAP)
         if is_best and math.isfinite(val_mAP):
             self.best_mAP = val_mAP
         kept = ["model.ckpt"] if is_best or self.keeps_last else []
@@ -204,11 +201,28 @@ class _Run:
         self.learner.load_state(state["learner"])
         for name in ("epoch", "step", "loss_sum", "best_mAP", "history"):
             setattr(self, name, state[name])
-        self.ap_history = state.get("ap_history", [])
+        self.ap_history, self.snapshots = state.get("ap_history", []), state.get("snapshots", [])
         self.thresholds = np.array(content["thresholds"])
         self.shuffle_state = state["shuffle"]
         self.shuffle.set_state(self.shuffle_state)
         torch.set_rng_state(state["rng"])
+
+    def write_page(self, path: Path, facts: Sequence[str]) -> None:
+        """The report of all epochs. facts: the run's summary."""
+        from sdpl.train.report import write_run_report  # its libraries are an extra
+
+        history, splits = self.history, (self.train_data, self.val_data)
+        name = str(self.out)
+        write_run_report(path, name, self.config.train, history, self.ap_history, self.snapshots, splits, facts)
+
+    def _take_snapshot(self) -> None:
+        """Keep where the model looks in a few validation images, after a few epochs and at the start."""
+        if not self.group.is_first or self.epoch not in snapshot_epochs(self.config.train.epochs):
+            return
+        if self.config.model.decoupling != "none":  # looks everywhere alike
+            with torch.no_grad():
+                t = self.learner.text_features()  # [C,E]
+            self.snapshots.append(snapshot(self.epoch, self.model, t, self.val_data, self.val_features))
 
     def _save(self, name: str) -> None:
         if not self.group.is_first:
@@ -221,6 +235,7 @@ class _Run:
             "best_mAP": self.best_mAP,
             "history": self.history,
             "ap_history": self.ap_history,
+            "snapshots": self.snapshots,
             "data": self.fingerprint,
             "shuffle": self.shuffle_state,
             "rng": torch.get_rng_state(),

@@ -77,6 +77,16 @@ def _is_free(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
     return key in FREE
 
 
+class _Snapshot(BaseModel):
+    """The attention after an epoch (`sdpl.train.snapshots`)."""
+
+    model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
+
+    epoch: Counted
+    cases: list[Annotated[list[Counted], Field(min_length=2, max_length=2)]]
+    maps: torch.Tensor
+
+
 class _State(BaseModel):
     """The plain part of what resuming needs; the learner's is checked where its parameters are known."""
 
@@ -89,6 +99,7 @@ class _State(BaseModel):
     best_mAP: Annotated[float, Field(le=100)]  # noqa: N815, the field writes it so
     history: list[dict[str, int | float]]
     ap_history: list[dict[str, Annotated[float, Field(allow_inf_nan=False)] | None]] = []
+    snapshots: list[_Snapshot] = []
     data: str
     shuffle: torch.Tensor
     rng: torch.Tensor
@@ -102,6 +113,10 @@ def check_state(state: dict[str, Any], name: str) -> None:
             torch.Generator().set_state(generator_state)
         if any(row.keys() != EpochLog.__dataclass_fields__.keys() for row in checked.history):
             raise ValueError("history has other columns than log.csv")
+        if len(checked.ap_history) > len(checked.history):
+            raise ValueError("ap_history has more rows than history")
+        if any(taken.maps.dim() != 3 or len(taken.maps) != len(taken.cases) for taken in checked.snapshots):
+            raise ValueError("snapshots: expected a map for each case")
         if len(checked.history) != checked.epoch:
             raise ValueError(f"history has {len(checked.history)} rows for {checked.epoch} epochs")
     except (ValidationError, ValueError, TypeError, RuntimeError) as error:

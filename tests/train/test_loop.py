@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import sdpl.train.features.sources as maps
+import sdpl.train.keeping as keeping
 import sdpl.train.loop as loop
 from sdpl.bundle import Bundle
 from sdpl.data.formats import read_labels
@@ -253,7 +254,7 @@ def test_a_run_is_never_overwritten_by_accident(fails, config, tmp_path, run_fol
 
 def test_a_stop_between_the_two_checkpoints_loses_no_best(sdpl, config, tmp_path, monkeypatch):
     values = iter([10.0, 90.0, 50.0])
-    monkeypatch.setattr(loop, "MAX_AP_ERROR", 1.0)
+    monkeypatch.setattr(keeping, "MAX_AP_ERROR", 1.0)
     monkeypatch.setattr(loop._Run, "_validate", lambda self: next(values))
     original, saved = loop.save_checkpoint, []
 
@@ -463,7 +464,7 @@ def test_the_last_epoch_is_kept_where_validation_cannot_choose(sdpl, config, tmp
 @pytest.mark.parametrize(("keep", "kept"), [("best", 2), ("last", 3)])
 def test_best_and_last_are_kept_as_configured(config, tmp_path, monkeypatch, keep, kept):
     values = iter([10.0, 90.0, 50.0])
-    monkeypatch.setattr(loop, "MAX_AP_ERROR", 1.0)
+    monkeypatch.setattr(keeping, "MAX_AP_ERROR", 1.0)
     monkeypatch.setattr(loop._Run, "_validate", lambda self: next(values))
     settings = read_config(config(train={"epochs": 3, "keep": keep}))
     path = loop.train(settings, tmp_path / "run", best_too=True)

@@ -5,6 +5,7 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -123,7 +124,7 @@ def error_cards(cases: Sequence[Case], model: Evaluated, data: LabelledImages) -
     maps = _attention(model, data, {(case.row, case.column) for case in cases})
     cards = []
     for case in cases:
-        photo, attention = _photo(data, case.row), maps[case.row, case.column]
+        photo, attention = small_photo(data.images[case.row]), maps[case.row, case.column]
         present = tuple(np.array(data.categories, dtype=object)[data.labels[case.row] > 0])
         cards.append(
             ErrorCard(
@@ -156,7 +157,7 @@ def sample_cards(models: Sequence[Scored], data: LabelledImages, rows: Sequence[
     maps = {own.name: _attention(own.model, data, set(columns.items())) for own in models}
     cards = []
     for row, column in columns.items():
-        photo = _photo(data, row)
+        photo = small_photo(data.images[row])
         shown = tuple(_best(own, data, photo, row, column, maps[own.name][row, column]) for own in models)
         cards.append(SampleCard(data.images[row].name, data_uri(photo), data.categories[column], shown))
     return cards
@@ -201,7 +202,8 @@ def data_uri(image: Image.Image) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def _photo(data: LabelledImages, row: int) -> Image.Image:
-    photo = load_image(data.images[row], decode_side=2 * SIDE)
-    photo.thumbnail((SIDE, SIDE))
+def small_photo(path: Path, side: int = SIDE) -> Image.Image:
+    """The image, no side longer than `side` pixels. Raises UserError when it cannot be read."""
+    photo = load_image(path, decode_side=2 * side)
+    photo.thumbnail((side, side))
     return photo

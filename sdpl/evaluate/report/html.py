@@ -1,54 +1,21 @@
-"""The report: everything of an evaluation in one HTML file that needs nothing beside it and no network."""
+"""The report of an evaluation: everything of it, on one page."""
 
-import base64
-import hashlib
-import io
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
-from markupsafe import Markup
 
-from sdpl import __version__
 from sdpl.data.images import LabelledImages, count_labels
 from sdpl.evaluate.calibration import calibration
 from sdpl.evaluate.evaluation import Evaluated, Evaluation
 from sdpl.evaluate.report.cases import Scored, error_cards, sample_cards, sample_rows, worst_errors
+from sdpl.evaluate.report.curves import loss_and_rate, mean_ap_over_epochs
 from sdpl.evaluate.report.figures import ap_bars, calibration_curve, precision_recall
-from sdpl.files import replace_file
-from sdpl.plots import pyplot
-
-if TYPE_CHECKING:
-    import matplotlib.figure
+from sdpl.evaluate.report.page import Figure, figure, write_page
+from sdpl.evaluate.training import Epoch
 
 MOST_COUNTED = 300  # categories for which the page can count again at another threshold, within its size
-THEMES = {
-    "light": {
-        "text": "#1c2430",
-        "muted": "#c9d0d8",
-        "cycle": "#2f6fb5 #e08a1e #3a9a5b #c8453b #7d5ab5 #8a6a52 #c65f9c #7a828c",
-    },
-    "dark": {
-        "text": "#e4e8ee",
-        "muted": "#4a5360",
-        "cycle": "#6aa5e8 #f0a94a #66c286 #ef7a70 #ab8ee6 #b8967c #e88fc2 #9aa3ae",
-    },
-}
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure twice, as SVG in data URIs: for a light and for a dark page."""
-
-    light: str
-    dark: str
-    alt: str
 
 
 @dataclass(frozen=True)
@@ -86,12 +53,13 @@ def write_report(
     result: Evaluation,
     worst: int,
     others: Sequence[Compared] = (),
+    training: Sequence[Epoch] = (),
 ) -> None:
     """Write the report of `result`, the evaluation of `model` with `scores` [N,C] on `data`, atomically.
 
     others: models that figure 5's bars and figure 6's samples show beside it, with where each of them looked. worst:
-    how many false positives, false negatives and samples are shown as pictures; no image more than twice. Unknown
-    labels count nowhere.
+    how many false positives, false negatives and samples are shown as pictures; no image more than twice. training: the
+    epochs of the run that made the model, where they are known. Unknown labels count nowhere.
     Raises UserError when the file cannot be written.
     """
     samples = sample_rows(data, worst)
@@ -100,13 +68,9 @@ def write_report(
     chance = {row.category: 100 * row.positive / row.known for row in rows if row.known}
     aps = {model_name: result.ap, **{other.name: other.result.ap for other in others}}
     scored = [other.scored for other in others if other.scored is not None]
-    template = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(resources.files("sdpl.evaluate.report").joinpath("template.html").read_text(encoding="utf-8"))
-    script = resources.files("sdpl.evaluate.report").joinpath("table.js").read_text(encoding="utf-8")
-    text = template.render(
-        script=Markup(script),  # ours, and the only one that the page's policy lets run: by its hash
-        script_hash=Markup(f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"),
+    write_page(
+        path,
+        "evaluation.html",
         counts=threshold_counts(scores, data.labels) if len(rows) <= MOST_COUNTED else None,
         random=float(np.mean(list(chances))) if (chances := [chance[r.category] for r in rows if r.positive]) else None,
         model=model_name,
@@ -117,6 +81,7 @@ def write_report(
         figures={
             "ap": figure(lambda: ap_bars(aps, chance), "average precision of each category"),
             "curves": figure(lambda: precision_recall(scores, data, result.ap), "precision-recall curves"),
+            **_training_figures(training),
             "calibration": figure(lambda: calibration_curve(calibration(scores, data.labels)), "calibration curve"),
         },
         errors={
@@ -128,11 +93,16 @@ def write_report(
         several=bool(scored),
         models=[(model_name, result), *((other.name, other.result) for other in others)],
         known=float((data.labels != 0).mean()),
-        version=__version__,
-        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-    with replace_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+
+
+def _training_figures(epochs: Sequence[Epoch]) -> dict[str, Figure]:
+    if not epochs:
+        return {}
+    return {
+        "loss": figure(lambda: loss_and_rate(epochs), "training loss and learning rate over the epochs"),
+        "mAP": figure(lambda: mean_ap_over_epochs(epochs), "validation mAP over the epochs of training"),
+    }
 
 
 def threshold_counts(scores: np.ndarray, labels: np.ndarray) -> list[list[list[int]]]:
@@ -164,42 +134,6 @@ def category_rows(
         )
         for c, count in enumerate(count_labels(data))
     ]
-
-
-def figure(draw: "Callable[[], matplotlib.figure.Figure]", alt: str) -> Figure:
-    """What `draw` draws, in both themes."""
-    plot, uris = pyplot(), {}
-    for name, theme in THEMES.items():
-        with plot.rc_context(_settings(theme)), warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="Glyph"
-            )  # a name's letters are the browser's matter, not its font's
-            drawn = draw()
-            stream = io.BytesIO()
-            drawn.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-            plot.close(drawn)
-        uris[name] = f"data:image/svg+xml;base64,{base64.b64encode(stream.getvalue()).decode()}"
-    return Figure(**uris, alt=alt)
-
-
-def _settings(theme: dict[str, str]) -> dict[str, Any]:
-    text, muted = theme["text"], theme["muted"]
-    return {
-        "axes.prop_cycle": pyplot().cycler(color=theme["cycle"].split()),
-        "axes.edgecolor": muted,
-        "axes.labelcolor": text,
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "grid.color": muted,
-        "legend.facecolor": "none",
-        "legend.edgecolor": muted,
-        "svg.fonttype": "none",  # text stays text: small and sharp
-        "svg.hashsalt": "sdpl",
-        "text.color": text,
-        "text.parse_math": False,  # a category may hold a dollar sign
-        "xtick.color": text,
-        "ytick.color": text,
-    }
 
 
 def _thresholds(thresholds: np.ndarray) -> str:

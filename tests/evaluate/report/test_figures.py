@@ -79,7 +79,7 @@ def test_calibration_shows_the_filled_bins():
 
 
 def test_the_page_s_figures_have_no_unparsed_mathematics(tmp_path):
-    from sdpl.evaluate.report.html import figure
+    from sdpl.evaluate.report.page import figure
 
     labels = np.where(np.arange(60)[:, None] % 3 == 0, 1, -1).astype(np.int8)
     scores = np.linspace(0, 1, 60)[:, None] ** 2

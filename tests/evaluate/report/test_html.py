@@ -59,7 +59,7 @@ def test_one_file_that_needs_nothing_beside_it(sdpl, checkpoint, bundle, scenes,
     assert 2 * 2 <= len(pictures) <= 2 * 2 + 2 * 2 * 2  # photo and attention, of each sample and each error
     assert len(text) < 400_000
     figures = [address for address in page.addresses if address.startswith("data:image/svg")]
-    assert len(figures) == 6  # three, light and dark
+    assert len(figures) == {"ckpt": 10, "bundle": 6}[kind]  # light and dark; beside the checkpoint is the run's log
     for figure in figures:
         ElementTree.fromstring(base64.b64decode(figure.split(",")[1]))
 
