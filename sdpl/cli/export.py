@@ -43,6 +43,11 @@ if TYPE_CHECKING:
     "whole model is then one engine, in fp16 or fp32, without the kernel.",
 )
 @click.option(
+    "--terms",
+    type=click.IntRange(min=1),
+    help="Terms of the separable head; each costs as much as the first.  [default: the fewest that are exact enough]",
+)
+@click.option(
     "--tanh",
     type=click.Choice(["unit", "mixed"]),
     default="unit",
@@ -69,6 +74,7 @@ def command(
     default_target: str | None,
     batch: str,
     head: str,
+    terms: int | None,
     tanh: str,
     calibrate: tuple[Path, ...],
     images: tuple[Path, ...],
@@ -94,6 +100,7 @@ def command(
         given |= {
             "--eval-images": eval_images,
             "--head": head != "exact",
+            "--terms": terms,
             "--tanh": tanh != "unit",
             "--max-mAP-drop": max_drop,
         }
@@ -123,6 +130,7 @@ def command(
     options = Options(
         targets=specs,
         head=head,
+        terms=terms,
         tanh=tanh,
         profile=profile,
         images=find_images(list(images)) if images else None,

@@ -1,7 +1,7 @@
 """The files of a bundle under construction. What several targets need is made once."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from sdpl.export.head import add_head
 from sdpl.export.onnx import encoder_to_onnx, lowered, save, set_metadata
 from sdpl.export.precision import narrow
 from sdpl.export.quantize import Calibration, Quantized, quantize
-from sdpl.export.separable import separate
+from sdpl.export.separable import RANKS, separate
 from sdpl.kernels.reference import attention_logits, attention_pool
 from sdpl.kernels.tolerance import choose_polynomial
 from sdpl.progress import Progress, Report
@@ -40,8 +40,11 @@ class Artifacts:
         calibration: np.ndarray | None,
         metadata: dict[str, str],
         report: Report,
+        ranks: Sequence[int] = RANKS,
     ):
-        """calibration: images uint8 [N,S,S,3] for what is fitted to real features. metadata: of whole models."""
+        """calibration: images uint8 [N,S,S,3] for what is fitted to real features. metadata: of whole models. ranks: of
+        a separable head, to try."""
+        self._ranks = ranks
         self._metadata = metadata
         self._models: dict[str, tuple[dict[str, str], dict[str, Any]]] = {}
         self.folder, self._model, self._image_size, self._probability = folder, model, image_size, probability
@@ -154,6 +157,7 @@ class Artifacts:
             lambda found: float(np.abs(scores(found.scores) - exact).max()),
             PRECISIONS["fp16" if narrow else "fp32"].score,
             "float16" if narrow else "float32",
+            self._ranks,
         )
         notes = {
             "terms": fitted.rank,

@@ -24,6 +24,7 @@ from sdpl.export.artifacts import Artifacts
 from sdpl.export.engines import require_possible, write_gpu_files
 from sdpl.export.fused_head import require_exportable
 from sdpl.export.proof import Limits, Prover, prove_targets
+from sdpl.export.separable import MAX_RANK, RANKS
 from sdpl.files import naming, replace_folder
 from sdpl.manifest import CACHE, Preprocessing, Profile, Target
 from sdpl.preprocess import preprocess
@@ -44,13 +45,14 @@ class Options:
     """What to export and how to prove it.
 
     images: of the proof, instead of those the checkpoint carries. calibrate: images for int8 and for the separable
-    head. tanh: "unit", or "mixed" where the kernel may take a share of tanh as a polynomial. evaluation: labelled data,
-    on which every target's mAP is compared with PyTorch's. default_target: what `auto` takes where it runs, in its
-    precision; None for float32.
+    head. terms: of the separable head; None for the fewest that are exact enough. tanh: "unit", or "mixed" where the
+    kernel may take a share of tanh as a polynomial. evaluation: labelled data, on which every target's mAP is compared
+    with PyTorch's. default_target: what `auto` takes where it runs, in its precision; None for float32.
     """
 
     targets: tuple[TargetSpec, ...] = field(default_factory=default_targets)
     head: str = "exact"
+    terms: int | None = None
     tanh: str = "unit"
     profile: Profile = field(default_factory=Profile)
     images: list[Path] | None = None
@@ -72,6 +74,8 @@ class Options:
             require_possible(spec)
         if self.head == "separable" and not self.calibrate:
             raise UserError("--head separable is fitted to real images: add --calibrate FOLDER.")
+        if self.terms is not None and (self.head != "separable" or not 1 <= self.terms <= MAX_RANK):
+            raise UserError(f"--terms {self.terms}: expected 1 to {MAX_RANK} terms of --head separable.")
         if self.tanh == "mixed" and (self.head != "exact" or not any(s.backend.needs_gpu for s in self.targets)):
             raise UserError(
                 "--tanh mixed is for the kernel: add a GPU target, such as rtx:sm86:fp16, with --head exact."
@@ -105,7 +109,8 @@ def export(checkpoint: Path, out: Path, options: Options | None = None, report: 
         save_file({"images": images, "scores": prover.expected}, folder / PROOF)
         fields = _manifest_fields(checkpoint, config, model, content["thresholds"], options.default_target)
         calibration, metadata = _calibration(options.calibrate, size), graph_metadata(fields)
-        artifacts = Artifacts(folder, model, size, probability, calibration, metadata, report)
+        ranks = RANKS if options.terms is None else (options.terms,)
+        artifacts = Artifacts(folder, model, size, probability, calibration, metadata, report, ranks)
         unseen = _unseen(images, options, size)
         targets = {str(spec): _make(spec, artifacts, unseen, options, report) for spec in options.targets}
         write_manifest(folder, **fields, targets=targets)

@@ -8,7 +8,7 @@ measured on features that the fit has not seen. On a GPU's tensor cores terms an
 then measured with them rounded so.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from sdpl.errors import UserError
 from sdpl.kernels.reference import attention_logits, softmax
 
 RANKS = (4, 6, 8, 12, 16, 24)  # the first that is exact enough is taken
+MAX_RANK = 64  # that may be asked for; each costs as much as the first
 LIMIT = 0.01  # the share of one category's attention that may lie at other locations than with the exact operator
 SAMPLES = 768  # values of each u_k that the fit looks at
 BLOCK_K, BLOCK_C = 64, 256  # of one step of the fit
@@ -58,16 +59,17 @@ def separate(
     score_difference: Callable[[SeparableScores], float] = lambda fitted: 0.0,
     limit: float = np.inf,
     dtype: str = "float32",
+    ranks: Sequence[int] = RANKS,
 ) -> SeparableScores:
     """The separable form of the attention logits, of the lowest rank that moves at most `LIMIT` of the attention and
     no score by more than `limit`.
 
     u, held_out: [N,L,K] of calibration images and of others. v [C,K], q [K]. score_difference: the largest of a
-    head's scores, over all images that there are. dtype: as of `SeparableScores`. Raises UserError with the measured
-    errors when no rank is exact enough.
+    head's scores, over all images that there are. dtype: as of `SeparableScores`. ranks: to try, in this order. Raises
+    UserError with the measured errors when no rank is exact enough.
     """
     exact = softmax(attention_logits(held_out, v, q))  # [N,C,L]
-    for rank in RANKS:
+    for rank in ranks:
         x, weight = _fit(u.reshape(-1, u.shape[-1]), v, q, rank)
         fitted = SeparableScores(x, weight, 0, dtype=dtype)
         moved = float(np.abs(softmax(fitted.scores(held_out)) - exact).sum(-1).max() / 2)
@@ -75,9 +77,10 @@ def separate(
         if moved <= LIMIT and apart <= limit:
             return SeparableScores(x, weight, moved, apart, dtype)
     scores = f" and a score by {apart:.1e} (limit {limit:g})" if apart > limit else ""
+    more = f"take more terms (--terms {min(2 * rank, MAX_RANK)}), " if rank < MAX_RANK else ""
     raise UserError(
         f"--head separable is not exact enough for this checkpoint: even with {rank} terms it moves {moved:.1%} of a "
-        f"category's attention on held-out images (limit {LIMIT:.0%}){scores}. Calibrate on more images, or keep "
+        f"category's attention on held-out images (limit {LIMIT:.0%}){scores}. Calibrate on more images, {more}or keep "
         "--head exact."
     )
 

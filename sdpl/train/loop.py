@@ -26,7 +26,7 @@ from sdpl.train.distributed import Processes, choose_device, processes
 from sdpl.train.features.sources import FeatureMaps, FeatureSource, require_precision
 from sdpl.train.initial import initialise
 from sdpl.train.keeping import is_better, too_coarse
-from sdpl.train.log import EpochLog, write_csv
+from sdpl.train.log import EpochLog, ap_row, by_category, write_csv
 from sdpl.train.model import PartialLabelModel, new_model
 from sdpl.train.pace import Pace, rising
 from sdpl.train.resume import fingerprint, require_new, resumable
@@ -138,7 +138,7 @@ class _Run:
         self.keeps_last = config.train.keep == "last" or too_coarse(self.val_data) is not None
         self.thresholds = np.full(len(model.categories), DEFAULT)  # [C]
         self.history: list[dict[str, Any]] = []
-        self.ap_history: list[dict[str, float | None]] = []  # of each epoch: AP of each category, in percent
+        self.ap_history = torch.empty(0, len(self.model.categories))  # of each epoch: AP of each category, `ap_row`
         self.ap: dict[str, float | None] = {}  # of the newest epoch
         self.snapshots: list[dict[str, Any]] = []  # of the attention, after some epochs
         self.callbacks = Callbacks([])
@@ -182,7 +182,7 @@ class _Run:
         self.shuffle_state = self.shuffle.get_state()
         log = EpochLog(self.epoch, lr, loss, val_mAP, self._count_unreadable(), time.monotonic() - started)
         self.history.append(asdict(log))
-        self.ap_history.append(self.ap)
+        self.ap_history = torch.cat([self.ap_history, ap_row(self.ap, self.model.categories)])
         is_best = is_better(val_mAP, self.best_mAP)
         if is_best and math.isfinite(val_mAP):
             self.best_mAP = val_mAP
@@ -201,7 +201,10 @@ class _Run:
         self.learner.load_state(state["learner"])
         for name in ("epoch", "step", "loss_sum", "best_mAP", "history"):
             setattr(self, name, state[name])
-        self.ap_history, self.snapshots = state.get("ap_history", []), state.get("snapshots", [])
+        self.snapshots = state.get("snapshots", [])
+        kept = state.get("ap_history")
+        if kept is not None and kept.shape[1] == len(self.model.categories):  # checkpoints of before have none
+            self.ap_history = kept
         self.thresholds = np.array(content["thresholds"])
         self.shuffle_state = state["shuffle"]
         self.shuffle.set_state(self.shuffle_state)
@@ -212,8 +215,8 @@ class _Run:
         from sdpl.train.report import write_run_report  # its libraries are an extra
 
         history, splits = self.history, (self.train_data, self.val_data)
-        name = str(self.out)
-        write_run_report(path, name, self.config.train, history, self.ap_history, self.snapshots, splits, facts)
+        ap = by_category(self.ap_history, self.model.categories)
+        write_run_report(path, str(self.out), self.config.train, history, ap, self.snapshots, splits, facts)
 
     def _take_snapshot(self) -> None:
         """Keep where the model looks in a few validation images, after a few epochs and at the start."""

@@ -98,7 +98,7 @@ class _State(BaseModel):
     loss_sum: Annotated[float, Field(allow_inf_nan=False)]
     best_mAP: Annotated[float, Field(le=100)]  # noqa: N815, the field writes it so
     history: list[dict[str, int | float]]
-    ap_history: list[dict[str, Annotated[float, Field(allow_inf_nan=False)] | None]] = []
+    ap_history: torch.Tensor | None = None
     snapshots: list[_Snapshot] = []
     data: str
     shuffle: torch.Tensor
@@ -113,8 +113,8 @@ def check_state(state: dict[str, Any], name: str) -> None:
             torch.Generator().set_state(generator_state)
         if any(row.keys() != EpochLog.__dataclass_fields__.keys() for row in checked.history):
             raise ValueError("history has other columns than log.csv")
-        if len(checked.ap_history) > len(checked.history):
-            raise ValueError("ap_history has more rows than history")
+        if checked.ap_history is not None and not _is_table(checked.ap_history, len(checked.history)):
+            raise ValueError("ap_history is no table of at most as many rows as history")
         if any(taken.maps.dim() != 3 or len(taken.maps) != len(taken.cases) for taken in checked.snapshots):
             raise ValueError("snapshots: expected a map for each case")
         if len(checked.history) != checked.epoch:
@@ -125,6 +125,10 @@ def check_state(state: dict[str, Any], name: str) -> None:
             first = error.errors()[0]
             reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise UserError(f"{name}: its resume state is damaged ({reason}). It can be exported; train anew.") from None
+
+
+def _is_table(values: torch.Tensor, rows: int) -> bool:
+    return values.dim() == 2 and len(values) <= rows
 
 
 def check_learner(state: dict[str, Any], fresh: dict[str, Any], parameters: Sequence[torch.Tensor]) -> None:

@@ -155,6 +155,13 @@ def test_a_separable_head_is_exact_enough_and_says_by_how_much(sdpl, portable, s
     assert result.exit_code == 0, result.output
     notes = Bundle.open(tmp_path / "m.sdpl").manifest.targets["cpu:fp32"].notes["separable_head"]
     assert 0 < notes["attention_moved"] <= 0.01
+    assert sdpl(*portable, "--out", tmp_path / "m.sdpl", *words, "--terms", "20").exit_code == 0
+    assert Bundle.open(tmp_path / "m.sdpl").manifest.targets["cpu:fp32"].notes["separable_head"]["terms"] == 20
+
+
+def test_terms_belong_to_a_separable_head(fails, portable, tmp_path):
+    out = ("--out", tmp_path / "m.sdpl", "--terms")
+    assert "--terms 8: expected 1 to 64 terms of --head separable" in fails(*portable, *out, "8")
 
 
 def test_the_proof_runs_through_the_code_that_serves(fails, checkpoint, tmp_path, monkeypatch):

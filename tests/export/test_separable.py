@@ -63,5 +63,10 @@ def test_the_rank_rises_until_the_scores_hold_too():
     fitted = separate(u, held_out, v, q, lambda found: limit[found.rank], 1e-4)
     assert fitted.rank == next(rank for rank in RANKS if rank > free.rank)
     assert fitted.score_difference == 1e-5
-    with pytest.raises(UserError, match=r"even with 24 terms .* and a score by 1.0e-03 \(limit 0.0001\)"):
+    with pytest.raises(UserError, match=r"even with 24 terms .* and a score by 1.0e-03 \(limit 0.0001\).*--terms 48"):
         separate(u, held_out, v, q, lambda found: 1e-3, 1e-4)
+
+
+def test_as_many_terms_as_asked_for():
+    u, held_out, v, q = operands(np.random.default_rng(0).standard_normal)
+    assert separate(u, held_out, v, q, ranks=(30,)).rank == 30
