@@ -1,7 +1,9 @@
 """Tables, word vectors and weights that would cost too much: refused before it is paid."""
 
 import os
+import zipfile
 
+import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
@@ -11,6 +13,7 @@ from sdpl.data.formats import read_labels
 from sdpl.errors import UserError
 from sdpl.scale import readers
 from sdpl.scale.plan import Shard
+from sdpl.train.model import word_vectors
 
 
 def shard_of(path):
@@ -73,3 +76,49 @@ def test_images_in_parquet_are_bounded_one_by_one(tmp_path, monkeypatch):
     parquet.write_table(pyarrow.table({"jpg": [os.urandom(20_000)]}), path)
     with pytest.raises(UserError, match=r"row group 0 announces .* bytes for 1 rows"):
         shard_of(path)
+
+
+def npy_of(shape, dtype="<f4"):
+    """The bytes of an .npy that announces an array and holds nothing of it."""
+    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (npy_of("(10**6,)"), "cannot be read"),
+        (npy_of((10**12, 300)), r"at most 4,000,000 vectors of 4,096 numbers .*1000000000000, 300"),
+        (npy_of((2, 10**9)), "at most 4,000,000 vectors"),
+        (npy_of((2, 300), "|O"), "got object"),
+        (npy_of((2, 300), "<U4000000"), "cannot be read|expected one vector"),
+        (npy_of((2, 3, 4)), "expected names"),
+        (npy_of((2, 300)), "cannot be read"),
+        (b"\x93NUMPY\x09\x00", "cannot be read"),
+        (b"", "cannot be read"),
+    ],
+)
+def test_arrays_of_word_vectors_are_bounded_by_their_header(tmp_path, content, message):
+    (tmp_path / "x.npy").write_bytes(content)
+    (tmp_path / "x.txt").write_text("cat\ndog\n")
+    with pytest.raises(UserError, match=message):
+        word_vectors.word_vectors(str(tmp_path / "x.npy"), ["cat"])
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        np.save(archive.open("names.npy", "w"), np.array(["cat", "dog"]))
+        archive.writestr("vectors.npy", content)
+    with pytest.raises(UserError, match="needs the arrays 'names' and 'vectors'"):
+        word_vectors.word_vectors(str(tmp_path / "x.npz"), ["cat"])
+
+
+def test_word_vectors_that_would_unpack_to_much_are_refused(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "x.npz", names=np.array(["cat"]), vectors=np.zeros((1, 4000), np.float32))
+    monkeypatch.setattr(word_vectors, "MAX_BYTES", 10_000)
+    with pytest.raises(UserError, match=r"vectors.npy has 16,128 bytes, more than 10,000; save it as .npy"):
+        word_vectors.word_vectors(str(tmp_path / "x.npz"), ["cat"])
+
+
+@pytest.mark.parametrize("text", ["cat" + " 1" * 4097, "cat 1 2\n" + "a" * (1 << 20), "a" * (3 << 20)])
+def test_lines_of_word_vectors_are_bounded(tmp_path, text):
+    (tmp_path / "x.glove").write_text(text)
+    with pytest.raises(UserError, match="no word vectors"):
+        word_vectors.word_vectors(str(tmp_path / "x.glove"), ["dog"])
