@@ -1,11 +1,14 @@
 """Tables, word vectors and weights that would cost too much: refused before it is paid."""
 
+import json
 import os
+import struct
 import zipfile
 
 import numpy as np
 import pyarrow
 import pytest
+import torch
 from pyarrow import parquet
 
 from sdpl import parquet as limits
@@ -13,7 +16,10 @@ from sdpl.data.formats import read_labels
 from sdpl.errors import UserError
 from sdpl.scale import readers
 from sdpl.scale.plan import Shard
-from sdpl.train.model import word_vectors
+from sdpl.train.config import ModelConfig
+from sdpl.train.model import weights_bounds, word_vectors
+from sdpl.train.model.clip import clip_config
+from sdpl.train.model.weights import read_weights
 
 
 def shard_of(path):
@@ -122,3 +128,70 @@ def test_lines_of_word_vectors_are_bounded(tmp_path, text):
     (tmp_path / "x.glove").write_text(text)
     with pytest.raises(UserError, match="no word vectors"):
         word_vectors.word_vectors(str(tmp_path / "x.glove"), ["dog"])
+
+
+def archive_of(path, compression=zipfile.ZIP_DEFLATED, **entries):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("x/constants.pkl", b"")
+        for name, content in entries.items():
+            archive.writestr(f"x/code/{name}.py", content)
+    return path
+
+
+def test_code_in_weights_is_bounded(tmp_path):
+    path = archive_of(tmp_path / "x.pt", a=b" " * (9 << 20), b=b" " * (9 << 20))
+    assert path.stat().st_size < 100_000
+    with pytest.raises(UserError, match=r"cannot be loaded as weights .its code has more than 16 MB"):
+        read_weights(path)
+
+
+def test_archives_of_weights_that_would_unpack_to_much_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights_bounds, "MAX_UNPACKED", 10_000)
+    with pytest.raises(UserError, match="its 2 entries would unpack to 10,001 bytes"):
+        read_weights(archive_of(tmp_path / "x.pt", a=b" " * 10_001))
+    data = bytearray(archive_of(tmp_path / "x.pt", zipfile.ZIP_STORED, a=b" " * 9).read_bytes())
+    entry = data.rindex(b"PK\1\2")
+    data[entry + 24 : entry + 28] = struct.pack("<I", 1 << 31)  # the size that the directory announces
+    (tmp_path / "x.pt").write_bytes(data)
+    with pytest.raises(UserError, match="would unpack to 2,147,483,648 bytes"):
+        read_weights(tmp_path / "x.pt")
+
+
+def test_weights_that_are_larger_than_their_file_are_refused(tmp_path):
+    torch.save({"a": torch.zeros(1, dtype=torch.float16).expand(10**6, 10**6)}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"a .1000000, 1000000. is larger than what the file holds"):
+        read_weights(tmp_path / "x.pt")
+    one = torch.zeros(10_000)
+    torch.save({str(i): one[i:] for i in range(100)}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="is larger than what the file holds"):
+        read_weights(tmp_path / "x.pt")
+    torch.save({"a": one, "b": one}, tmp_path / "x.pt")
+    assert read_weights(tmp_path / "x.pt").state.keys() == {"a", "b"}
+
+
+def test_the_header_of_safetensors_is_bounded(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", 1 << 40) + b"{}")
+    with pytest.raises(UserError, match="its header announces 1,099,511,627,776 bytes"):
+        read_weights(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_weights_that_are_a_pipe_are_not_waited_for(tmp_path, suffix):
+    os.mkfifo(tmp_path / f"x.{suffix}")
+    with pytest.raises(UserError, match="no regular file"):
+        read_weights(tmp_path / f"x.{suffix}")
+
+
+def test_the_definition_of_a_backbone_is_bounded(tmp_path):
+    path = tmp_path / "x.json"
+    config = ModelConfig(backbone="x", backbone_config=str(path))
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="no regular file"):
+        clip_config(config)
+    path.unlink()
+    path.write_text(json.dumps({"embed_dim": 1, "vision_cfg": {}, "text_cfg": {"x": "a" * (1 << 20)}}))
+    with pytest.raises(UserError, match="has more than 1 MB"):
+        clip_config(config)
+    path.write_text("[" * 100_000)
+    with pytest.raises(UserError, match="is not an open_clip model config"):
+        clip_config(config)
