@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdpl.errors import UserError, listed
+from sdpl.parquet import require_bounded
 from sdpl.preprocess import SUFFIXES, preprocess
 from sdpl.scale.plan import Shard
 from sdpl.scale.storage import StorageError, is_url, open_file, read_bytes, reading
@@ -20,7 +21,6 @@ MAX_BYTES = 256 << 20  # of one encoded image; larger ones are not read into mem
 IMAGE_COLUMNS = ("image", "image_bytes", "bytes", "jpg", "jpeg", "png", "content", "data")
 PATH_COLUMNS = ("path", "image_path", "file_name", "filename", "url", "location")
 KEY_COLUMNS = ("key", "__key__", "id", "image_id")
-ROWS = 64  # of a Parquet file with images, in memory at a time
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,10 @@ def read_parquet(shard: Shard, columns: Columns) -> Iterator[Entry]:
                 schema = parquet.schema_arrow
                 image = _image_column(schema, columns.image, location)
                 key = _key_column(schema, columns.key, location)
+                used = [name for name in (image, key) if name is not None]
+                require_bounded(parquet.metadata, used, location, MAX_BYTES)
                 row = 0
-                for batch in parquet.iter_batches(ROWS, columns=[c for c in (image, key) if c is not None]):
+                for batch in parquet.iter_batches(1, columns=used):  # a file can name one large image in every row
                     images = batch[image].to_pylist()
                     keys = images if key is None else batch[key].to_pylist()
                     for value, name in zip(images, keys, strict=True):

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdpl.data.formats.bounds import require_room
+from sdpl.data.formats.bounds import MAX_BYTES, require_room
 from sdpl.errors import UserError, listed, nearest
+from sdpl.parquet import MAX_CELL, require_bounded, table_rows, text_columns
 
 if TYPE_CHECKING:
     from pyarrow import DataType
@@ -114,7 +115,7 @@ def jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a Parquet file, read a batch at a time."""
+    """The rows of a Parquet file, read a bounded part at a time."""
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
@@ -123,11 +124,11 @@ def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             _require_header(file.schema_arrow.names, path)
             odd = {column.name: f"a {column.type}" for column in file.schema_arrow if not _is_plain(column.type)}
             plain = [name for name in file.schema_arrow.names if name not in odd]
-            number = 0
-            for batch in file.iter_batches(batch_size=4096, columns=plain):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}, row {number}", {**row, **odd}  # refused only where it is used
+            require_bounded(file.metadata, plain, str(path), MAX_CELL, MAX_BYTES)
+            texts = text_columns(file, plain)
+        with ParquetFile(path, read_dictionary=texts) as file:
+            for number, row in enumerate(table_rows(file, plain, str(path)), 1):
+                yield f"{path}, row {number}", {**row, **odd}  # refused only where it is used
     except UserError:
         raise
     except (ArrowException, ValueError, OverflowError, OSError) as error:  # ValueError: text that is not UTF-8

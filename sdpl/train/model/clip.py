@@ -15,6 +15,8 @@ from sdpl.errors import UserError, nearest
 from sdpl.train.config import ModelConfig
 from sdpl.train.model.weights import pretrained_tag, quick_gelu
 
+MAX_JSON = 1 << 20  # bytes of the definition of a backbone
+
 
 class TextTower(Protocol):
     """What is used of open_clip's text tower."""
@@ -187,8 +189,14 @@ def _resize_timm(visual: Any, vision_cfg: dict[str, Any]) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no regular file")
+        with open(path, "rb") as stream:
+            text = stream.read(MAX_JSON + 1)
+        if len(text) > MAX_JSON:
+            raise ValueError(f"it has more than {MAX_JSON >> 20} MB")
+        content: dict[str, Any] = json.loads(text)
         dict(content["vision_cfg"]), dict(content["text_cfg"]), int(content["embed_dim"])
         return content
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"model.backbone_config = {str(path)!r} is not an open_clip model config ({error}).") from None

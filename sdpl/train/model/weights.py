@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 import warnings
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
@@ -25,11 +26,13 @@ from torch import nn
 
 from sdpl.errors import UserError, nearest
 from sdpl.train.config import ModelConfig
+from sdpl.train.model.weights_bounds import read_code, require_file, require_tensors
 
 State = dict[str, torch.Tensor]
 NETWORK_S = 3  # seconds after which the network counts as unreachable
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # that TorchScript archives carry
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, UnpicklingError, SafetensorError)
+DAMAGED = (zipfile.BadZipFile, zlib.error, AttributeError)  # beside them, where a file is read
 DOWNLOADED = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # of a repository on the Hub
 
 
@@ -44,26 +47,34 @@ class WeightsFile:
 
 
 def read_weights(path: Path) -> WeightsFile:
-    """The tensors of a file, on the CPU. Runs no Python from it. Raises UserError for anything that is no weights."""
+    """The tensors of a file, on the CPU. Runs no Python from it, but PyTorch's own reader of TorchScript archives,
+    which is native code (SECURITY.md). Raises UserError for anything that is no weights."""
     try:
-        if path.suffix == ".safetensors":
-            return WeightsFile("safetensors", load_file(path), None)
-        code = _torchscript_code(path)
-        if code is not None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # TorchScript is no longer developed; the published files stay
-                state = torch.jit.load(str(path), map_location="cpu").state_dict()
-            state = {name: tensor for name, tensor in state.items() if name.split(".")[-1] not in NOT_WEIGHTS}
-            return WeightsFile("TorchScript archive", state, "gelu(" not in code)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        content = content.get("state_dict", content)
-        state = {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
-        if not state or not all(torch.is_tensor(tensor) for tensor in state.values()):
-            raise ValueError("it is no state dict: not all of its values are tensors")
-        return WeightsFile("state dict", state, None)
-    except (*UNREADABLE, AttributeError) as error:
+        require_file(path)
+        weights = _read(path)
+        require_tensors(weights.state, path)
+        return weights
+    except (*UNREADABLE, *DAMAGED) as error:
         reason = "it is no file of tensors" if isinstance(error, UnpicklingError) else _first_line(error)
         raise UserError(f"{path}: cannot be loaded as weights ({reason}).") from None
+
+
+def _read(path: Path) -> WeightsFile:
+    if path.suffix == ".safetensors":
+        return WeightsFile("safetensors", load_file(path), None)
+    code = _torchscript_code(path)
+    if code is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript is no longer developed; the published files stay
+            state = torch.jit.load(str(path), map_location="cpu").state_dict()
+        state = {name: tensor for name, tensor in state.items() if name.split(".")[-1] not in NOT_WEIGHTS}
+        return WeightsFile("TorchScript archive", state, "gelu(" not in code)
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = content.get("state_dict", content)
+    state = {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+    if not state or not all(torch.is_tensor(tensor) for tensor in state.values()):
+        raise ValueError("it is no state dict: not all of its values are tensors")
+    return WeightsFile("state dict", state, None)
 
 
 def _torchscript_code(path: Path) -> str | None:
@@ -71,11 +82,9 @@ def _torchscript_code(path: Path) -> str | None:
     if not zipfile.is_zipfile(path):
         return None
     with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        if not any(name.endswith("/constants.pkl") for name in names):
+        if not any(name.endswith("/constants.pkl") for name in archive.namelist()):
             return None
-        code = (name for name in names if "/code/" in name and name.endswith(".py"))
-        return "\n".join(archive.read(name).decode(errors="replace") for name in code)
+        return read_code(archive)
 
 
 def find_weights(config: ModelConfig) -> Path | None:

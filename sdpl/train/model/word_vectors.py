@@ -2,19 +2,30 @@
 
 import difflib
 import zipfile
+import zlib
 from collections.abc import Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+from numpy.lib import format as npy
 
 from sdpl.data.categories import require_distinct, words
 from sdpl.errors import UserError, listed
 
 SHIPPED = {"glove-coco80": "coco80", "glove-voc20": "voc20"}
+DAMAGED = (zipfile.BadZipFile, zlib.error, RuntimeError)  # RuntimeError: encrypted
 NEAREST = 3  # known words shown for each missing one
 HINT_WORDS = 100_000  # that they are looked for among: GloVe's files begin with the most frequent
+MAX_NAMES = 4_000_000  # GloVe has at most 2.2 million words, word2vec 3 million
+MAX_WIDTH = 4096  # numbers of a vector
+MAX_BYTES = 1 << 30  # of an array in an .npz, decompressed; an .npy is read in place
+MAX_FILE = 64 << 30  # bytes of a file
+MAX_LINE = 1 << 20  # characters of a line of a GloVe file
+MAX_TEXT = 256 << 20  # characters of the names beside an .npy
+MAX_WORD = 100  # characters of a word for the hints
 
 
 def word_vectors(source: str, categories: Sequence[str]) -> np.ndarray:
@@ -33,6 +44,8 @@ def word_vectors(source: str, categories: Sequence[str]) -> np.ndarray:
     if not path.is_file():
         known = ", ".join(SHIPPED)
         raise UserError(f"word_vectors: {source!r} is neither 'clip' nor a shipped set ({known}) nor a file.")
+    if path.stat().st_size > MAX_FILE:
+        raise UserError(f"{path}: has more than {MAX_FILE >> 30} GB; keep only the vectors that are needed.")
     if path.suffix == ".npz":
         with open(path, "rb") as stream:
             return _of_names(*_read_npz(stream, source), source, categories)
@@ -43,19 +56,56 @@ def word_vectors(source: str, categories: Sequence[str]) -> np.ndarray:
 
 def _read_npz(stream: IO[bytes], source: str) -> tuple[list[str], np.ndarray]:
     try:
-        with np.load(stream, allow_pickle=False) as archive:
-            return archive["names"].tolist(), archive["vectors"]
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(stream) as archive:
+            names, vectors = (_read_entry(archive, f"{key}.npy") for key in ("names", "vectors"))
+        if names.dtype.kind != "U":
+            raise ValueError(f"the names are {names.dtype}, not text")
+        return names.reshape(-1).tolist(), vectors
+    except (ValueError, KeyError, OSError, EOFError, NotImplementedError, *DAMAGED) as error:
         raise UserError(f"{source}: needs the arrays 'names' and 'vectors' ({error}).") from None
+
+
+def _read_entry(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of an .npz, whose size is known before memory is taken. Raises ValueError for what is none."""
+    size = archive.getinfo(name).file_size
+    with archive.open(name) as stream:
+        announced = _require_bounded(stream)
+    if max(size, announced) > MAX_BYTES:
+        raise ValueError(f"{name} has {max(size, announced):,} bytes, more than {MAX_BYTES:,}; save it as .npy")
+    if size < announced:
+        raise ValueError(f"{name} is cut off: it has {size:,} bytes of {announced:,}")
+    with archive.open(name) as stream:
+        array: np.ndarray = npy.read_array(stream, allow_pickle=False)
+    return array
+
+
+def _require_bounded(stream: IO[bytes]) -> int:
+    """The bytes that an .npy announces. Raises ValueError for shapes and types that no names and vectors have."""
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    version = npy.read_magic(stream)
+    if version not in readers:
+        raise ValueError(f"version {version} of the .npy format is for other arrays")
+    shape, _, dtype = readers[version](stream)
+    if dtype.kind not in "fiuU" or len(shape) not in (1, 2):
+        raise ValueError(f"expected names [n] and vectors [n,W] of floats, got {dtype} {list(shape)}")
+    if shape[0] > MAX_NAMES or max(shape[1:], default=0) > MAX_WIDTH:
+        raise ValueError(f"at most {MAX_NAMES:,} vectors of {MAX_WIDTH:,} numbers are read, got {list(shape)}")
+    return int(np.prod(shape, dtype=object)) * dtype.itemsize
 
 
 def _read_npy(path: Path) -> tuple[list[str], np.ndarray]:
     names = path.with_suffix(".txt")
+    if not names.is_file():
+        raise UserError(f"{path}: needs the names of its rows in {names}, one a line.")
     try:
-        lines = names.read_text(encoding="utf-8").splitlines()
-        return [line.strip() for line in lines if line.strip()], np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: needs the names of its rows in {names}, one a line.") from None
+        with open(names, encoding="utf-8") as lines:
+            text = lines.read(MAX_TEXT + 1)
+        if len(text) > MAX_TEXT:
+            raise ValueError(f"{names} has more than {MAX_TEXT >> 20} MB")
+        with open(path, "rb") as stream:
+            _require_bounded(stream)
+        vectors = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        return [line.strip() for line in text.splitlines() if line.strip()], vectors
     except (ValueError, OSError, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({error}).") from None
 
@@ -80,11 +130,13 @@ def _from_glove(path: Path, categories: Sequence[str]) -> np.ndarray:
     vocabulary: list[str] = []
     size = 0  # numbers in a line
     with open(path, encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(iter(partial(lines.readline, MAX_LINE), ""), 1):
             size = size or _numbers_in(line)
+            if len(line) == MAX_LINE or size > MAX_WIDTH:
+                raise UserError(f"{path}:{number}: is longer than a word and {MAX_WIDTH:,} numbers: no word vectors.")
             word, *numbers = line.rstrip().rsplit(" ", size)  # from the right: some words of GloVe 840B hold spaces
             if number <= HINT_WORDS:
-                vocabulary.append(word)
+                vocabulary.append(word[:MAX_WORD])
             if word not in needed or word in found:
                 continue
             found[word] = _vector(numbers)  # [W]
