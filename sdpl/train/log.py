@@ -1,12 +1,10 @@
 """What a run writes down of every epoch: `log.csv`."""
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from sdpl.evaluate.training import Epoch
 from sdpl.files import replace_file
@@ -52,14 +50,3 @@ def read_csv(path: Path) -> list[Epoch]:
             return read_epochs(csv.DictReader(stream))
     except (OSError, KeyError, TypeError, ValueError, csv.Error):
         return []
-
-
-def ap_row(ap: Mapping[str, float | None], categories: Sequence[str]) -> torch.Tensor:
-    """AP in percent by category as a checkpoint holds it: float32 [1,C], -1 where a category has none."""
-    values = [ap.get(name) for name in categories]
-    return torch.tensor([[-1.0 if value is None else value for value in values]], dtype=torch.float32)
-
-
-def by_category(rows: torch.Tensor, categories: Sequence[str]) -> list[dict[str, float | None]]:
-    """AP by category of each epoch, from the rows [epochs,C] of `ap_row`."""
-    return [{n: None if v < 0 else v for n, v in zip(categories, row, strict=True)} for row in rows.tolist()]

@@ -26,11 +26,11 @@ from sdpl.train.distributed import Processes, choose_device, processes
 from sdpl.train.features.sources import FeatureMaps, FeatureSource, require_precision
 from sdpl.train.initial import initialise
 from sdpl.train.keeping import is_better, too_coarse
-from sdpl.train.log import EpochLog, ap_row, by_category, write_csv
+from sdpl.train.log import EpochLog, write_csv
 from sdpl.train.model import PartialLabelModel, new_model
 from sdpl.train.pace import Pace, rising
 from sdpl.train.resume import fingerprint, require_new, resumable
-from sdpl.train.snapshots import snapshot, snapshot_epochs
+from sdpl.train.snapshots import ap_row, by_category, snapshot, snapshot_epochs
 from sdpl.train.splits import load_data
 from sdpl.train.step import Learner, NotFiniteError, explain
 from sdpl.train.summary import summary

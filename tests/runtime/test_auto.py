@@ -94,7 +94,7 @@ def test_times_of_another_machine_version_or_graph_do_not_count(timed, spoil, mo
     path = timed(cpu_fp32=1, openvino_fp32=9)
     assert first(path)[0] == "cpu:fp32"
     if spoil == "machine":
-        monkeypatch.setattr(timings, "fingerprint", lambda: "another")
+        monkeypatch.setattr(timings, "fingerprint", lambda device: "another")
     elif spoil == "file":
         manifest = json.loads((path / "manifest.json").read_text())
         manifest["files"]["model.onnx"]["sha256"] = "0" * 64
