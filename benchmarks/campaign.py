@@ -23,6 +23,8 @@ from campaign_parts import images, inputs, kills, kills_of_jobs, kills_of_server
 from campaign_parts.material import material
 from campaign_parts.running import Totals, run_cases
 
+from sdpl.files import write_json
+
 Part = Callable[[Totals, int, float, Path], None]
 LIBRARIES = ("pillow", "numpy", "torch", "onnxruntime", "pyarrow", "safetensors")
 
@@ -83,9 +85,7 @@ def main() -> None:
             part(totals, given.seed, min(end, time.monotonic() + 60 * given.turn), given.work)
             totals.cpu_s = round(totals.cpu_s + sum(os.times()[:4]) - began, 1)
             content["parts"][name] = asdict(totals)
-            temporary = given.out.with_suffix(".new")
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
-            temporary.replace(given.out)
+            write_json(given.out, content)
             tell(name, totals)
             if totals.cases >= totals.most:
                 names.remove(name)

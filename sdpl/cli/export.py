@@ -96,15 +96,19 @@ def command(
     if checkpoint.is_dir():
         from sdpl.export.engines import add_engines
 
-        given: dict[str, object] = {"--out": out, "--images": images, "--calibrate": calibrate, "--eval": annotations}
-        given |= {
+        given: dict[str, object] = {
+            "--out": out,
+            "--images": images,
+            "--calibrate": calibrate,
+            "--eval": annotations,
             "--eval-images": eval_images,
             "--head": head != "exact",
             "--terms": terms,
             "--tanh": tanh != "unit",
             "--max-mAP-drop": max_drop,
+            "--default-target": default_target,
+            "--keep": keep,
         }
-        given |= {"--default-target": default_target, "--keep": keep}
         for option in (name for name, value in given.items() if value):
             raise UserError(f"{option} needs a checkpoint: a bundle only gets more engines, in its place.")
         if not targets and triton is not None:

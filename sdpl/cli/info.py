@@ -22,17 +22,18 @@ def command(bundle: Path | None, weights: Path | None, as_json: bool, device: in
     from rich.console import Console
 
     from sdpl.bundle import Bundle
+    from sdpl.kernels.gpu import named_device
     from sdpl.runtime.environment import describe
     from sdpl.runtime.tables import environment_table, target_states, target_table
 
-    opened, found = Bundle.open(bundle) if bundle else None, describe(device)
+    opened, found, number = Bundle.open(bundle) if bundle else None, describe(device), named_device(device)
     if as_json:
-        states = target_states(opened, device or 0) if opened else {}
+        states = target_states(opened, number) if opened else {}
         click.echo(json.dumps({"environment": found, "targets": states}, indent=2))
         return
     Console().print(environment_table(found))
     if opened:
-        Console().print(target_table(opened, device or 0))
+        Console().print(target_table(opened, number))
 
 
 def _describe_weights(path: Path, as_json: bool) -> None:

@@ -21,6 +21,7 @@ def command(bundle: Path, targets: tuple[str, ...], device: int | None) -> None:
     The results go into the manifest. Each is timed too, which decides what --backend auto takes on this machine.
     """
     from sdpl.bundle import Bundle
+    from sdpl.kernels.gpu import named_device
     from sdpl.manifest import Verification
     from sdpl.runtime.backends import Wanted, candidates
     from sdpl.runtime.timings import timings
@@ -38,14 +39,11 @@ def command(bundle: Path, targets: tuple[str, ...], device: int | None) -> None:
     if not any(isinstance(result, Verification) for result in results.values()):
         which = "none of these targets" if targets else "no target of the bundle"
         raise UserError(f"nothing was verified: {which} runs here.")
-    opened = Bundle.open(bundle)
-    for name, timing in timings(opened, device or 0).items():
+    opened, number = Bundle.open(bundle), named_device(device)
+    for name, timing in timings(opened, number).items():
         click.echo(f"{name}: {timing}")
-    passed = (
-        name
-        for name in candidates(opened, Wanted(device=device or 0))[0]
-        if isinstance(results.get(name), Verification)
-    )
+    ordered, _, _ = candidates(opened, Wanted(device=number))
+    passed = (name for name in ordered if isinstance(results.get(name), Verification))
     first = None if targets else next(passed, None)
     if first:
         click.echo(f"auto takes {first} here; --precision allows less exact ones")

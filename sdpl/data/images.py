@@ -49,6 +49,12 @@ class LabelCounts:
         return self.positive + self.negative
 
 
+def evenly_taken(count: int, most: int) -> list[int]:
+    """At most so many of `count` positions, in order, with the first and the last where there are two or more."""
+    positions: list[int] = np.linspace(0, count - 1, min(count, most)).astype(int).tolist()
+    return positions
+
+
 def count_labels(data: LabelledImages) -> list[LabelCounts]:
     """The counts of each category, in the order of the categories."""
     counts = zip(*((data.labels == label).sum(axis=0).tolist() for label in (1, -1, 0)), strict=True)

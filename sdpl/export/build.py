@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from sdpl import __version__
 from sdpl.bundle import HEAD, PROOF, Bundle, is_bundle, sha256, write_manifest
 from sdpl.data.formats import in_order
-from sdpl.data.images import LabelledImages
+from sdpl.data.images import LabelledImages, evenly_taken
 from sdpl.errors import UserError, nearest
 from sdpl.export.artifacts import Artifacts
 from sdpl.export.engines import require_possible, write_gpu_files
@@ -226,8 +226,7 @@ def _unseen(proof: np.ndarray, options: Options, image_size: int) -> np.ndarray:
 
 def _spread(paths: list[Path]) -> list[Path]:
     """At most `MAX_CALIBRATION_IMAGES` of the given images, evenly taken."""
-    chosen = np.linspace(0, len(paths) - 1, min(len(paths), MAX_CALIBRATION_IMAGES)).astype(int)
-    return [paths[i] for i in chosen]
+    return [paths[i] for i in evenly_taken(len(paths), MAX_CALIBRATION_IMAGES)]
 
 
 def _calibration(paths: list[Path] | None, image_size: int) -> np.ndarray | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sdpl.data.images import evenly_taken
 from sdpl.errors import UserError
 from sdpl.kernels.reference import attention_logits, softmax
 
@@ -87,7 +88,7 @@ def separate(
 
 def _fit(u: np.ndarray, v: np.ndarray, q: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """Least squares for each k over the values of u_k [N,K]: nodes at quantiles of |v_k| over the categories."""
-    u = u[np.linspace(0, len(u) - 1, min(len(u), SAMPLES)).astype(int)].astype(np.float64)  # [N,K]
+    u = u[evenly_taken(len(u), SAMPLES)].astype(np.float64)  # [N,K]
     v = v.astype(np.float64)
     x = np.quantile(np.abs(v), np.linspace(0, 1, rank), axis=0).T  # [K,R]
     weight = np.empty((*x.shape, len(v)))  # [K,R,C]

@@ -32,9 +32,8 @@ class DeviceArray:
         dtype = TYPESTR.get(interface["typestr"])
         if dtype is None:
             raise ValueError(f"{name}: expected float32 or float16, got type {interface['typestr']}")
-        shape = tuple(interface["shape"])
-        strides = interface.get("strides")
-        if strides is not None and tuple(strides) != _contiguous_strides(shape, BYTES[dtype]):
+        shape, strides = tuple(interface["shape"]), interface.get("strides")
+        if not is_contiguous(shape, strides, BYTES[dtype]):
             raise ValueError(f"{name}: expected a C-contiguous array, got strides {tuple(strides)} for shape {shape}")
         return cls(interface["data"][0], shape, dtype)
 
@@ -70,5 +69,6 @@ class CudaArray(Protocol):
 OnDevice = CudaArray | DeviceArray
 
 
-def _contiguous_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    return tuple(itemsize * math.prod(shape[i + 1 :]) for i in range(len(shape)))
+def is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...] | None, itemsize: int) -> bool:
+    """Whether strides in bytes, None by the protocol where they go without saying, leave no gaps (C order)."""
+    return strides is None or tuple(strides) == tuple(itemsize * math.prod(shape[i + 1 :]) for i in range(len(shape)))

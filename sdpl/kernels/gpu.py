@@ -45,12 +45,16 @@ def require_gpu(device_id: int = 0) -> Gpu:
     return found
 
 
-def require_device(device_id: int) -> None:
-    """Raise UserError when a GPU that a user named cannot be used."""
-    obstacle = gpu_obstacle(device_id)
+def named_device(device: int | None) -> int:
+    """The number of the GPU that a user named; of the first, whether there is one or not, if they named none. Raises
+    UserError when the one that they named cannot be used."""
+    if device is None:
+        return 0
+    obstacle = gpu_obstacle(device)
     if obstacle is not None:
-        number = f"device {device_id}: "
+        number = f"device {device}: "
         raise UserError(f"{number}{obstacle.removeprefix(number)}.")
+    return device
 
 
 def pci_bus_id(device_id: int) -> str:

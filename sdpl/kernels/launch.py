@@ -11,12 +11,11 @@ import numpy as np
 
 from sdpl.errors import UserError, listed
 from sdpl.kernels import EPS
-from sdpl.kernels.arrays import BYTES, DeviceArray, OnDevice, check, is_aligned, narrow
+from sdpl.kernels.arrays import DeviceArray, OnDevice, check, is_aligned
 from sdpl.kernels.compile import CAPABILITIES, covering, cubin
 from sdpl.kernels.driver import Context, DriverError, call, context, version
 from sdpl.kernels.plan import Launch, Shape, plan_backward_u, plan_backward_vq, plan_tiled
 
-__all__ = ["BYTES", "DeviceArray", "Kernels", "Launch", "Shape", "launch", "load_module", "narrow", "supported"]
 C_TYPES: dict[type, type] = {int: ctypes.c_void_p, np.int32: ctypes.c_int, np.float32: ctypes.c_float}
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from sdpl.kernels.compile import covering, cubin
-from sdpl.kernels.launch import Kernels, Launch
+from sdpl.kernels.launch import Kernels
+from sdpl.kernels.plan import Launch
 
 
 class PyCudaKernels(Kernels):

@@ -57,9 +57,8 @@ def attention_moved(u: Array, v: Array, q: Array, dtype: str, polynomial: int = 
     xp = array_namespace(u, v, q)
     s, variance = _scores(u, v, q, 0, 2 * HALF_UNIT[dtype] ** 2 / 3)  # of u and of v, each uniform
     a = softmax(s)
-    derived = (
-        float(xp.mean(xp.sum(_attention(a, variance), axis=-1))) * math.sqrt(2 / math.pi) / 2
-    )  # mean |x|, normal x
+    mean_of_normal = math.sqrt(2 / math.pi)  # of |x|, in standard deviations
+    derived = float(xp.mean(xp.sum(_attention(a, variance), axis=-1))) * mean_of_normal / 2
     if polynomial == 0:
         return derived
     some = xp.astype(xp.arange(u.shape[-1]) % 8 < polynomial, q.dtype) * q  # of those k that take it

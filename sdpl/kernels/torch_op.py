@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from sdpl.kernels.launch import DeviceArray, Kernels
+    from sdpl.kernels.arrays import DeviceArray
+    from sdpl.kernels.launch import Kernels
 
     Views = tuple[DeviceArray, DeviceArray, DeviceArray]  # of u, v and q
 
@@ -142,6 +143,6 @@ def _kernels(dtype: str, device_id: int) -> "Kernels":
 
 def device_array(x: torch.Tensor) -> "DeviceArray":
     """A contiguous tensor on a GPU as the launcher takes it; of any dtype, which `__cuda_array_interface__` is not."""
-    from sdpl.kernels.launch import DeviceArray
+    from sdpl.kernels.arrays import DeviceArray
 
     return DeviceArray(x.data_ptr(), tuple(x.shape), str(x.dtype).removeprefix("torch."))

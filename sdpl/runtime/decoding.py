@@ -31,12 +31,12 @@ class Decoding:
     def used(self, images: list[np.ndarray]) -> list[np.ndarray]:
         """The same images, which do not wait any more."""
         with self._lock:
-            self._left += sum(image.nbytes for image in images if not self._is_small(image))
+            self._left += sum(image.nbytes for image in images if not self._is_small(image.nbytes))
         return images
 
     def _take(self, size: int) -> bool:
         """Whether so many bytes may wait. Small images, no larger than results, always may."""
-        if size <= 3 * self._side**2:
+        if self._is_small(size):
             return True
         with self._lock:
             if size > self._left:
@@ -44,5 +44,5 @@ class Decoding:
             self._left -= size
             return True
 
-    def _is_small(self, image: np.ndarray) -> bool:
-        return image.nbytes <= 3 * self._side**2
+    def _is_small(self, size: int) -> bool:
+        return size <= 3 * self._side**2

@@ -11,7 +11,7 @@ import numpy as np
 
 from sdpl import __version__
 from sdpl.cores import available_cores
-from sdpl.kernels.gpu import find_gpu, find_gpus, gpu_obstacle, pci_bus_id, require_device
+from sdpl.kernels.gpu import find_gpu, find_gpus, gpu_obstacle, named_device, pci_bus_id
 from sdpl.runtime.availability import backend_obstacle
 from sdpl.runtime.machine import cpu_info, cpu_name, packages
 from sdpl.targets import BACKENDS
@@ -74,9 +74,7 @@ def gpu_used_mb(device: int = 0) -> float | None:
 def describe(device: int | None = None) -> dict[str, Any]:
     """Everything above as plain values. device: the number of a GPU; by default the first, if there is one. Raises
     UserError for one that is not there."""
-    if device is not None:
-        require_device(device)
-    device = device or 0
+    device = named_device(device)
     gpu = find_gpu(device)
     return {
         **environment(device),

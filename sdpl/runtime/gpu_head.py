@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sdpl.kernels.launch import BYTES, DeviceArray, Kernels, narrow
+from sdpl.kernels.arrays import BYTES, DeviceArray, narrow
+from sdpl.kernels.launch import Kernels
 from sdpl.runtime.device import Cuda
 
 

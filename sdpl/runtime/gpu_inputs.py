@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from sdpl.kernels.arrays import is_contiguous
 from sdpl.preprocess import squash
 from sdpl.runtime.device import Cuda, OutOfMemoryError
 from sdpl.runtime.gpu_resize import GpuResize
@@ -98,7 +99,7 @@ def _address(images: Any, device: Cuda) -> int:
     """The address of images on the GPU, once what makes them is done."""
     interface = images.__cuda_array_interface__
     address, shape, strides = int(interface["data"][0]), tuple(interface["shape"]), interface.get("strides")
-    if strides is not None and tuple(strides) != tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape))):
+    if not is_contiguous(shape, strides, 1):
         raise ValueError(f"expected contiguous images on the GPU, got strides {tuple(strides)} for shape {shape}")
     holder = device.device_of(address)
     if holder != device.device_id:

@@ -13,7 +13,8 @@ import numpy as np
 
 from sdpl.kernels.compile import resize_cubin
 from sdpl.kernels.driver import call, context
-from sdpl.kernels.launch import Launch, launch, load_module, supported
+from sdpl.kernels.launch import launch, load_module, supported
+from sdpl.kernels.plan import Launch
 from sdpl.preprocess.resize import Pass, passes
 from sdpl.runtime.device import Cuda, Pinned
 
@@ -39,8 +40,12 @@ PASS = np.dtype(  # the kernel's ResizePass
 
 def fits(height: int, width: int, side: int) -> bool:
     """Whether a picture is small enough to be resized on a GPU, as photos are; others are a CPU's work."""
-    long, short = max(height, width), min(height, width)
-    return long <= MOST_SIDE and long * max(short, side) <= MOST_PIXELS
+    return max(height, width) <= MOST_SIDE and _most_pixels(height, width, side) <= MOST_PIXELS
+
+
+def _most_pixels(height: int, width: int, side: int) -> int:
+    """Of a picture, before or between its passes."""
+    return max(height, width) * max(min(height, width), side)
 
 
 class Staging:
@@ -163,7 +168,7 @@ def _parts(images: Sequence[np.ndarray], side: int) -> Iterator[list[np.ndarray]
     size = 0
     for image in images:
         height, width = image.shape[:2]
-        cost = 3 * max(height, width) * max(min(height, width), side)
+        cost = 3 * _most_pixels(height, width, side)
         if part and size + cost > MOST_BYTES:
             yield part
             part, size = [], 0

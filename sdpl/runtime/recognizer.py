@@ -11,7 +11,7 @@ import numpy as np
 
 from sdpl.bundle import Bundle
 from sdpl.errors import UserError
-from sdpl.kernels.gpu import require_device
+from sdpl.kernels.gpu import named_device
 from sdpl.pipeline import Decoder, stream
 from sdpl.preprocess import ImageSource, preprocess
 from sdpl.preprocess.inputs import ChannelOrder, ImageInput, as_source, is_one_image
@@ -64,9 +64,7 @@ class Recognizer:
         damaged or nothing of it runs here, and for a device that is not there.
         """
         bundle = Bundle.open(path)
-        if device is not None:
-            require_device(device)
-        wanted = Wanted.of(backend, precision, threads, streams, device or 0)
+        wanted = Wanted.of(backend, precision, threads, streams, named_device(device))
         if measure:
             from sdpl.runtime.measuring import measure_missing
 

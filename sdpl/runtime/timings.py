@@ -71,10 +71,5 @@ def files_of(bundle: Bundle, name: str) -> str:
     return hashlib.sha256("".join(bundle.manifest.files[file].sha256 for file in files).encode()).hexdigest()[:16]
 
 
-def others(bundle: Bundle) -> int:
-    """How many other machines or versions have left times in this bundle."""
-    return len([path for path in (bundle.path / CACHE).glob("timings-*.json") if path != _path(bundle, 0)])
-
-
 def _path(bundle: Bundle, device: int) -> Path:
     return bundle.path / CACHE / f"timings-{fingerprint(device)}.json"

@@ -9,7 +9,7 @@ import numpy as np
 
 from sdpl.bundle import Bundle
 from sdpl.errors import UserError, nearest
-from sdpl.kernels.gpu import find_gpu, require_device
+from sdpl.kernels.gpu import find_gpu, named_device
 from sdpl.manifest import Verification
 from sdpl.runtime.availability import target_obstacle
 from sdpl.runtime.measuring import measure_target
@@ -42,8 +42,7 @@ def verify(
     one that should run here failed: its files are missing or changed (of targets for other machines too), it crashed,
     or its scores are outside of its limits. Its record then stays as it was; those that passed are written.
     """
-    if device is not None:
-        require_device(device)
+    named_device(device)  # before anything is tried
     bundle = Bundle.open(path)
     known = bundle.manifest.targets
     for name in targets:
@@ -108,7 +107,7 @@ def _verify(bundle: Bundle, name: str, device: int | None) -> Result:
     try:
         for file in sorted(set(bundle.manifest.targets[name].files.values())):
             bundle.file(file)
-        obstacle = target_obstacle(bundle, name, device or 0)
+        obstacle = target_obstacle(bundle, name, named_device(device))
         if obstacle is not None:
             return obstacle
         with Recognizer.open(bundle.path, name, device=device) as recognizer:

@@ -22,6 +22,11 @@ def too_coarse(val: LabelledImages) -> str | None:
     )
 
 
+def last_is_kept(keep: str, val: LabelledImages) -> bool:
+    """Whether the last epoch is kept, and not the best one. keep: as configured in `train.keep`."""
+    return keep == "last" or too_coarse(val) is not None
+
+
 def is_better(mAP: float, best: float) -> bool:
     """Whether an epoch of this validation mAP takes the place of the best; without any mAP (NaN) the newest does."""
     return not mAP <= best

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import yaml
 
-from sdpl.data.images import LabelledImages, require_known_labels
+from sdpl.data.images import LabelledImages, evenly_taken, require_known_labels
 from sdpl.data.reading import Unreadable, batches
 from sdpl.errors import UserError, listed
 from sdpl.evaluate.metrics import per_category_average_precision
@@ -25,7 +25,7 @@ from sdpl.train.config import Config, TrainConfig
 from sdpl.train.distributed import Processes, choose_device, processes
 from sdpl.train.features.sources import FeatureMaps, FeatureSource, require_precision
 from sdpl.train.initial import initialise
-from sdpl.train.keeping import is_better, too_coarse
+from sdpl.train.keeping import is_better, last_is_kept, too_coarse
 from sdpl.train.log import EpochLog, write_csv
 from sdpl.train.model import PartialLabelModel, new_model
 from sdpl.train.pace import Pace, rising
@@ -92,7 +92,8 @@ def train(
         else:
             run.start(scale_attention=init is None)
         lines = report if epoch_lines else silent
-        facts = list(summary(config, model, train_data, val_data, device, group.world_size))
+        told = epoch_lines or page is not None
+        facts = list(summary(config, model, train_data, val_data, device, group.world_size)) if told else []
         for line in facts:
             lines(Progress(line))
         run.train(lines, [*callbacks, *trackers(config, out, run.learner.steps)] if group.is_first else [])
@@ -135,7 +136,7 @@ class _Run:
         self.loss_sum = 0.0  # over the images of these steps
         self.best_mAP = -math.inf
         self.best_too = best_too
-        self.keeps_last = config.train.keep == "last" or too_coarse(self.val_data) is not None
+        self.keeps_last = last_is_kept(config.train.keep, self.val_data)
         self.thresholds = np.full(len(model.categories), DEFAULT)  # [C]
         self.history: list[dict[str, Any]] = []
         self.ap_history = torch.empty(0, len(self.model.categories))  # of each epoch: AP of each category, `ap_row`
@@ -249,7 +250,7 @@ class _Run:
     def _scale_attention(self) -> None:
         """Start the attention as sharp as `model.attention_spread` says, on the maps of training images, evenly taken.
         The processes measure the same images and take the mean, so that they stay equal."""
-        images = np.linspace(0, len(self.train_data) - 1, min(len(self.train_data), START_IMAGES)).astype(int)
+        images = evenly_taken(len(self.train_data), START_IMAGES)
         factor = torch.ones(1, device=self.model.words.device)
         for rows, f in self.train_features.batches([images], 0):
             if rows:

@@ -9,7 +9,7 @@ from sdpl.evaluate.metrics import mean_average_precision_error
 from sdpl.evaluate.report.training import write_training_report
 from sdpl.evaluate.training import AP, Training
 from sdpl.train.config import TrainConfig
-from sdpl.train.keeping import kept_epoch, too_coarse, why_kept
+from sdpl.train.keeping import kept_epoch, last_is_kept, why_kept
 from sdpl.train.log import read_epochs
 from sdpl.train.pace import duration
 from sdpl.train.snapshots import opened
@@ -30,14 +30,13 @@ def write_run_report(
     Raises UserError when the file cannot be written.
     """
     train, val = splits
-    keeps_last = config.keep == "last" or too_coarse(val) is not None
     unknown: list[AP] = [{} for _ in range(len(history) - len(ap_history))]  # of epochs before these were kept
     run = Training(
         name=name,
         planned=config.epochs,
         epochs=read_epochs(history),
         ap=[*unknown, *ap_history],
-        kept=kept_epoch(history, keeps_last),
+        kept=kept_epoch(history, last_is_kept(config.keep, val)),
         reason=why_kept(config.keep, val),
         error=100 * mean_average_precision_error(val.labels),
         took=duration(sum(row["seconds"] for row in history)),

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdpl.data.images import LabelledImages
+from sdpl.data.images import LabelledImages, evenly_taken
 from sdpl.evaluate.training import Attention
 from sdpl.train.features.sources import FeatureMaps
 from sdpl.train.model import PartialLabelModel
@@ -22,7 +22,7 @@ def snapshot_epochs(epochs: int) -> set[int]:
 def shown_cases(val: LabelledImages) -> list[tuple[int, int]]:
     """Rows and columns of known positives: of images spread evenly over those that have any, the first categories."""
     rows = np.flatnonzero((val.labels > 0).any(axis=1))
-    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(IMAGES, len(rows))).astype(int))]
+    chosen = rows[evenly_taken(len(rows), IMAGES)]
     return [(int(row), int(c)) for row in chosen for c in np.flatnonzero(val.labels[row] > 0)[:CATEGORIES]]
 
 

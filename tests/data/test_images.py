@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sdpl.data.formats import read_labels
-from sdpl.data.images import LabelledImages, count_labels, require_known_labels
+from sdpl.data.images import LabelledImages, count_labels, evenly_taken, require_known_labels
 from sdpl.data.reading import Unreadable, batches
 from sdpl.errors import UserError
 from sdpl.evaluate.evaluation import score_all
@@ -14,6 +14,13 @@ def test_a_category_without_any_known_label_is_named():
     with pytest.raises(UserError, match=r"no known label at all for 1 of 2 categories \(dog\)"):
         require_known_labels(LabelledImages((), labels, ("cat", "dog")))
     require_known_labels(LabelledImages((), np.array([[1, 0], [0, -1]], np.int8), ("cat", "dog")))
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "taken"), [(0, 4, []), (1, 4, [0]), (4, 9, [0, 1, 2, 3]), (10, 4, [0, 3, 6, 9]), (9, 1, [0])]
+)
+def test_positions_are_taken_evenly_from_the_first_to_the_last(count, most, taken):
+    assert evenly_taken(count, most) == taken
 
 
 def test_zeros_that_were_meant_as_absent_are_noticed():

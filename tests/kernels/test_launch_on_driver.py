@@ -10,7 +10,8 @@ from host_encoder import at
 
 from sdpl.errors import UserError
 from sdpl.kernels import driver, gpu
-from sdpl.kernels.launch import BYTES, DeviceArray, Kernels, narrow
+from sdpl.kernels.arrays import BYTES, DeviceArray, narrow
+from sdpl.kernels.launch import Kernels
 from sdpl.kernels.reference import bilinear_attention_pool
 from sdpl.runtime.device import Cuda
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sdpl.data.images import LabelledImages
+from sdpl.data.images import LabelledImages, evenly_taken
 from sdpl.data.reading import batches
 from sdpl.evaluate.evaluation import Evaluated
 from sdpl.plots import overlay
@@ -143,8 +143,7 @@ def error_cards(cases: Sequence[Case], model: Evaluated, data: LabelledImages) -
 
 def sample_rows(data: LabelledImages, most: int) -> list[int]:
     """At most so many images, spread evenly over the data."""
-    rows: list[int] = np.unique(np.linspace(0, len(data) - 1, min(most, len(data))).astype(int)).tolist()
-    return rows
+    return evenly_taken(len(data), most)
 
 
 def sample_cards(models: Sequence[Scored], data: LabelledImages, rows: Sequence[int]) -> list[SampleCard]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from sdpl.data.images import evenly_taken
 from sdpl.evaluate.training import AP, Epoch
 from sdpl.plots import pyplot
 
@@ -69,7 +70,7 @@ def ap_over_epochs(epochs: Sequence[Epoch], ap: Sequence[AP], kept: AP) -> "Figu
     x = np.array([epoch.epoch for epoch, _ in pairs])
 
     def curve(name: str, points: int) -> tuple[np.ndarray, np.ndarray]:
-        at = _spread(len(pairs), points)
+        at = evenly_taken(len(pairs), points)
         return x[at], np.array([np.nan if (v := pairs[i][1].get(name)) is None else v for i in at])
 
     for name in ranked[:: max(1, len(ranked) // FAINT[0])]:
@@ -91,7 +92,7 @@ def ap_over_positives(ap: AP, positives: Mapping[str, int]) -> "Figure":
     figure: Figure
     figure, axis = pyplot().subplots(figsize=(5.4, 3.6), layout="constrained")
     names = [name for name, value in ap.items() if value is not None]
-    names = [names[i] for i in _spread(len(names), MOST_DOTS)]
+    names = [names[i] for i in evenly_taken(len(names), MOST_DOTS)]
     counts = np.array([positives[name] for name in names])
     axis.plot(np.maximum(counts, 0.5), [ap[name] for name in names], "o", markersize=4, alpha=0.7, color="C0")
     axis.set_xscale("log")
@@ -131,12 +132,7 @@ def _look(epochs: Sequence[Epoch]) -> dict[str, object]:
 
 
 def _thinned(epochs: Sequence[Epoch]) -> list[Epoch]:
-    return [epochs[i] for i in _spread(len(epochs), POINTS)]
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """At most so many positions, evenly taken, with the first and the last."""
-    return [int(i) for i in np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))]
+    return [epochs[i] for i in evenly_taken(len(epochs), POINTS)]
 
 
 def _short(name: str, most: int = 24) -> str:
