@@ -180,9 +180,8 @@ def before(code: Code, gpu: Gpu, shape: Shape, tc: int) -> tuple[float, float]:
     turns = -(-shape.L // 49)
     tanh = turns * 7 * shape.K / 32 * tc * TANH_CYCLES * warps
     issue = warps * turns * (code.around + shape.K / 256 * code.main)
-    pool = (
-        (7 + 7 + 2) / QUARTERS * shape.L / code.pool_rows * code.pool
-    )  # a column per thread: 3 passes, 64 in the last
+    warps_of_passes = 7 + 7 + 2  # a column per thread: 3 passes, 64 in the last
+    pool = warps_of_passes / QUARTERS * shape.L / code.pool_rows * code.pool
     read = 2 * shape.L * shape.K + turns * (2 * tc + 4) * shape.K + 4 * tc * shape.E  # 7 warps side by side share v
     phases = [
         Phase(wait=2 * WAIT_L2),

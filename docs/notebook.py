@@ -9,11 +9,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 PAGE = Path(__file__).parent / "tutorial.md"
 BLOCK = re.compile(r"^```(console|yaml|python)\n(.*?)^```\n", flags=re.S | re.M)
-MAGIC = {
-    "console": "%%bash -e\n",
-    "yaml": "%%writefile config.yaml\n",
-    "python": "",
-}  # -e: a failure stops the notebook
+# -e: a failure stops the notebook
+MAGIC = {"console": "%%bash -e\n", "yaml": "%%writefile config.yaml\n", "python": ""}
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 
 

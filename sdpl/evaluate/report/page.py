@@ -68,9 +68,8 @@ def figure(draw: "Callable[[], matplotlib.figure.Figure]", alt: str) -> Figure:
     plot, uris = pyplot(), {}
     for name, theme in THEMES.items():
         with plot.rc_context(_settings(theme)), warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="Glyph"
-            )  # a name's letters are the browser's matter, not its font's
+            # a name's letters are the browser's matter, not its font's
+            warnings.filterwarnings("ignore", message="Glyph")
             drawn = draw()
             stream = io.BytesIO()
             drawn.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
