@@ -22,7 +22,7 @@ def command(sweep: Path, out: Path) -> None:
     """
     from rich.console import Console
 
-    from sdpl.train.config import read_sweep
+    from sdpl.train.config_files import read_sweep
     from sdpl.train.sweep import run_sweep
     from sdpl.train.sweep_report import table, write_results
 

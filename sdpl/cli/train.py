@@ -36,7 +36,7 @@ def command(
     if page is not None and page.is_dir():
         raise UserError(f"--report {page}: is a folder; name a file in it, such as {page}/report.html.")
     try:
-        from sdpl.train.config import read_config
+        from sdpl.train.config_files import read_config
         from sdpl.train.loop import train
 
         checked = read_config(config, settings)

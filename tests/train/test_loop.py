@@ -20,7 +20,8 @@ from sdpl.bundle import Bundle
 from sdpl.data.formats import read_labels
 from sdpl.preprocess import preprocess
 from sdpl.train.checkpoint import load_checkpoint, restore_model
-from sdpl.train.config import TrainConfig, read_config
+from sdpl.train.config import TrainConfig
+from sdpl.train.config_files import read_config
 from sdpl.train.loop import learning_rate, load_data
 
 pytestmark = pytest.mark.slow
