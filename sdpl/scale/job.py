@@ -57,6 +57,7 @@ class Settings:
     shard_size: int = 10_000
     image_column: str | None = None
     key_column: str | None = None
+    embeddings: bool | None = None
 
 
 @dataclass
