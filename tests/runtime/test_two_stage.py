@@ -210,11 +210,18 @@ def test_wrong_arrays_on_the_device_are_named(make, on_device, proof):
         recognizer.scores(on_device(device, proof[0], strides=(1, 2, 3, 4)))
     with pytest.raises(ValueError, match=r"expected images uint8 \[B,64,64,3\], got float32"):
         recognizer.scores(on_device(device, proof[0], typestr="<f4"))
-    with pytest.raises(ValueError, match="expected images on device 0, got device 1"):
+    with pytest.raises(ValueError, match="images: expected memory of device 0, got device 1"):
         recognizer.scores(on_device(Cuda(1), proof[0]))
-    with pytest.raises(ValueError, match="expected images on device 0, got memory that CUDA does not know"):
+    with pytest.raises(ValueError, match="images: expected memory of device 0, got memory that CUDA does not know"):
         recognizer.scores(on_device(device, proof[0], data=(proof[0].ctypes.data, False)))
     np.testing.assert_allclose(recognizer.scores(proof[0]), proof[1], atol=EXACT)
+
+
+def test_no_images_on_the_device(make, on_device, proof):
+    recognizer, device, _ = make()
+    empty = on_device(device, proof[0][:0], data=(0, False))
+    assert recognizer.scores(empty).shape == (0, 10)
+    assert recognizer.attention(empty)[1].shape[:2] == (0, 10)
 
 
 def test_the_second_gpu(make, on_device, proof):
