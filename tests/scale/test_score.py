@@ -86,7 +86,8 @@ def test_what_is_kept(sdpl, bundle, photos, expected, rows, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_embeddings_are_a_column(sdpl, fails, bundle, photos, tmp_path, dtype):
-    words = ("score", bundle, photos[0], tmp_path / "gone.jpg", photos[1], "--out", tmp_path / "out", "--dtype", dtype)
+    (tmp_path / "bad.jpg").write_bytes(b"not an image")
+    words = ("score", bundle, photos[0], tmp_path / "bad.jpg", photos[1], "--out", tmp_path / "out", "--dtype", dtype)
     assert sdpl(*words, "--embeddings").exit_code == 0
     table = pq.read_table(tmp_path / "out" / "shard-000000.parquet")
     assert table.schema.field("embedding").type == pa.list_(getattr(pa, dtype)(), 16)
