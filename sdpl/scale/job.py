@@ -100,16 +100,17 @@ def open_job(store: Store, plan: Plan, model: Model, settings: Settings) -> Job:
         return Job(job_id, plan, set(), Counts())
     written = _read_json(store)
     found = [_difference(written.get(part, {}), content[part]) for part in ("model", "settings")]
-    before, job = _read_inputs(store), Job(written.get("id", ""), plan, set(), Counts())
-    found += other_inputs(before, plan.table)
+    before, now = _read_inputs(store), plan.written()
+    job = Job(written.get("id", ""), plan, set(), Counts())
+    found += other_inputs(before, now)
     if not any(found):
         for shard, counts in _finished(store, job.id, names):
             job.finish(shard, counts)
-        found += resized(before, plan.table, job.done)
+        found += resized(before, now, job.done)
     changes = "; ".join(change for change in found if change)
     if changes:
         raise UserError(f"{store.location}: holds another job: {changes}. Choose another --out, or the same settings.")
-    if before != plan.table:  # unfinished inputs that were repaired
+    if before != now:  # unfinished inputs that were repaired
         _write_inputs(store, plan)
     return job
 
@@ -180,13 +181,13 @@ def _short(value: Any) -> str:
 def _digest(plan: Plan) -> bytes:
     digest = hashlib.sha256()
     for name in plan.table["location"].to_pylist():
-        digest.update(name.encode() + b"\0")
+        digest.update(name + b"\0")
     return digest.digest()
 
 
 def _write_inputs(store: Store, plan: Plan) -> None:
-    with store.replace(INPUTS) as path:
-        pq.write_table(plan.table, path, compression="zstd")
+    with store.replace(INPUTS) as path, pa.OSFile(os.fsencode(path), "wb") as stream:  # a name may be not UTF-8
+        pq.write_table(plan.written(), stream, compression="zstd")
 
 
 def _read_json(store: Store) -> dict[str, Any]:

@@ -12,10 +12,12 @@ from sdpl.errors import UserError, listed
 from sdpl.preprocess import SUFFIXES
 from sdpl.scale.storage import is_url, list_url
 from sdpl.sources import expand
+from sdpl.text import as_utf8
 
 TARS = (".tar", ".tar.gz", ".tgz")
 PARQUET = (".parquet",)
-SCHEMA = pa.schema({"shard": pa.int32(), "kind": pa.string(), "location": pa.string(), "size": pa.int64()})
+# location: in the bytes of the file system, which need not be UTF-8
+SCHEMA = pa.schema({"shard": pa.int32(), "kind": pa.string(), "location": pa.binary(), "size": pa.int64()})
 CHUNK = 1 << 16  # inputs that are plain Python objects at a time while listing
 
 
@@ -50,7 +52,16 @@ class Plan:
         start, end = self._starts[index : index + 2]
         rows = self.table.slice(start, end - start)
         size = pc.sum(rows["size"]).as_py() or 0
-        return Shard(index, rows["kind"][0].as_py(), tuple(rows["location"].to_pylist()), size)
+        return Shard(index, rows["kind"][0].as_py(), tuple(map(_from_bytes, rows["location"].to_pylist())), size)
+
+    def written(self) -> pa.Table:
+        """The table as it is kept on disk: locations as text, what is not UTF-8 in them as \\xff."""
+        column = self.table["location"]
+        try:
+            text = column.cast(pa.string())
+        except pa.ArrowInvalid:
+            text = pa.chunked_array([[as_utf8(_from_bytes(location)) for location in column.to_pylist()]], pa.string())
+        return self.table.set_column(self.table.schema.get_field_index("location"), "location", text)
 
     def sizes(self) -> np.ndarray:
         """Known bytes of each shard's input."""
@@ -85,7 +96,7 @@ def make_plan(inputs: Iterable[str], recursive: bool, shard_size: int, is_new: b
 
 
 def other_inputs(old: pa.Table, new: pa.Table) -> list[str]:
-    """Which inputs are new or gone, or that they come in another order, in words."""
+    """Which inputs are new or gone, or that they come in another order, in words; of tables as `Plan.written`."""
     if old["location"].combine_chunks() == new["location"].combine_chunks():
         return []
     before, after = (set(table["location"].to_pylist()) for table in (old, new))
@@ -116,8 +127,8 @@ def _listed_inputs(inputs: Iterable[str], recursive: bool, must_exist: bool) -> 
 
 def _require_any(table: pa.Table) -> None:
     """Raise UserError when nothing that lists name is there: their paths start from another folder, most likely."""
-    locations = table.filter(pc.is_null(table["size"]))["location"]
-    if len(locations) == table.num_rows and not any(is_url(location.as_py()) for location in locations):
+    locations = [_from_bytes(row) for row in table.filter(pc.is_null(table["size"]))["location"].to_pylist()]
+    if len(locations) == table.num_rows and not any(map(is_url, locations)):
         raise UserError(
             f"none of the {table.num_rows} inputs is there, such as {locations[0]}: paths in a list are absolute, or "
             f"start from the folder of this command ({os.getcwd()})."
@@ -135,14 +146,22 @@ def _size(path: str) -> int | None:
 def _table(entries: Iterator[tuple[str, int | None]]) -> pa.Table:
     batches, rows = [], []
     for location, size in entries:
-        rows.append((0, kind_of(location), location, size))
+        rows.append((0, kind_of(location), _to_bytes(location), size))
         if len(rows) == CHUNK:
             batches.append(_batch(rows))
             rows = []
     return pa.Table.from_batches([*batches, _batch(rows)], SCHEMA)
 
 
-def _batch(rows: list[tuple[int, str, str, int | None]]) -> pa.RecordBatch:
+def _to_bytes(location: str) -> bytes:
+    return location.encode() if is_url(location) else os.fsencode(location)
+
+
+def _from_bytes(location: bytes) -> str:
+    return location.decode() if b"://" in location else os.fsdecode(location)
+
+
+def _batch(rows: list[tuple[int, str, bytes, int | None]]) -> pa.RecordBatch:
     columns = zip(*rows, strict=True) if rows else [()] * len(SCHEMA)
     return pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
 

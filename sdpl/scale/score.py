@@ -10,6 +10,7 @@ from sdpl.scale.output import Counts, Keep
 from sdpl.scale.plan import Shard, make_plan
 from sdpl.scale.storage import open_store
 from sdpl.scale.worker import Options, Outcome, Times, Worker
+from sdpl.text import as_utf8
 
 Tick = Callable[[int], None]
 
@@ -213,7 +214,7 @@ def _summary(engine: Engine, job: Job, status: Status, repeated: int, price_per_
         shards=len(job.plan),
         shards_before=status.shards_before,
         repeated_inputs=repeated,
-        failures={job.plan.shard(index).locations[0]: why for index, why in sorted(status.failures.items())},
+        failures={as_utf8(job.plan.shard(index).locations[0]): why for index, why in sorted(status.failures.items())},
         counts=job.counts,
         categories=engine.categories,
         images=status.finished_images,
