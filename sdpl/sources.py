@@ -16,9 +16,9 @@ def expand(inputs: Iterable[str], recursive: bool = False, suffixes: tuple[str, 
     """The paths that are meant, in a fixed order: of the inputs, and inside a folder or glob by name.
 
     An input is a file; a folder, for the files in it with one of the `suffixes` (with `recursive`, at any depth); a
-    glob; `@list.txt`, a text file with a path in each line; or `-`, the same from standard input. A file is not looked
-    at: one that is missing is found when it is read. Raises UserError for a folder or glob without images and for a
-    list that cannot be read.
+    glob, for the files that fit it; `@list.txt`, a text file with a path in each line; or `-`, the same from standard
+    input. A file is not looked at: one that is missing is found when it is read. Raises UserError for a folder or glob
+    without images and for a list that cannot be read.
     """
     for text in inputs:
         if text == STDIN:
@@ -30,7 +30,7 @@ def expand(inputs: Iterable[str], recursive: bool = False, suffixes: tuple[str, 
         elif os.path.isdir(text):
             yield from _inside(text, recursive, suffixes)
         elif glob.has_magic(text) and not os.path.exists(text):
-            found = sorted(glob.glob(text, recursive=True))
+            found = sorted(path for path in glob.glob(text, recursive=True) if not os.path.isdir(path))
             if not found:
                 raise UserError(f"{text}: no file fits this pattern.")
             yield from found

@@ -24,6 +24,7 @@ def test_files_folders_and_globs_in_a_fixed_order(here):
     assert list(expand(["."], recursive=True)) == [*expand(["."]), "./deep/c.png", "./deep/er/d.webp"]
     assert list(expand(["*.jpg"])) == ["[odd].jpg", "b.jpg"]
     assert list(expand(["**/*.webp"])) == ["deep/er/d.webp"]
+    assert list(expand(["deep/*"])) == ["deep/c.png"]  # not the folder "er"
     assert list(expand(["[odd].jpg"])) == ["[odd].jpg"]  # a file of that name goes before the pattern
 
 
@@ -40,6 +41,7 @@ def test_lists(here, monkeypatch):
     ("text", "message"),
     [
         ("deep/er/*.jpg", "no file fits this pattern"),
+        ("de*", "no file fits this pattern"),
         ("@gone.txt", "the list cannot be read"),
         ("@wide.txt", "@wide.txt: is not a text file with a path in each line; save it as UTF-8"),
         ("-", "standard input is closed"),

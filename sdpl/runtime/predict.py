@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -93,7 +94,7 @@ def _json_rows(stream: IO[str]) -> Callable[[Path, Prediction | UserError], None
 
 def picture_names(paths: list[Path]) -> list[str]:
     """The pictures' names: those of the images, with the position in front where two images share a name."""
-    stems = [as_utf8(path.stem) for path in paths]
+    stems = [os.fsdecode(as_utf8(path.stem).encode()) for path in paths]  # UTF-8 also where the locale has none
     count = Counter(stems)
     return [f"{i:04d}-{stem}.png" if count[stem] > 1 else f"{stem}.png" for i, stem in enumerate(stems)]
 

@@ -19,7 +19,7 @@ from sdpl.bundle import Bundle
 from sdpl.errors import UserError
 from sdpl.preprocess import VERSION
 from sdpl.scale.output import Counts, read_metadata
-from sdpl.scale.plan import Plan, other_inputs, resized
+from sdpl.scale.plan import SCHEMA, Plan, other_inputs, resized
 from sdpl.scale.storage import Store, is_url
 
 FORMAT_VERSION = 1
@@ -89,7 +89,8 @@ def open_job(store: Store, plan: Plan, model: Model, settings: Settings) -> Job:
         "settings": asdict(settings),
     }
     if JOB not in names:
-        strange = sorted(name for name in names if name.endswith(".parquet") and name != INPUTS)
+        ours = {INPUTS} if INPUTS in names and _is_ours(store) else set()  # of a job that was killed as it began
+        strange = sorted(name for name in names - ours if name.endswith(".parquet"))
         if strange:
             raise UserError(f"{store.location}: holds {strange[0]} but no {JOB}: choose another --out.")
         _write_inputs(store, plan)
@@ -200,6 +201,14 @@ def _read_json(store: Store) -> dict[str, Any]:
     if version != FORMAT_VERSION:
         raise UserError(f"{store.location}/{JOB}: its format version is {version}, this sdpl knows {FORMAT_VERSION}.")
     return content
+
+
+def _is_ours(store: Store) -> bool:
+    try:
+        names: list[str] = _read_inputs(store).schema.names
+    except UserError:
+        return False
+    return names == SCHEMA.names
 
 
 def _read_inputs(store: Store) -> pa.Table:

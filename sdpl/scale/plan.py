@@ -1,6 +1,8 @@
 """From inputs to shards: what is read in which order, cut so that a shard's content depends on the inputs alone."""
 
 import os
+import posixpath
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -10,7 +12,7 @@ import pyarrow.compute as pc
 
 from sdpl.errors import UserError, listed
 from sdpl.preprocess import SUFFIXES
-from sdpl.scale.storage import is_url, list_url
+from sdpl.scale.storage import Store, is_url, list_url
 from sdpl.sources import expand
 from sdpl.text import as_utf8
 
@@ -18,6 +20,7 @@ TARS = (".tar", ".tar.gz", ".tgz")
 PARQUET = (".parquet",)
 # location: in the bytes of the file system, which need not be UTF-8
 SCHEMA = pa.schema({"shard": pa.int32(), "kind": pa.string(), "location": pa.binary(), "size": pa.int64()})
+OWN = re.compile(r"(shard-\d{6,}|inputs)\.parquet|job\.json")  # what a job writes into its folder
 CHUNK = 1 << 16  # inputs that are plain Python objects at a time while listing
 
 
@@ -74,16 +77,19 @@ def kind_of(location: str) -> str:
     return "tar" if lower.endswith(TARS) else "parquet" if lower.endswith(PARQUET) else "files"
 
 
-def make_plan(inputs: Iterable[str], recursive: bool, shard_size: int, is_new: bool = True) -> tuple[Plan, int]:
+def make_plan(
+    inputs: Iterable[str], recursive: bool, shard_size: int, store: Store | None = None, is_new: bool = True
+) -> tuple[Plan, int]:
     """The shards of the inputs, and how many inputs were named more than once: each is scored once.
 
     A tar or Parquet file is a shard; images in files of their own go `shard_size` to a shard. Raises UserError when an
     input cannot be listed or there are none, and for a new job (`is_new`) when a file that is named is not there, or
-    none of those in the lists: a job that goes on may have lost inputs that are finished.
+    none of those in the lists: a job that goes on may have lost inputs that are finished. store: the job's folder,
+    whose own files are no inputs.
     """
-    table, repeated = _without_repeats(_table(_listed_inputs(inputs, recursive, is_new)))
+    table, repeated = _without_repeats(_table(_listed_inputs(inputs, recursive, store, is_new)))
     if table.num_rows == 0:
-        raise UserError("no inputs: the lists are empty.")
+        raise UserError("no inputs: the lists or folders hold none.")
     if is_new:
         _require_any(table)
     kinds = np.asarray(table["kind"])
@@ -112,17 +118,24 @@ def resized(old: pa.Table, new: pa.Table, done: set[int]) -> list[str]:
     return [f"{len(names)} finished inputs have another size ({listed(names, most=3)})"] if names else []
 
 
-def _listed_inputs(inputs: Iterable[str], recursive: bool, must_exist: bool) -> Iterator[tuple[str, int | None]]:
+def _listed_inputs(
+    inputs: Iterable[str], recursive: bool, store: Store | None, must_exist: bool
+) -> Iterator[tuple[str, int | None]]:
+    def is_own(location: str) -> bool:
+        return store is not None and bool(OWN.fullmatch(posixpath.basename(location))) and store.contains(location)
+
     suffixes = (*SUFFIXES, *TARS, *PARQUET)
     for text in inputs:
         if is_url(text) and not text.startswith("@"):
-            yield from list_url(text, recursive, suffixes)
+            found = list_url(text, recursive, suffixes)
+            yield from ((location, size) for location, size in found if location == text or not is_own(location))
             continue
         for location in expand([text], recursive, suffixes):
             size = None if is_url(location) else _size(location)
             if size is None and location == text and must_exist:
                 raise UserError(f"{text}: no such file or folder; nothing was begun.")
-            yield location, size
+            if location == text or not is_own(location):
+                yield location, size
 
 
 def _require_any(table: pa.Table) -> None:

@@ -157,7 +157,8 @@ def score(
     Keep.parse(options.settings.keep)
     store = open_store(options.out)
     with only_job(store):
-        plan, repeated = make_plan(inputs, recursive, options.settings.shard_size, is_new=not store.has(JOB))
+        is_new = not store.has(JOB)
+        plan, repeated = make_plan(inputs, recursive, options.settings.shard_size, store, is_new)
         opened = engine(options)
         try:
             job = open_job(store, plan, opened.model, options.settings)
