@@ -208,7 +208,7 @@ def _is_ours(store: Store) -> bool:
         names: list[str] = _read_inputs(store).schema.names
     except UserError:
         return False
-    return names == SCHEMA.names
+    return bool(names == SCHEMA.names)
 
 
 def _read_inputs(store: Store) -> pa.Table:
