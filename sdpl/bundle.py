@@ -138,7 +138,7 @@ class Bundle:
                 raise UserError(f"{self.path} was replaced by another command meanwhile; its manifest is left alone.")
             self.manifest = self.manifest.model_copy(update={"targets": self.manifest.targets | targets})
             with replace_file(self.path / MANIFEST) as temporary:
-                temporary.write_text(_text(self.manifest))
+                temporary.write_text(_text(self.manifest), encoding="utf-8")
 
     def is_unchanged(self) -> bool:
         """Whether the manifest on disk still is the one that was opened."""
@@ -207,7 +207,7 @@ def write_manifest(folder: Path, **fields: Any) -> Manifest:
         if file.is_file()
     }
     manifest = Manifest(format_version=FORMAT_VERSION, files=files, **fields)
-    (folder / MANIFEST).write_text(_text(manifest))
+    (folder / MANIFEST).write_text(_text(manifest), encoding="utf-8")
     return manifest
 
 
