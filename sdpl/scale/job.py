@@ -98,7 +98,7 @@ def open_job(store: Store, plan: Plan, model: Model, settings: Settings) -> Job:
         job_id = hashlib.sha256(json.dumps(content, sort_keys=True).encode() + _digest(plan)).hexdigest()
         with store.replace(JOB) as path:
             total = {"shards": len(plan), "inputs": plan.table.num_rows, "bytes": int(plan.sizes().sum())}
-            path.write_text(json.dumps({"id": job_id, **content, **total}, indent=2) + "\n")
+            path.write_text(json.dumps({"id": job_id, **content, **total}, indent=2) + "\n", encoding="utf-8")
         return Job(job_id, plan, set(), Counts())
     written = _read_json(store)
     found = [_difference(written.get(part, {}), content[part]) for part in ("model", "settings")]
