@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from sdpl.bundle import Bundle, to_scores
 from sdpl.errors import UserError
 from sdpl.kernels.launch import Kernels
-from sdpl.kernels.reference import bilinear_attention_pool
+from sdpl.kernels.reference import bilinear_attention_pool, mean_embedding
 from sdpl.manifest import Profile
 from sdpl.runtime.backends import Choice
 from sdpl.runtime.device import Cuda, OutOfMemoryError
@@ -125,6 +125,21 @@ def test_attention_is_the_portable_model_s(make, proof, gpu_bundle):
         ours = make()[0].attention(images)
         np.testing.assert_allclose(ours[0], scores, atol=5e-3)
         np.testing.assert_allclose(ours[1], attention, atol=5e-3)
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_embeddings_are_the_specification_of_g(make, proof, gpu_bundle, captured):
+    """First computed and replayed, beside the scores; the kernel's buffers for them come when they are asked for."""
+    images, expected = proof
+    bundle = Bundle.open(gpu_bundle)
+    path = bundle.file(bundle.manifest.targets[TARGET].files["encoder"])
+    (g,) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(["g"], {"image": images})
+    recognizer, _, _ = make(captured=captured)
+    for _ in range(2):
+        scores, embeddings = recognizer.embeddings(images)
+        np.testing.assert_allclose(scores, expected, atol=EXACT)
+        np.testing.assert_allclose(embeddings, mean_embedding(g.astype(np.float64)), atol=1e-5)
+    np.testing.assert_allclose(recognizer.scores(images), expected, atol=EXACT)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 5, 6])
