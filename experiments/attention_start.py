@@ -17,7 +17,8 @@ from paper import TUNE_SEEDS, prepare
 
 from sdpl.data.images import LabelledImages
 from sdpl.evaluate.metrics import mean_average_precision
-from sdpl.train.config import Config, Split, check_config, read_values
+from sdpl.train.config import Config, Split, check_config
+from sdpl.train.config_files import read_values
 from sdpl.train.distributed import Processes
 from sdpl.train.features.sources import FeatureSource
 from sdpl.train.loop import START_IMAGES, learning_rate

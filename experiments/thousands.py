@@ -22,7 +22,8 @@ from sdpl.demo import tiny_clip
 from sdpl.errors import UserError
 from sdpl.export.build import Options, export
 from sdpl.targets import parse_targets
-from sdpl.train.config import TrainConfig, read_config
+from sdpl.train.config import TrainConfig
+from sdpl.train.config_files import read_config
 from sdpl.train.loop import train
 
 LEARNING_RATES = (0.0005, 0.001, TrainConfig().lr, 0.01)

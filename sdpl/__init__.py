@@ -1,9 +1,11 @@
 """sdpl: multi-label image recognition with partial labels, from training to production."""
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # without `typing`: a command's first line (`sdpl.cli.entry`) comes after this
 if TYPE_CHECKING:
+    from typing import Any
+
     from sdpl.runtime import Recognition as Recognition
     from sdpl.runtime import Recognizer as Recognizer
 
@@ -11,7 +13,7 @@ __version__ = "0.2.0"
 __all__ = ["Recognition", "Recognizer", "__version__"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """`from sdpl import Recognizer` imports the runtime only then: `import sdpl` and --help stay instant."""
     if name in ("Recognition", "Recognizer"):
         return getattr(importlib.import_module("sdpl.runtime"), name)

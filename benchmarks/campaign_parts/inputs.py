@@ -23,7 +23,7 @@ from sdpl.errors import UserError
 from sdpl.manifest import MANIFEST
 from sdpl.runtime import Recognizer
 from sdpl.train.checkpoint import load_checkpoint, restore_model
-from sdpl.train.config import read_config
+from sdpl.train.config_files import read_config
 from sdpl.train.contents import HASHES, hashes
 from sdpl.train.distributed import Processes
 from sdpl.train.resume import check_learner, check_state

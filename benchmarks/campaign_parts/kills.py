@@ -19,7 +19,7 @@ from sdpl.bundle import Bundle
 from sdpl.export.build import Options, export
 from sdpl.targets import parse_targets
 from sdpl.train.checkpoint import load_checkpoint
-from sdpl.train.config import read_config
+from sdpl.train.config_files import read_config
 from sdpl.train.contents import PLAIN, hashes
 from sdpl.train.loop import train
 

@@ -11,7 +11,7 @@ from sdpl.data.formats import read_labels, write_labels
 from sdpl.demo.scenes import write_coco
 from sdpl.export.build import Options, export
 from sdpl.targets import parse_targets
-from sdpl.train.config import read_config
+from sdpl.train.config_files import read_config
 from sdpl.train.loop import train
 
 BACKBONE = {  # a CLIP with CLIP's own structure and random weights; 64-pixel images give a 2x2 map

@@ -27,8 +27,9 @@ EVERY_S = 5.0  # between lines of progress, where there is no terminal
     "--keep", default="all", show_default=True, metavar="all|top:K|threshold[:T]", help="What of an image's scores."
 )
 @click.option(
-    "--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="Of scores."
+    "--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="Of what is kept."
 )
+@click.option("--embeddings", is_flag=True, help="Also keep each image's embedding: the mean of its map, unit length.")
 @click.option(
     "--shard-size",
     type=click.IntRange(min=1),
@@ -53,6 +54,7 @@ def command(
     recursive: bool,
     keep: str,
     dtype: str,
+    embeddings: bool,
     shard_size: int,
     image_column: str | None,
     key_column: str | None,
@@ -83,7 +85,7 @@ def command(
         raise UserError("--workers is for --ray; one process uses all cores of this machine.")
     if device is not None and address is not None:
         raise UserError("--device is for one process; Ray gives each worker a GPU of its own.")
-    settings = Settings(keep, dtype, shard_size, image_column, key_column)
+    settings = Settings(keep, dtype, shard_size, image_column, key_column, embeddings or None)
     options = Options(str(bundle), out, backend, threads, streams, precision, batch, settings, device)
     engine: Callable[[Options], Engine] = OneProcess
     if address is not None:

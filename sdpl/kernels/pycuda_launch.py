@@ -32,6 +32,9 @@ class PyCudaKernels(Kernels):
         self._module = None
         self._functions.clear()
 
+    def _require_here(self, pointer: int, name: str) -> None:
+        """Nothing: PyCUDA allocates in its current context, which is the one that is launched in."""
+
     def _function(self, entry: str) -> Any:
         return self._module.get_function(entry)
 

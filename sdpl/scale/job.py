@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ class Settings:
     shard_size: int = 10_000
     image_column: str | None = None
     key_column: str | None = None
+    embeddings: bool | None = None
 
 
 @dataclass
@@ -115,7 +117,7 @@ def open_job(store: Store, plan: Plan, model: Model, settings: Settings) -> Job:
 
 @contextmanager
 def only_job(store: Store) -> Iterator[None]:
-    """Refuse a second job in the same folder of this machine or a mounted one.
+    """Refuse a second job in the same folder of this machine or a mounted one. Of a job that never began nothing stays.
 
     An object store has no locks: there two equal commands do the same work twice, and write the same files.
     """
@@ -123,6 +125,7 @@ def only_job(store: Store) -> Iterator[None]:
         yield
         return
     folder = Path(store.location)
+    made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -137,7 +140,13 @@ def only_job(store: Store) -> Iterator[None]:
     try:
         yield
     finally:
+        if not store.has(JOB):
+            with suppress(OSError):
+                (folder / LOCK).unlink()
         lock.release()
+        with suppress(OSError):  # they hold something, as they should
+            for path in made:
+                path.rmdir()
 
 
 def _finished(store: Store, job_id: str, names: set[str]) -> Iterator[tuple[int, Counts]]:

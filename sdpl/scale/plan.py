@@ -63,15 +63,18 @@ def kind_of(location: str) -> str:
     return "tar" if lower.endswith(TARS) else "parquet" if lower.endswith(PARQUET) else "files"
 
 
-def make_plan(inputs: Iterable[str], recursive: bool, shard_size: int) -> tuple[Plan, int]:
+def make_plan(inputs: Iterable[str], recursive: bool, shard_size: int, is_new: bool = True) -> tuple[Plan, int]:
     """The shards of the inputs, and how many inputs were named more than once: each is scored once.
 
     A tar or Parquet file is a shard; images in files of their own go `shard_size` to a shard. Raises UserError when an
-    input cannot be listed or there are none.
+    input cannot be listed or there are none, and for a new job (`is_new`) when a file that is named is not there, or
+    none of those in the lists: a job that goes on may have lost inputs that are finished.
     """
-    table, repeated = _without_repeats(_table(_listed_inputs(inputs, recursive)))
+    table, repeated = _without_repeats(_table(_listed_inputs(inputs, recursive, is_new)))
     if table.num_rows == 0:
         raise UserError("no inputs: the lists are empty.")
+    if is_new:
+        _require_any(table)
     kinds = np.asarray(table["kind"])
     single = kinds == "files"
     of_files = (np.cumsum(single) - 1) // shard_size
@@ -98,18 +101,31 @@ def resized(old: pa.Table, new: pa.Table, done: set[int]) -> list[str]:
     return [f"{len(names)} finished inputs have another size ({listed(names, most=3)})"] if names else []
 
 
-def _listed_inputs(inputs: Iterable[str], recursive: bool) -> Iterator[tuple[str, int | None]]:
+def _listed_inputs(inputs: Iterable[str], recursive: bool, must_exist: bool) -> Iterator[tuple[str, int | None]]:
     suffixes = (*SUFFIXES, *TARS, *PARQUET)
     for text in inputs:
         if is_url(text) and not text.startswith("@"):
             yield from list_url(text, recursive, suffixes)
             continue
         for location in expand([text], recursive, suffixes):
-            yield location, None if is_url(location) else _size(location)
+            size = None if is_url(location) else _size(location)
+            if size is None and location == text and must_exist:
+                raise UserError(f"{text}: no such file or folder; nothing was begun.")
+            yield location, size
+
+
+def _require_any(table: pa.Table) -> None:
+    """Raise UserError when nothing that lists name is there: their paths start from another folder, most likely."""
+    locations = table.filter(pc.is_null(table["size"]))["location"]
+    if len(locations) == table.num_rows and not any(is_url(location.as_py()) for location in locations):
+        raise UserError(
+            f"none of the {table.num_rows} inputs is there, such as {locations[0]}: paths in a list are absolute, or "
+            f"start from the folder of this command ({os.getcwd()})."
+        )
 
 
 def _size(path: str) -> int | None:
-    """Bytes of a file; a missing image is a row with an error, a missing shard fails when it is read."""
+    """Bytes of a file; None when it is gone: an image is then a row with an error, a shard fails when it is read."""
     try:
         return os.stat(path).st_size
     except OSError:

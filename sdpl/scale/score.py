@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from sdpl.scale.job import Job, Model, only_job, open_job
+from sdpl.scale.job import JOB, Job, Model, only_job, open_job
 from sdpl.scale.output import Counts, Keep
 from sdpl.scale.plan import Shard, make_plan
 from sdpl.scale.storage import open_store
@@ -156,7 +156,7 @@ def score(
     Keep.parse(options.settings.keep)
     store = open_store(options.out)
     with only_job(store):
-        plan, repeated = make_plan(inputs, recursive, options.settings.shard_size)
+        plan, repeated = make_plan(inputs, recursive, options.settings.shard_size, is_new=not store.has(JOB))
         opened = engine(options)
         try:
             job = open_job(store, plan, opened.model, options.settings)

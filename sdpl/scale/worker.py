@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from sdpl.errors import UserError
 from sdpl.pipeline import Decoder, batched, read_ahead, run_groups
 from sdpl.runtime import Recognizer
 from sdpl.scale.job import Model, Settings
-from sdpl.scale.output import Counts, Keep, ShardWriter, read_metadata
+from sdpl.scale.output import Counts, Keep, Row, ShardWriter, read_metadata
 from sdpl.scale.plan import Shard
 from sdpl.scale.readers import Columns, Entry, read_shard
 from sdpl.scale.storage import StorageError, open_store
@@ -75,7 +76,8 @@ class Worker:
     """Scores shards into files. Use as a context manager, or call `close`."""
 
     def __init__(self, options: Options):
-        """Raises UserError when the bundle cannot be opened or nothing of it runs here."""
+        """Raises UserError when the bundle cannot be opened, nothing of it runs here, or it has no embeddings and they
+        are asked for."""
         self.options = options
         self._recognizer = Recognizer.open(
             options.bundle,
@@ -92,6 +94,7 @@ class Worker:
         self.decoders = self._decoder.workers
         self._store = open_store(options.out)
         self._keep = Keep.parse(options.settings.keep)
+        self._embedding_size = self._recognizer.embedding_size if options.settings.embeddings else None
         self._columns = Columns(options.settings.image_column, options.settings.key_column)
         self._times, self._lock = Times(), threading.Lock()
 
@@ -170,12 +173,16 @@ class Worker:
             with self._lock:
                 self._times.decode += time.thread_time() - begin
 
-    def _run(self, images: np.ndarray) -> np.ndarray:
+    def _run(self, images: np.ndarray) -> Iterable[Row]:
         begin = time.perf_counter()
-        scores = self._recognizer.scores(images)
+        rows: Iterable[Row]
+        if self._embedding_size is None:
+            rows = zip(self._recognizer.scores(images), repeat(None))
+        else:
+            rows = zip(*self._recognizer.embeddings(images), strict=True)
         with self._lock:
             self._times.model += time.perf_counter() - begin
-        return scores
+        return rows
 
     def _taken(self, wall: float, cpu: float) -> Times:
         """The times since the last shard; decoding counts when it happens, so it may be of the next shard."""
@@ -187,7 +194,8 @@ class Worker:
     def _writer(self, index: int) -> ShardWriter:
         manifest, settings = self._recognizer.bundle.manifest, self.options.settings
         name = Shard(index, "", (), 0).name
-        return ShardWriter(self._store, name, self._keep, settings.dtype, manifest.categories, manifest.thresholds)
+        about = (settings.dtype, manifest.categories, manifest.thresholds, self._embedding_size)
+        return ShardWriter(self._store, name, self._keep, *about)
 
     def _finish(self, writer: ShardWriter, shard: Shard, job_id: str) -> Counts:
         manifest = self._recognizer.bundle.manifest

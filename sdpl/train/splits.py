@@ -10,7 +10,8 @@ from sdpl.data.formats import read_labels
 from sdpl.data.images import LabelledImages
 from sdpl.data.masks import mask_labels
 from sdpl.errors import UserError
-from sdpl.train.config import Config, Split, read_config
+from sdpl.train.config import Config, Split
+from sdpl.train.config_files import read_config
 
 
 def load_data(config: Config) -> tuple[LabelledImages, LabelledImages]:

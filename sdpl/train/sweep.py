@@ -20,7 +20,8 @@ from sdpl.evaluate.evaluation import Evaluation, evaluate
 from sdpl.files import only_one_run, write_json
 from sdpl.progress import Progress, Report, silent
 from sdpl.train.checkpoint import load_checkpoint, restore_model
-from sdpl.train.config import Config, SweepConfig, check_config, differences, read_values
+from sdpl.train.config import Config, SweepConfig, check_config, differences
+from sdpl.train.config_files import read_values
 from sdpl.train.distributed import choose_device, world_size
 from sdpl.train.features.sources import FeatureSource
 from sdpl.train.loop import train

@@ -9,7 +9,7 @@ from pyarrow import parquet
 
 from sdpl.data.formats import bounds, read_labels
 from sdpl.errors import UserError, nearest
-from sdpl.train.config import read_config
+from sdpl.train.config_files import read_config
 from sdpl.train.plain_yaml import NotPlainError, parse_plain_yaml
 
 BOMB = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(

@@ -9,7 +9,7 @@ from sdpl.cli.bars import shown
 from sdpl.progress import Steps
 from sdpl.train import loop
 from sdpl.train.callbacks import Callback
-from sdpl.train.config import read_config
+from sdpl.train.config_files import read_config
 from sdpl.train.loop import train
 from sdpl.train.pace import Pace, duration, rising
 from sdpl.train.summary import label_warnings

@@ -8,7 +8,8 @@ import yaml
 import sdpl.train
 from sdpl.data.formats import recognise
 from sdpl.errors import UserError
-from sdpl.train.config import Config, check_config, read_config
+from sdpl.train.config import Config, check_config
+from sdpl.train.config_files import read_config
 from sdpl.train.model.word_vectors import SHIPPED
 
 MINIMAL = {"data": {"train": {"annotations": "a.json"}}}

@@ -20,7 +20,8 @@ from sdpl.bundle import Bundle
 from sdpl.data.formats import read_labels
 from sdpl.preprocess import preprocess
 from sdpl.train.checkpoint import load_checkpoint, restore_model
-from sdpl.train.config import TrainConfig, read_config
+from sdpl.train.config import TrainConfig
+from sdpl.train.config_files import read_config
 from sdpl.train.loop import learning_rate, load_data
 
 pytestmark = pytest.mark.slow
@@ -66,7 +67,7 @@ def test_resuming_ends_with_the_same_weights(sdpl, config, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop._Run, "run_epoch", stop_after_two)
         stopped = sdpl("train", path, "--out", tmp_path / "parts")
-    assert stopped.exit_code == 2
+    assert stopped.exit_code == 130
     assert "interrupted; add --resume" in stopped.stderr
     torch.manual_seed(99)
     assert sdpl("train", path, "--out", tmp_path / "parts", "--resume").exit_code == 0
@@ -170,7 +171,7 @@ def test_a_disk_that_is_full_at_a_checkpoint(sdpl, fails, config, tmp_path, smal
     path, out = config(train={"checkpoint_steps": 1, "epochs": 2}), tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop._Run, "_validate", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert "add --resume to go on from the last checkpoint" in fails("train", path, "--out", out)
+        assert "add --resume to go on from the last checkpoint" in fails("train", path, "--out", out, status=130)
     before = load_checkpoint(out / "last.ckpt")["resume"]["step"]
     small_files(1_000_000)
     message = fails("train", path, "--out", out, "--resume")
@@ -297,7 +298,8 @@ def test_a_stop_before_the_first_epoch_does_not_promise_a_resume(fails, config, 
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loop._Run, "run_epoch", stop)
-    assert "interrupted; no epoch was finished" in fails("train", config(), "--out", tmp_path / "run")
+    message = fails("train", config(), "--out", tmp_path / "run", status=130)
+    assert message == "error: interrupted; no epoch was finished."
 
 
 def test_an_unwritable_folder_is_named(fails, config, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from sdpl.install import install_line
 from sdpl.train.callbacks import StepLog
-from sdpl.train.config import read_config
+from sdpl.train.config_files import read_config
 from sdpl.train.log import EpochLog
 from sdpl.train.trackers import TensorBoard, trackers, values_of_epoch
 

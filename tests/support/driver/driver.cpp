@@ -239,7 +239,7 @@ API(cuMemGetInfo, size_t* free, size_t* total) {
   return CUDA_SUCCESS;
 }
 API(cuPointerGetAttribute, void* data, CUpointer_attribute attribute, CUdeviceptr address) {
-  LOCKED;
+  NEEDS_CONTEXT; LOCKED;
   const Block* block = block_of(address, 1);
   if (!block || block->device == -1 || attribute != CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL) return CUDA_ERROR_INVALID_VALUE;
   *(int*)data = block->device;
