@@ -15,6 +15,7 @@ from sdpl.cli.entry import INTERRUPTED, STATUS_INTERRUPTED
 from sdpl.cli.unforeseen import STATUS, explain
 from sdpl.errors import Stopped, UserError
 from sdpl.install import install_line
+from sdpl.text import no_file_name
 
 AGAIN_S = 0.01  # until a stop whose exception was lost is tried again
 EXTRAS = {  # which extra brings a module
@@ -24,6 +25,7 @@ EXTRAS = {  # which extra brings a module
     "jinja2": "report",
     "ml_dtypes": "export",
     "matplotlib": "pictures",
+    "msgspec": "eval",
     "onnx": "export",
     "onnxruntime": "runtime",
     "onnxscript": "export",
@@ -107,6 +109,8 @@ def _outcome(error: BaseException, command: str) -> tuple[str, int]:
             return f"this command needs {error.name}: {install_line(extra)}", 2
     if isinstance(error, KeyboardInterrupt):
         return str(error) if isinstance(error, Stopped) else INTERRUPTED, STATUS_INTERRUPTED
+    if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding() != "utf-8":
+        return str(UserError(no_file_name(error))), 2
     if isinstance(error, MemoryError):
         return "memory ran out: take smaller batches or images, or a machine with more of it.", 2
     return explain(error, command), STATUS

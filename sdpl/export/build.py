@@ -16,7 +16,7 @@ import torch
 from safetensors.numpy import save_file
 
 from sdpl import __version__
-from sdpl.bundle import HEAD, PROOF, Bundle, is_bundle, sha256, write_manifest
+from sdpl.bundle import HEAD, PROOF, Bundle, may_replace, sha256, write_manifest
 from sdpl.data.formats import in_order
 from sdpl.data.images import LabelledImages, evenly_taken
 from sdpl.errors import UserError, nearest
@@ -103,7 +103,7 @@ def export(checkpoint: Path, out: Path, options: Options | None = None, report: 
     require_exportable(config.model, options.targets, options.head)
     images = _proof_images(content["proof_images"], options.images, size)
     data = options.evaluation and in_order(options.evaluation, model.categories, "--eval")
-    with replace_folder(out, is_bundle) as folder, naming(folder, out):
+    with replace_folder(out, may_replace) as folder, naming(folder, out):
         report(Progress(f"PyTorch's scores of {len(images)} images" + (f" and of {len(data)}" if data else "")))
         embedder = None if model.embedding_size is None else model.embeddings
         prover = Prover.of(model.scorer(), images, options.limits, data, embedder)

@@ -27,7 +27,7 @@ def covering(capability: str, available: Iterable[str] = CAPABILITIES) -> str | 
 @functools.cache
 def source() -> str:
     """The CUDA source of the operator's kernels."""
-    return "\n".join(Path(__file__).with_name(part).read_text() for part in PARTS)
+    return "\n".join(Path(__file__).with_name(part).read_text(encoding="utf-8") for part in PARTS)
 
 
 @functools.cache
@@ -71,7 +71,7 @@ def cubin(
 
 def resize_cubin(capability: str, cache: Path | None = None) -> bytes:
     """As `cubin`, of the resize kernel."""
-    return _cubin(RESIZE_SOURCE.read_text(), capability, [], cache)
+    return _cubin(RESIZE_SOURCE.read_text(encoding="utf-8"), capability, [], cache)
 
 
 def _cubin(source: str, capability: str, definitions: list[tuple[str, str]], cache: Path | None) -> bytes:

@@ -19,7 +19,7 @@ from sdpl.bundle import Bundle
 from sdpl.errors import UserError
 from sdpl.preprocess import VERSION
 from sdpl.scale.output import Counts, read_metadata
-from sdpl.scale.plan import Plan, other_inputs, resized
+from sdpl.scale.plan import SCHEMA, Plan, other_inputs, resized
 from sdpl.scale.storage import Store, is_url
 
 FORMAT_VERSION = 1
@@ -91,27 +91,29 @@ def open_job(store: Store, plan: Plan, model: Model, settings: Settings) -> Job:
         "settings": asdict(settings),
     }
     if JOB not in names:
-        strange = sorted(name for name in names if name.endswith(".parquet") and name != INPUTS)
+        ours = {INPUTS} if INPUTS in names and _is_ours(store) else set()  # of a job that was killed as it began
+        strange = sorted(name for name in names - ours if name.endswith(".parquet"))
         if strange:
             raise UserError(f"{store.location}: holds {strange[0]} but no {JOB}: choose another --out.")
         _write_inputs(store, plan)
         job_id = hashlib.sha256(json.dumps(content, sort_keys=True).encode() + _digest(plan)).hexdigest()
         with store.replace(JOB) as path:
             total = {"shards": len(plan), "inputs": plan.table.num_rows, "bytes": int(plan.sizes().sum())}
-            path.write_text(json.dumps({"id": job_id, **content, **total}, indent=2) + "\n")
+            path.write_text(json.dumps({"id": job_id, **content, **total}, indent=2) + "\n", encoding="utf-8")
         return Job(job_id, plan, set(), Counts())
     written = _read_json(store)
     found = [_difference(written.get(part, {}), content[part]) for part in ("model", "settings")]
-    before, job = _read_inputs(store), Job(written.get("id", ""), plan, set(), Counts())
-    found += other_inputs(before, plan.table)
+    before, now = _read_inputs(store), plan.written()
+    job = Job(written.get("id", ""), plan, set(), Counts())
+    found += other_inputs(before, now)
     if not any(found):
         for shard, counts in _finished(store, job.id, names):
             job.finish(shard, counts)
-        found += resized(before, plan.table, job.done)
+        found += resized(before, now, job.done)
     changes = "; ".join(change for change in found if change)
     if changes:
         raise UserError(f"{store.location}: holds another job: {changes}. Choose another --out, or the same settings.")
-    if before != plan.table:  # unfinished inputs that were repaired
+    if before != now:  # unfinished inputs that were repaired
         _write_inputs(store, plan)
     return job
 
@@ -182,13 +184,13 @@ def _short(value: Any) -> str:
 def _digest(plan: Plan) -> bytes:
     digest = hashlib.sha256()
     for name in plan.table["location"].to_pylist():
-        digest.update(name.encode() + b"\0")
+        digest.update(name + b"\0")
     return digest.digest()
 
 
 def _write_inputs(store: Store, plan: Plan) -> None:
-    with store.replace(INPUTS) as path:
-        pq.write_table(plan.table, path, compression="zstd")
+    with store.replace(INPUTS) as path, pa.OSFile(os.fsencode(path), "wb") as stream:  # a name may be not UTF-8
+        pq.write_table(plan.written(), stream, compression="zstd")
 
 
 def _read_json(store: Store) -> dict[str, Any]:
@@ -201,6 +203,14 @@ def _read_json(store: Store) -> dict[str, Any]:
     if version != FORMAT_VERSION:
         raise UserError(f"{store.location}/{JOB}: its format version is {version}, this sdpl knows {FORMAT_VERSION}.")
     return content
+
+
+def _is_ours(store: Store) -> bool:
+    try:
+        names: list[str] = _read_inputs(store).schema.names
+    except UserError:
+        return False
+    return bool(names == SCHEMA.names)
 
 
 def _read_inputs(store: Store) -> pa.Table:

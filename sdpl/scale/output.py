@@ -1,6 +1,7 @@
 """One Parquet file per shard: its columns, what of the scores is kept, and the metadata in its footer."""
 
 import json
+import os
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 from sdpl.errors import UserError
 from sdpl.scale.readers import Entry
 from sdpl.scale.storage import Store
+from sdpl.text import as_utf8
 
 METADATA = b"sdpl"  # the key in a file's footer; its value is JSON
 ROW_GROUP = 8192  # rows in memory before they are written
@@ -97,7 +99,8 @@ class ShardWriter:
         self._stack = ExitStack()
         try:
             path = self._stack.enter_context(store.replace(name))
-            self._file = self._stack.enter_context(pq.ParquetWriter(path, self._schema, compression="zstd"))
+            stream = self._stack.enter_context(pa.OSFile(os.fsencode(path), "wb"))  # a name may be not UTF-8
+            self._file = self._stack.enter_context(pq.ParquetWriter(stream, self._schema, compression="zstd"))
         except BaseException as error:
             self._close(error)
             raise
@@ -145,8 +148,8 @@ class ShardWriter:
             return
         columns: dict[str, list[Any]] = {name: [] for name in self._schema.names}
         for entry, result in self._rows:
-            columns["key"].append(entry.key)
-            columns["source"].append(entry.source)
+            columns["key"].append(as_utf8(entry.key))
+            columns["source"].append(as_utf8(entry.source))
             if isinstance(result, UserError):
                 columns["error"].append(str(result))
                 for name in {"labels", "scores", "embedding"} & columns.keys():

@@ -11,6 +11,7 @@ from sdpl.scale.plan import Shard, make_plan
 from sdpl.scale.storage import open_store
 from sdpl.scale.worker import Options, Outcome, Times, Worker
 from sdpl.supervised import Journal
+from sdpl.text import as_utf8
 
 Tick = Callable[[int], None]
 
@@ -173,7 +174,8 @@ def score(
     Keep.parse(options.settings.keep)
     store = open_store(options.out)
     with only_job(store):
-        plan, repeated = make_plan(inputs, recursive, options.settings.shard_size, is_new=not store.has(JOB))
+        is_new = not store.has(JOB)
+        plan, repeated = make_plan(inputs, recursive, options.settings.shard_size, store, is_new)
         opened = engine(options)
         try:
             job = open_job(store, plan, opened.model, options.settings)
@@ -230,7 +232,7 @@ def _summary(engine: Engine, job: Job, status: Status, repeated: int, price_per_
         shards=len(job.plan),
         shards_before=status.shards_before,
         repeated_inputs=repeated,
-        failures={job.plan.shard(index).locations[0]: why for index, why in sorted(status.failures.items())},
+        failures={as_utf8(job.plan.shard(index).locations[0]): why for index, why in sorted(status.failures.items())},
         counts=job.counts,
         categories=engine.categories,
         images=status.finished_images,

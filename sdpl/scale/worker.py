@@ -20,6 +20,7 @@ from sdpl.scale.plan import Shard
 from sdpl.scale.readers import Columns, Entry, read_shard
 from sdpl.scale.storage import StorageError, open_store
 from sdpl.supervised import HUNG, Journal
+from sdpl.text import as_utf8
 
 AHEAD = 2  # batches that are read, beyond those that are decoded
 
@@ -247,7 +248,7 @@ class Worker:
                 "job": job_id,
                 "shard": shard.index,
                 "kind": shard.kind,
-                "input": shard.locations[0],
+                "input": as_utf8(shard.locations[0]),
                 **vars(self.model),
                 "checkpoint_sha256": manifest.checkpoint_sha256,
                 "keep": self.options.settings.keep,

@@ -32,7 +32,7 @@ class EpochLog:
 
 def write_csv(path: Path, history: list[dict[str, Any]]) -> None:
     """`log.csv`, whole, from the history that the checkpoint carries: never a row twice or missing."""
-    with replace_file(path) as temporary, open(temporary, "w", newline="") as stream:
+    with replace_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, EpochLog.__dataclass_fields__)
         writer.writeheader()
         writer.writerows(history)

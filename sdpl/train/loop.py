@@ -156,7 +156,7 @@ class _Run:
         if not self.group.is_first:
             return
         with replace_file(self.out / "config.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(asdict(self.config), sort_keys=False))
+            temporary.write_text(yaml.safe_dump(asdict(self.config), sort_keys=False), encoding="utf-8")
 
     def train(self, report: Report, callbacks: Sequence[Callback] = ()) -> None:
         """All epochs that are still to do, a line for each to `report`."""

@@ -221,6 +221,39 @@ def test_what_disappears_later_does_not_end_the_job(sdpl, bundle, photos, rows, 
     assert "finished by earlier runs: 1 shards" in sdpl(*words).stdout
 
 
+def test_its_own_files_are_no_inputs(sdpl, fails, bundle, photos, tars, rows, tmp_path, monkeypatch):
+    import fsspec
+
+    shutil.copytree(photos[0].parent, tmp_path / "data" / "photos")
+    for folder in ("data", "data/out", "data/photos"):
+        words = ["score", bundle, tmp_path / "data", "--recursive", "--out", tmp_path / folder]
+        assert sdpl(*words).exit_code == 0
+        assert "finished by earlier runs: 1 shards" in sdpl(*words).stdout, folder
+        assert len(rows(tmp_path / folder)) == 24
+        for path in (tmp_path / folder).glob("*.parquet"):
+            path.unlink()
+        (tmp_path / folder / "job.json").unlink()
+    monkeypatch.chdir(tmp_path / "data" / "photos")
+    for _ in range(2):
+        assert sdpl("score", bundle, "*", "--out", ".").exit_code == 0
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/own/a.jpg", photos[0].read_bytes())
+    for _ in range(2):
+        result = sdpl("score", bundle, "memory://own", "--recursive", "--out", "memory://own/out/")
+        assert result.exit_code == 0, result.output
+    assert "finished by earlier runs: 1 shards" in result.stdout
+
+
+def test_files_of_others_in_its_folder_are_kept(fails, bundle, photos, tmp_path):
+    shutil.copy(photos[0], tmp_path)
+    for name in ("inputs.parquet", "shard-000000.parquet"):
+        pq.write_table(pa.table({"image": [photos[0].read_bytes()]}), tmp_path / name)
+        before = (tmp_path / name).read_bytes()
+        assert f"holds {name} but no job.json" in fails("score", bundle, tmp_path, "--out", tmp_path)
+        assert (tmp_path / name).read_bytes() == before
+        (tmp_path / name).unlink()
+
+
 def test_of_a_job_that_never_began_nothing_stays(fails, bundle, photos, tmp_path):
     assert "no such bundle" in fails("score", tmp_path / "gone.sdpl", photos[0], "--out", tmp_path / "a" / "b")
     assert not (tmp_path / "a").exists()
@@ -237,7 +270,7 @@ def test_what_a_user_gets_wrong(fails, sdpl, bundle, photos, tars, tmp_path):
     assert "no images in this folder" in fails("score", bundle, tmp_path / "empty", *out)
     assert "the list cannot be read" in fails("score", bundle, f"@{tmp_path / 'gone.txt'}", *out)
     (tmp_path / "blank.txt").write_text("\n\n")
-    assert "no inputs: the lists are empty" in fails("score", bundle, f"@{tmp_path / 'blank.txt'}", *out)
+    assert "no inputs: the lists or folders hold none" in fails("score", bundle, f"@{tmp_path / 'blank.txt'}", *out)
     assert "no file fits this pattern" in fails("score", bundle, tmp_path / "*.jpg", *out)
     for keep in ("top:0", "top:x", "threshold:2", "some"):
         assert "expected all, top:K, threshold" in fails("score", bundle, photos[0], *out, "--keep", keep)
