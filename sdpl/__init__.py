@@ -12,8 +12,8 @@ __version__ = "0.2.0"
 __all__ = ["Recognition", "Recognizer", "__version__"]
 
 
-# ONNX Runtime 1.29 and later send usage data from a thread that begins with the import and can abort the process, or hang
-# a forked child, at exit. Only this variable, set before the import, keeps it from beginning.
+# ONNX Runtime 1.29 and later send usage data from a thread that begins with the import and can abort the process, or
+# hang a forked child, at exit. Only this variable, set before the import, keeps it from beginning.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
