@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from torch.distributed import run
-from torch.distributed.elastic.agent.server.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 
