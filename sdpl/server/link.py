@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sdpl.server.arena import Arena, Geometry, Slots, make_memory
+from sdpl.server.arena import Arena, Geometry, Slots, fitting, make_memory
 from sdpl.server.channel import (
     CANCEL,
     CANCELLED,
@@ -246,9 +246,8 @@ class Link:
 
     def _attach(self, info: ModelInfo) -> None:
         """Make slots for a model and share them with the engine."""
-        g, settings = info.geometry, self._settings
-        share = settings.queue_bytes // (settings.workers * len(settings.models) * len(settings.devices))
-        count = max(share // g.image_bytes, 2)
+        g = info.geometry
+        count = fitting(self._settings.arena_bytes, g)
         fd = make_memory(count, g)
         hold = Hold(info, Arena(fd, count, g), Slots(count))
         self._holds[info.line] = hold
