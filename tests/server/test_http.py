@@ -108,6 +108,13 @@ def test_recognize_takes_a_body_and_a_form(server, recognizer, photo):
     assert json.loads(body)["scores"] == answer["scores"]
 
 
+def test_recognize_refuses_parameters_that_it_does_not_have(server, photo):
+    status, answer = server.post("/recognize?topk=3", photo)
+    assert (status, answer["error"]) == (400, "no parameter 'topk': did you mean 'top_k'?")
+    status, answer = server.post("/recognize?labels", photo)
+    assert (status, answer["error"]) == (400, "no parameter 'labels': known: attention, model, threshold, top_k")
+
+
 def test_chunked_bodies_and_expect_continue(server, photo):
     connection = server.connect()
     pieces, chunked = iter([photo[:1000], photo[1000:]]), {"Transfer-Encoding": "chunked"}
