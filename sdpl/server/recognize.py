@@ -91,7 +91,8 @@ class Recognize:
         if "threshold" in query:
             parameters["threshold"] = query["threshold"]
         if "top_k" in query:
-            parameters["top_k"] = int(query["top_k"]) if query["top_k"].isascii() and query["top_k"].isdigit() else -1
+            digits = query["top_k"][:9]  # more than that is as much too many, and costs nothing
+            parameters["top_k"] = int(digits) if query["top_k"].isascii() and query["top_k"].isdigit() else -1
         outputs = [TensorSpec("scores")]
         if query.get("attention", "0") not in ("0", "", "false"):
             outputs.append(TensorSpec("attention"))
