@@ -2,9 +2,11 @@
 
 import importlib
 import os
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # without `typing`: a command's first line (`sdpl.cli.entry`) comes after this
 if TYPE_CHECKING:
+    from typing import Any
+
     from sdpl.runtime import Recognition as Recognition
     from sdpl.runtime import Recognizer as Recognizer
 
@@ -17,7 +19,7 @@ __all__ = ["Recognition", "Recognizer", "__version__"]
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """`from sdpl import Recognizer` imports the runtime only then: `import sdpl` and --help stay instant."""
     if name in ("Recognition", "Recognizer"):
         return getattr(importlib.import_module("sdpl.runtime"), name)

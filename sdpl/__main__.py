@@ -1,3 +1,3 @@
-from sdpl.cli import main
+from sdpl.cli.entry import main
 
-main(prog_name="sdpl")
+main()

@@ -64,6 +64,11 @@ class Temporary:
             os.close(held)
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether a file or folder is called as a temporary is."""
+    return path.name.startswith(".") and path.name.endswith(SUFFIX)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete the temporaries of processes that are dead. What is in use, or cannot be deleted, stays."""
     with suppress(OSError):

@@ -15,14 +15,16 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from sdpl.atomic import is_temporary, remove_leftovers
 from sdpl.errors import UserError, listed
 from sdpl.files import one_at_a_time, recover_folder, replace_file
-from sdpl.manifest import CACHE, FORMAT_VERSION, MANIFEST, FileRecord, Manifest, Target
+from sdpl.manifest import CACHE, FORMAT_VERSION, MANIFEST, OLDEST_VERSION, FileRecord, Manifest, Target
 from sdpl.onnx_interface import NotOnnxError, read_interface
 
-PROOF = "proof.safetensors"  # images uint8 [N,S,S,3] and PyTorch's scores float32 [N,C]
+PROOF = "proof.safetensors"  # images uint8 [N,S,S,3]; PyTorch's scores [N,C] and embeddings [N,E] of them, float32
 HEAD = "head.safetensors"  # the operator's constants v [C,K], q [K], t [C,E], float32
 MAX_MANIFEST = 64 << 20  # bytes
+LEFT_BY_OTHERS = {".DS_Store", "Thumbs.db", "desktop.ini", ".directory"}  # file managers, in folders that were shown
 
 
 class Bundle:
@@ -48,10 +50,10 @@ class Bundle:
             raise UserError(f"{path / MANIFEST}: cannot be read ({error.strerror}).") from None
         try:
             version = _VersionOnly.model_validate_json(text).format_version
-            if version != FORMAT_VERSION:
+            if not OLDEST_VERSION <= version <= FORMAT_VERSION:
                 fix = "update sdpl, or export" if version > FORMAT_VERSION else "export"
                 raise UserError(
-                    f"{path}: its format version is {version}, this sdpl reads version {FORMAT_VERSION}: "
+                    f"{path}: its format version is {version}, this sdpl reads {OLDEST_VERSION} to {FORMAT_VERSION}: "
                     f"{fix} the checkpoint again with this version."
                 )
             return cls(path, Manifest.model_validate_json(text))
@@ -110,6 +112,7 @@ class Bundle:
         side, categories = manifest.preprocessing.image_size, len(manifest.categories)
         locations = math.prod(manifest.map_size)
         expected = {"image": [side, side, 3], "scores": [categories], "attention": [categories, locations]}
+        expected |= {} if manifest.embedding_size is None else {"embedding": [manifest.embedding_size]}
         try:
             found = read_interface(path)
         except (NotOnnxError, OSError, ValueError) as error:
@@ -117,7 +120,7 @@ class Bundle:
         for location in found.external:  # of the manifest too, or not opened
             self.file((PurePosixPath(path.relative_to(self.path).parent.as_posix()) / location).as_posix())
         shapes = found.inputs | found.outputs
-        gives = [{"scores", "attention"}, {"u", "g"}]
+        gives = [expected.keys() - {"image"}, {"u", "g"}]
         if found.inputs.keys() != {"image"} or found.outputs.keys() not in gives or len(shapes["image"]) != 4:
             names = f"takes {listed(found.inputs)} and gives {listed(found.outputs)}"
             raise UserError(f"{path}: {names}, not what a bundle's graph does. Export the checkpoint again.")
@@ -136,9 +139,10 @@ class Bundle:
         with one_at_a_time(self.path.parent):
             if not self.is_unchanged():
                 raise UserError(f"{self.path} was replaced by another command meanwhile; its manifest is left alone.")
+            remove_leftovers(self.path)
             self.manifest = self.manifest.model_copy(update={"targets": self.manifest.targets | targets})
             with replace_file(self.path / MANIFEST) as temporary:
-                temporary.write_text(_text(self.manifest))
+                temporary.write_text(_text(self.manifest), encoding="utf-8")
 
     def is_unchanged(self) -> bool:
         """Whether the manifest on disk still is the one that was opened."""
@@ -159,6 +163,18 @@ class Bundle:
         if not np.isfinite(scores).all():
             raise UserError(f"{path}: its scores are not finite. Export the checkpoint again.")
         return images, scores
+
+    def proof_embeddings(self) -> np.ndarray | None:
+        """PyTorch's embeddings of the proof's images, float32 [N,E]; None in a bundle that gives none."""
+        size, path = self.manifest.embedding_size, self.file(PROOF)
+        if size is None:
+            return None
+        tensors = _tensors(path)
+        found = tensors.get("embeddings", np.zeros(0))
+        fits = found.dtype == np.float32 and found.shape == (len(tensors.get("images", ())), size)
+        if not fits or not np.isfinite(found).all():
+            raise UserError(f"{path}: has no embeddings of {size} numbers. Export the checkpoint again.")
+        return found
 
 
 def _tensors(path: Path) -> dict[str, np.ndarray]:
@@ -188,15 +204,27 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def is_bundle(path: Path) -> bool:
-    """Whether a folder holds a bundle and nothing else: only then may an export replace it."""
+def may_replace(path: Path) -> bool:
+    """Whether an export may replace a folder: it holds a bundle, and nothing that would be lost with it.
+
+    False for any other folder. Raises UserError naming what lies in a bundle and no export wrote; temporaries of
+    killed processes, and what file managers leave in every folder, do not count.
+    """
     try:
         content = json.loads((path / MANIFEST).read_bytes())
         known = {MANIFEST, *content["files"]}
-        inside = [p.relative_to(path) for p in path.rglob("*") if not p.is_dir()]
-        return content["format_version"] > 0 and all(p.as_posix() in known or p.parts[0] == CACHE for p in inside)
+        if not content["format_version"] > 0:
+            return False
+        inside = [p for p in path.rglob("*") if p.is_symlink() or not p.is_dir()]
     except (OSError, ValueError, KeyError, TypeError):
         return False
+    names = {p.relative_to(path).as_posix() for p in inside if p.name not in LEFT_BY_OTHERS and not is_temporary(p)}
+    strange = sorted(name for name in names - known if not name.startswith(f"{CACHE}/"))
+    if strange:
+        raise UserError(
+            f"{path} holds {listed(strange)}, which no export wrote and this one would delete; move it elsewhere first."
+        )
+    return True
 
 
 def write_manifest(folder: Path, **fields: Any) -> Manifest:
@@ -207,7 +235,7 @@ def write_manifest(folder: Path, **fields: Any) -> Manifest:
         if file.is_file()
     }
     manifest = Manifest(format_version=FORMAT_VERSION, files=files, **fields)
-    (folder / MANIFEST).write_text(_text(manifest))
+    (folder / MANIFEST).write_text(_text(manifest), encoding="utf-8")
     return manifest
 
 

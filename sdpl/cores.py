@@ -32,7 +32,7 @@ def _affinity() -> set[int]:
 def _siblings(core: int) -> str:
     """The logical cores that share a core with this one; only itself where the system does not tell."""
     try:
-        return (CPUS / f"cpu{core}" / "topology" / "thread_siblings_list").read_text().strip()
+        return (CPUS / f"cpu{core}" / "topology" / "thread_siblings_list").read_text(encoding="utf-8").strip()
     except OSError:
         return str(core)
 
@@ -47,10 +47,10 @@ def _quotas() -> Iterator[float]:
     for folder in _groups():
         try:
             if (folder / "cpu.max").is_file():  # cgroup v2
-                quota, period = (folder / "cpu.max").read_text().split()
+                quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
             else:
-                quota = (folder / "cpu.cfs_quota_us").read_text()
-                period = (folder / "cpu.cfs_period_us").read_text()
+                quota = (folder / "cpu.cfs_quota_us").read_text(encoding="utf-8")
+                period = (folder / "cpu.cfs_period_us").read_text(encoding="utf-8")
             if float(quota) > 0:
                 yield float(quota) / float(period)
         except (OSError, ValueError, ZeroDivisionError):  # no limit there ("max"), or no such file
@@ -60,7 +60,7 @@ def _quotas() -> Iterator[float]:
 def _groups() -> Iterator[Path]:
     """Folders of this process's cgroup and of those around it. In a container they end at its own root."""
     try:
-        lines = (PROC / "self" / "cgroup").read_text().splitlines()
+        lines = (PROC / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return
     for line in lines:

@@ -19,6 +19,10 @@ class UserError(Exception):
         super().__init__(shortened(printable(" ".join(message.split()))))
 
 
+class Stopped(KeyboardInterrupt):
+    """A stop by Ctrl-C or SIGTERM that tells what is left and how to go on. The commands exit with status 130."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a misspelt name: "did you mean 'x'?" or what is known. Upper and lower case count as alike."""
     by_lower = {entry.lower(): entry for entry in sorted(known)}

@@ -59,6 +59,14 @@ def path_problem(path: str) -> str | None:
     return None
 
 
+def no_file_name(error: UnicodeEncodeError) -> str:
+    """What to do about a name, out of a UTF-8 file, that this process cannot give the system."""
+    return (
+        f"{error.object}: cannot name a file where the locale's encoding is {error.encoding}; set PYTHONUTF8=1, or a "
+        "locale such as LC_ALL=C.UTF-8."
+    )
+
+
 def _has_high_surrogate(path: str) -> bool:
     """Whether it holds surrogates that are no escaped bytes of a file name (U+DC80 to U+DCFF)."""
     return any("\ud800" <= c <= "\udfff" and not "\udc80" <= c <= "\udcff" for c in path)

@@ -75,12 +75,12 @@ def sdpl():
 
 @pytest.fixture
 def fails(sdpl):
-    """Runs a command that must end with status 2 and one line without traceback; returns that line."""
+    """Runs a command that must end with a status (2) and one line without traceback; returns that line."""
 
-    def run(*words) -> str:
+    def run(*words, status=2) -> str:
         result = sdpl(*words)
         lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-        assert result.exit_code == 2, result.output
+        assert result.exit_code == status, result.output
         assert len(lines) == 1
         assert "Traceback" not in result.output
         return lines[0]

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from sdpl.bundle import PROOF, Bundle, is_bundle, sha256
+from sdpl.bundle import PROOF, Bundle, may_replace, sha256
 from sdpl.errors import UserError
 from sdpl.manifest import FORMAT_VERSION
 
@@ -118,7 +118,7 @@ def test_a_damaged_proof_is_one_line(copy):
     [
         ({"thresholds": [0.5]}, "needs one threshold for each category"),
         ({"categories": ["a"] * 10}, "every category once"),
-        ({"format_version": -1}, "its format version is -1, this sdpl reads version 3: export the checkpoint again"),
+        ({"format_version": -1}, "its format version is -1, this sdpl reads 3 to 4: export the checkpoint again"),
         ({"map_size": [0, 2]}, "map_size.0: Input should be greater than 0"),
         ({"files": {"a\0": {"sha256": "0" * 64, "size": 1}}}, "leaves the bundle"),
     ],
@@ -130,14 +130,27 @@ def test_a_manifest_that_makes_no_sense_is_refused(copy, changes, message):
 
 
 def test_only_a_bundle_and_nothing_else_may_be_replaced(copy, tmp_path):
-    assert is_bundle(copy)
+    assert may_replace(copy)
+    (copy / "cache").mkdir()
+    for name in (".manifest.json.abc.sdpl-tmp", ".DS_Store", "cache/anything"):  # what nobody misses
+        (copy / name).write_text("")
+    assert may_replace(copy)
     (copy / "precious.txt").write_text("")
-    assert not is_bundle(copy)
+    (copy / "link").symlink_to(tmp_path, target_is_directory=True)
+    with pytest.raises(UserError, match=r"holds link, precious.txt, which no export wrote .* move it elsewhere"):
+        may_replace(copy)
     extension = tmp_path / "extension"
     extension.mkdir()
     for text in ('{"name": "x", "manifest_version": 3}', "[]", "{"):
         (extension / "manifest.json").write_text(text)
-        assert not is_bundle(extension)
+        assert not may_replace(extension)
+
+
+def test_a_killed_process_s_temporary_in_a_bundle_goes_with_the_next_change(copy):
+    left = copy / ".manifest.json.abc.sdpl-tmp"
+    left.write_text("{")
+    Bundle.open(copy).replace_targets({})
+    assert not left.exists()
 
 
 def test_files_can_be_read_by_others(bundle):

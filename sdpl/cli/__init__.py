@@ -1,18 +1,17 @@
 """The commands: each parses, calls one library function, and prints. A part is imported only inside the command that
 needs it, so that --help is instant."""
 
-import click
+TYPE_CHECKING = False  # without `typing`: `sdpl.cli.entry`, which imports this, is to stand as early as can be
+if TYPE_CHECKING:
+    from sdpl.cli.group import command as main
 
-from sdpl import __version__
-from sdpl.cli import bench, data, demo, evaluate, export, info, predict, score, serve, sweep, train, verify
-from sdpl.cli.command import Group
-
-
-@click.group(cls=Group)
-@click.version_option(__version__, prog_name="sdpl")
-def main() -> None:
-    """Multi-label image recognition with partial labels, from training to production."""
+__all__ = ["main"]
 
 
-for module in (train, sweep, export, evaluate, predict, score, bench, serve, verify, info, demo, data):
-    main.add_command(module.command)
+def __getattr__(name: str) -> "object":
+    """`from sdpl.cli import main` imports the commands only then."""
+    if name == "main":
+        from sdpl.cli.group import command
+
+        return command
+    raise AttributeError(f"module 'sdpl.cli' has no attribute {name!r}")

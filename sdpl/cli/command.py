@@ -4,17 +4,20 @@ import io
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 import click
 
+from sdpl.cli.entry import INTERRUPTED, STATUS_INTERRUPTED
 from sdpl.cli.unforeseen import STATUS, explain
-from sdpl.errors import UserError
+from sdpl.errors import Stopped, UserError
 from sdpl.install import install_line
+from sdpl.text import no_file_name
 
+AGAIN_S = 0.01  # until a stop whose exception was lost is tried again
 EXTRAS = {  # which extra brings a module
     "array_api_compat": "train",
     "cuda": "cuda",
@@ -22,6 +25,7 @@ EXTRAS = {  # which extra brings a module
     "jinja2": "report",
     "ml_dtypes": "export",
     "matplotlib": "pictures",
+    "msgspec": "eval",
     "onnx": "export",
     "onnxruntime": "runtime",
     "onnxscript": "export",
@@ -38,7 +42,25 @@ EXTRAS = {  # which extra brings a module
 }
 
 
-class Command(click.Command):
+class _OneLine(click.Command):
+    """What click itself finds wrong with a command line is one line too, with its suggestion."""
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
+        if not extra.pop("standalone_mode", True):
+            return super().main(args, prog_name, standalone_mode=False, **extra)
+        try:
+            status = super().main(args, prog_name, standalone_mode=False, **extra)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            status = error.exit_code
+        except click.ClickException as error:
+            status = _say(_usage(error), error.exit_code)
+        except click.Abort:  # what click makes of a KeyboardInterrupt
+            status = _say(INTERRUPTED, STATUS_INTERRUPTED)
+        sys.exit(status)  # None is 0
+
+
+class Command(_OneLine):
     """A command whose errors are one line. Status 2: the user can fix it; 130: it was stopped; 70: a fault of sdpl."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -46,7 +68,7 @@ class Command(click.Command):
             if isinstance(stream, io.TextIOWrapper):  # names that the terminal's encoding lacks are escaped
                 stream.reconfigure(errors="backslashreplace")
         try:
-            with _terminated_like_interrupted():
+            with _interrupted_by_signals():
                 return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
@@ -54,9 +76,27 @@ class Command(click.Command):
             sys.stderr.close()
             ctx.exit(1)
         except (Exception, KeyboardInterrupt) as error:
-            message, status = _outcome(error, self.name or "")
-            click.echo(f"error: {message}", err=True)
-            ctx.exit(status)
+            ctx.exit(_say(*_outcome(error, self.name or "")))
+
+
+class Group(click.Group, _OneLine):
+    command_class = Command
+
+
+def _say(message: str, status: int) -> int:
+    click.echo(f"error: {message}", err=True)
+    return status
+
+
+def _usage(error: click.ClickException) -> str:
+    """The line about a command line that click refuses."""
+    message = error.format_message()
+    message = message[:1].lower() + message[1:]
+    if not message.endswith((".", "?", ")")):
+        message += "."
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        message += f" See {error.ctx.command_path} --help."
+    return str(UserError(message))
 
 
 def _outcome(error: BaseException, command: str) -> tuple[str, int]:
@@ -68,28 +108,43 @@ def _outcome(error: BaseException, command: str) -> tuple[str, int]:
         if extra is not None:
             return f"this command needs {error.name}: {install_line(extra)}", 2
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; nothing half-written is left.", 130
+        return str(error) if isinstance(error, Stopped) else INTERRUPTED, STATUS_INTERRUPTED
+    if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding() != "utf-8":
+        return str(UserError(no_file_name(error))), 2
     if isinstance(error, MemoryError):
         return "memory ran out: take smaller batches or images, or a machine with more of it.", 2
     return explain(error, command), STATUS
 
 
 @contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does, so that what is half-written is cleaned up."""
+def _interrupted_by_signals() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does, by an exception, so that what is half-written is cleaned up."""
+    arrived: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        arrived.append(number)
         raise KeyboardInterrupt
+
+    def again(lost: "sys.UnraisableHookArgs") -> None:
+        """The exception of a stop that came where none can pass, such as in a callback of the import system."""
+        if arrived and issubclass(lost.exc_type, KeyboardInterrupt):
+            main_thread = threading.main_thread().ident
+            threading.Timer(AGAIN_S, signal.pthread_kill, [main_thread, arrived[-1]]).start()
+        else:
+            hook(lost)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    hook = sys.unraisablehook
     try:
+        sys.unraisablehook = again
+        for number, handler in before.items():
+            if handler != signal.SIG_IGN:  # a shell's background job is not to be stopped by Ctrl-C
+                signal.signal(number, interrupt)
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-class Group(click.Group):
-    command_class = Command
+        sys.unraisablehook = hook
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -7,7 +7,7 @@ import click
 from sdpl.cli.bars import shown
 from sdpl.cli.command import Command
 from sdpl.cli.options import MAX_PIXELS, PATH
-from sdpl.errors import UserError
+from sdpl.errors import Stopped
 
 
 @click.command("sweep", cls=Command)
@@ -31,6 +31,6 @@ def command(sweep: Path, out: Path) -> None:
         with shown() as report:
             results = run_sweep(config, out, report)
     except KeyboardInterrupt:
-        raise UserError(f"interrupted; the same command goes on with what is left in {out}.") from None
+        raise Stopped(f"interrupted; the same command goes on with what is left in {out}.") from None
     write_results(results, config.figures, out)
     Console().print(table(results, f"{len(results)} runs, test split, percent"))

@@ -8,7 +8,7 @@ import click
 from sdpl.cli.bars import shown
 from sdpl.cli.command import Command
 from sdpl.cli.options import MAX_PIXELS, PATH
-from sdpl.errors import UserError
+from sdpl.errors import Stopped, UserError
 
 
 @click.command("train", cls=Command)
@@ -45,7 +45,7 @@ def command(
     except KeyboardInterrupt:
         kept = (out / "last.ckpt").exists()
         fix = f"add --resume to go on from the last checkpoint in {out}" if kept else "no epoch was finished"
-        raise UserError(f"interrupted; {fix}.") from None
+        raise Stopped(f"interrupted; {fix}.") from None
     if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one says it
         click.echo(f"checkpoint: {checkpoint}")
         if page is not None:

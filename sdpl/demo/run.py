@@ -150,7 +150,7 @@ def pointing_accuracy(recognizer: Recognizer, data: LabelledImages) -> tuple[flo
     at a random location would reach."""
     annotations = data.images[0].parent.parent / "annotations" / f"instances_{data.images[0].parent.name}.json"
     boxes: dict[tuple[int, int], list[list[float]]] = {}
-    for a in json.loads(annotations.read_text())["annotations"]:
+    for a in json.loads(annotations.read_text(encoding="utf-8"))["annotations"]:
         boxes.setdefault((a["image_id"], a["category_id"] - 1), []).append(a["bbox"])
     attention: dict[int, np.ndarray] = {}
     for i, (_, scored) in enumerate(recognizer.stream(data.images, with_attention=True)):

@@ -169,5 +169,7 @@ def write_coco(folder: Path, split: str, count: int, seed: int, difficulty: Diff
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(CATEGORIES)]
     path = folder / "annotations" / f"instances_{split}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    path.write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories}), encoding="utf-8"
+    )
     return path

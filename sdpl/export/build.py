@@ -16,7 +16,7 @@ import torch
 from safetensors.numpy import save_file
 
 from sdpl import __version__
-from sdpl.bundle import HEAD, PROOF, Bundle, is_bundle, sha256, write_manifest
+from sdpl.bundle import HEAD, PROOF, Bundle, may_replace, sha256, write_manifest
 from sdpl.data.formats import in_order
 from sdpl.data.images import LabelledImages, evenly_taken
 from sdpl.errors import UserError, nearest
@@ -103,10 +103,12 @@ def export(checkpoint: Path, out: Path, options: Options | None = None, report: 
     require_exportable(config.model, options.targets, options.head)
     images = _proof_images(content["proof_images"], options.images, size)
     data = options.evaluation and in_order(options.evaluation, model.categories, "--eval")
-    with replace_folder(out, is_bundle) as folder, naming(folder, out):
+    with replace_folder(out, may_replace) as folder, naming(folder, out):
         report(Progress(f"PyTorch's scores of {len(images)} images" + (f" and of {len(data)}" if data else "")))
-        prover = Prover.of(model.scorer(), images, options.limits, data)
-        save_file({"images": images, "scores": prover.expected}, folder / PROOF)
+        embedder = None if model.embedding_size is None else model.embeddings
+        prover = Prover.of(model.scorer(), images, options.limits, data, embedder)
+        own = {} if prover.embeddings is None else {"embeddings": prover.embeddings}
+        save_file({"images": images, "scores": prover.expected, **own}, folder / PROOF)
         fields = _manifest_fields(checkpoint, config, model, content["thresholds"], options.default_target)
         calibration, metadata = _calibration(options.calibrate, size), graph_metadata(fields)
         ranks = RANKS if options.terms is None else (options.terms,)
@@ -174,6 +176,7 @@ def _manifest_fields(
         "checkpoint_sha256": sha256(checkpoint),
         "config": _shareable(config),
         "map_size": tuple(model.map_size),
+        "embedding_size": model.embedding_size,
         "default_target": default_target,
     }
 

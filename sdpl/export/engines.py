@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from sdpl.bundle import HEAD, Bundle, write_manifest
+from sdpl.bundle import HEAD, Bundle, may_replace, write_manifest
 from sdpl.errors import UserError, listed
 from sdpl.export.proof import Limits, Prover, prove_targets
 from sdpl.export.tensorrt import build_engine, require_buildable
@@ -91,7 +91,7 @@ def add_engines(
     of_precision = {target.precision: target for target in manifest.targets.values() if "encoder" in target.files}
     made: dict[str, Target] = {}
     limits_of: dict[str, Limits] = {}
-    with replace_folder(path, lambda _: bundle.is_unchanged()) as folder, naming(folder, path):
+    with replace_folder(path, lambda _: bundle.is_unchanged() and may_replace(path)) as folder, naming(folder, path):
         for name in manifest.files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle.file(name), folder / name)
@@ -117,7 +117,8 @@ def add_engines(
         del fields["files"], fields["format_version"]
         write_manifest(folder, **fields | {"targets": manifest.targets | made})
         for name, own in limits_of.items():
-            made |= prove_targets(Bundle.open(folder), [name], Prover(images, expected, own), report)
+            prover = Prover(images, expected, own, embeddings=bundle.proof_embeddings())
+            made |= prove_targets(Bundle.open(folder), [name], prover, report)
         if (path / CACHE).is_dir():
             shutil.copytree(path / CACHE, folder / CACHE, dirs_exist_ok=True)
     report(Progress(f"wrote {path}"))

@@ -47,8 +47,8 @@ def require_buildable(spec: TargetSpec) -> None:
 def build_engine(graph: Path, spec: TargetSpec, profile: Profile, report: Report = silent) -> Engine:
     """Build the engine of an encoder graph (input `image` uint8 [B,S,S,3]) for a target.
 
-    Raises UserError with the library's own first complaint, and KeyboardInterrupt after SIGINT, which stops the
-    build at its next step.
+    Raises UserError with the library's own first complaint, and KeyboardInterrupt after SIGINT or SIGTERM,
+    which stops the build at its next step.
     """
     require_buildable(spec)
     trt = importlib.import_module(spec.backend.package)
@@ -115,13 +115,15 @@ def _progress(trt: Any, report: Report, interrupted: threading.Event) -> Any:
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """An event that SIGINT sets, instead of an exception that would cross the library's own code."""
+    """An event that SIGINT and SIGTERM set, instead of an exception that would cross the library's own code."""
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield interrupted
         return
-    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: interrupted.set()) for number in numbers]
     try:
         yield interrupted
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

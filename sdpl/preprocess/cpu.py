@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sdpl.errors import UserError
 from sdpl.preprocess.bounds import FORMATS, max_pixels, opened, require_sides
+from sdpl.text import no_file_name
 
 VERSION = 1  # raise it whenever any image's pixels change: feature caches depend on it, and tests hold its bits
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
@@ -57,6 +58,8 @@ def load_image(source: ImageSource, decode_side: int | None = None) -> Image.Ima
         raise UserError(f"{name}: has more than {max_pixels():,} pixels; make it smaller first.") from None
     except UnidentifiedImageError:
         raise UserError(f"{name}: is not an image that can be read ({', '.join(FORMATS)}).") from None
+    except UnicodeEncodeError as error:
+        raise UserError(no_file_name(error)) from None
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise of any kind for damaged files

@@ -49,7 +49,8 @@ class Cores:
 
 
 class CpuModel(ABC):
-    """A whole model, image -> scores, attention, on a CPU. Thread-safe. A library fills in `load` and `infer`.
+    """A whole model, image -> scores, attention, embedding, on a CPU. Thread-safe. A library fills in `load` and
+    `infer`.
 
     In a forked child it is loaded anew at the first call: engines have threads, which a child has not.
     """
@@ -103,6 +104,10 @@ class CpuModel(ABC):
     def attention(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scores, attention = self._run(["scores", "attention"], images)
         return scores, attention
+
+    def embeddings(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scores, embeddings = self._run(["scores", "embedding"], images)
+        return scores, embeddings
 
     def describe(self) -> dict[str, str]:
         return self._description
@@ -191,7 +196,7 @@ class OnnxRuntimeCpu(CpuModel):
             )
         except failures as error:
             raise UserError(f"{path}: ONNX Runtime cannot load it ({str(error).splitlines()[0]}).") from None
-        (image,), (scores, attention) = session.get_inputs(), session.get_outputs()
+        (image,), (scores, attention, *_) = session.get_inputs(), session.get_outputs()
         require_shapes(bundle, path, image.shape, scores.shape, attention.shape)
         return session
 

@@ -25,7 +25,7 @@ def packages() -> dict[str, str]:
 def cpu_info(key: str) -> str | None:
     """The first core's entry in /proc/cpuinfo; None where there is no such file."""
     try:
-        with open("/proc/cpuinfo") as lines:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
             return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), None)
     except OSError:
         return None

@@ -62,7 +62,7 @@ def keep(bundle: Bundle, name: str, timing: Timing, device: int = 0) -> None:
     """Write a target's time beside those that count. Raises UserError when the bundle cannot be written."""
     kept = _Kept(machine=fingerprint(device), targets={**timings(bundle, device), name: timing})
     with replace_file(_path(bundle, device)) as temporary:
-        temporary.write_text(kept.model_dump_json(indent=2) + "\n")
+        temporary.write_text(kept.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def files_of(bundle: Bundle, name: str) -> str:

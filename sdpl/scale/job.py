@@ -24,6 +24,7 @@ from sdpl.scale.storage import Store, is_url
 
 FORMAT_VERSION = 1
 JOB, INPUTS, LOCK = "job.json", "inputs.parquet", ".sdpl-score.lock"
+MOMENT_S = 2  # until the process of a run that was killed is gone
 FOOTERS = 16  # of finished shards, read at a time
 
 
@@ -58,6 +59,7 @@ class Settings:
     shard_size: int = 10_000
     image_column: str | None = None
     key_column: str | None = None
+    embeddings: bool | None = None
 
 
 @dataclass
@@ -97,7 +99,7 @@ def open_job(store: Store, plan: Plan, model: Model, settings: Settings) -> Job:
         job_id = hashlib.sha256(json.dumps(content, sort_keys=True).encode() + _digest(plan)).hexdigest()
         with store.replace(JOB) as path:
             total = {"shards": len(plan), "inputs": plan.table.num_rows, "bytes": int(plan.sizes().sum())}
-            path.write_text(json.dumps({"id": job_id, **content, **total}, indent=2) + "\n")
+            path.write_text(json.dumps({"id": job_id, **content, **total}, indent=2) + "\n", encoding="utf-8")
         return Job(job_id, plan, set(), Counts())
     written = _read_json(store)
     found = [_difference(written.get(part, {}), content[part]) for part in ("model", "settings")]
@@ -133,7 +135,7 @@ def only_job(store: Store) -> Iterator[None]:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --out.") from None
     lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=MOMENT_S)
     except Timeout:
         raise UserError(f"{folder}: another sdpl-score is writing into this folder; wait for it.") from None
     except OSError as error:

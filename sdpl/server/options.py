@@ -62,7 +62,7 @@ def token(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
-        text = path.read_text().strip()
+        text = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--token-file {path}: cannot be read ({error}).") from None
     if len(text) < 16 or not text.isascii() or not text.isprintable() or " " in text:

@@ -19,7 +19,7 @@ class EpochLog:
     train_loss: float
     val_mAP: float  # noqa: N815, the field writes it so; percent, on the known labels of the validation split
     unreadable: int  #: images skipped so far in this run, each counted once
-    seconds: float
+    seconds: float  #: of learning and validating; writing the checkpoint comes on top
 
     def line(self, epochs: int) -> str:
         """The epoch as it is shown; epochs: of the whole run."""
@@ -32,7 +32,7 @@ class EpochLog:
 
 def write_csv(path: Path, history: list[dict[str, Any]]) -> None:
     """`log.csv`, whole, from the history that the checkpoint carries: never a row twice or missing."""
-    with replace_file(path) as temporary, open(temporary, "w", newline="") as stream:
+    with replace_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, EpochLog.__dataclass_fields__)
         writer.writeheader()
         writer.writerows(history)

@@ -99,7 +99,7 @@ def write_results(results: Sequence[Result], figures: dict[str, tuple[str, ...]]
     """
     write_json(out / "results.json", [asdict(result) for result in results])
     with replace_file(out / "table.md") as temporary:
-        temporary.write_text(markdown(results))
+        temporary.write_text(markdown(results), encoding="utf-8")
     everything = tuple(dict.fromkeys(result.method for result in results))
     for name, methods in (figures or {"curves": everything}).items():
         draw_curves(results, methods, out / f"{name}.png")

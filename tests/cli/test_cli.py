@@ -93,9 +93,31 @@ def test_a_missing_extra_is_named():
     assert (result.returncode, result.stderr) == (2, f"error: this command needs torch: {install_line('train')}\n")
 
 
-def test_usage_errors_have_status_2(sdpl):
-    assert sdpl("predict").exit_code == 2
-    assert sdpl("bench", "x", "--seconds", "-1").exit_code == 2
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ("predict", ["missing argument 'BUNDLE'. See sdpl predict --help."]),
+        (
+            "bench x --seconds -1",
+            ["invalid value for '--seconds': -1.0 is not in the range x>0. See sdpl bench --help."],
+        ),
+        ("train x --resum", ["no such option", "--resum", "Did you mean", "--resume", "See sdpl train --help."]),
+        ("data check x --format y", ["'--format': 'y' is not one of 'auto', 'coco', 'voc', 'csv', "]),
+        ("data chek", ["no such command 'chek'"]),
+        ("export x --batch", ["option '--batch' requires an argument."]),
+    ],
+)
+def test_what_click_finds_wrong_is_one_line_with_its_suggestion(sdpl, words, parts):
+    result = sdpl(*words.split())
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert result.stderr.startswith("error: ")
+    assert all(part in result.stderr for part in parts)
+
+
+def test_a_group_without_a_command_shows_its_help(sdpl):
+    result = sdpl("data")
+    assert result.exit_code == 2
+    assert "Usage: sdpl data" in result.output
 
 
 @pytest.mark.slow

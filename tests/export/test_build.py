@@ -109,6 +109,16 @@ def portable(checkpoint, tmp_path_factory):
     return ("export", checkpoint, "--target", "cpu:fp32")
 
 
+def test_a_bundle_with_a_file_of_the_user_is_not_replaced(sdpl, fails, portable, bundle, tmp_path):
+    out = tmp_path / "m.sdpl"
+    shutil.copytree(bundle, out)
+    (out / "notes.txt").write_text("mine")
+    assert "holds notes.txt, which no export wrote" in fails(*portable, "--out", out)
+    assert (out / "notes.txt").read_text() == "mine"
+    (out / "notes.txt").rename(out / ".DS_Store")
+    assert sdpl(*portable, "--out", out).exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

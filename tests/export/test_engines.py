@@ -62,3 +62,9 @@ def test_what_a_bundle_is_not_enough_for(fails, copy, words, message):
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     assert message in fails("export", copy, *words)
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+def test_adding_an_engine_deletes_no_file_of_the_user(fails, copy):
+    (copy / "notes.txt").write_text("mine")
+    assert "holds notes.txt, which no export wrote" in fails("export", copy, "--target", "rtx:sm89:fp16")
+    assert (copy / "notes.txt").read_text() == "mine"

@@ -84,6 +84,20 @@ def test_what_is_kept(sdpl, bundle, photos, expected, rows, tmp_path):
         assert row["scores"] == pytest.approx(expected[0][picked].astype(np.float16).tolist(), abs=1e-3)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_embeddings_are_a_column(sdpl, fails, bundle, photos, tmp_path, dtype):
+    (tmp_path / "bad.jpg").write_bytes(b"not an image")
+    words = ("score", bundle, photos[0], tmp_path / "bad.jpg", photos[1], "--out", tmp_path / "out", "--dtype", dtype)
+    assert sdpl(*words, "--embeddings").exit_code == 0
+    table = pq.read_table(tmp_path / "out" / "shard-000000.parquet")
+    assert table.schema.field("embedding").type == pa.list_(getattr(pa, dtype)(), 16)
+    first, bad, second = table["embedding"].to_pylist()
+    assert bad is None
+    with Recognizer.open(bundle) as recognizer:
+        np.testing.assert_allclose([first, second], recognizer.embed(photos[:2]), atol=1e-6 if "32" in dtype else 1e-3)
+    assert "--embeddings was True, is now None" in fails(*words)
+
+
 def test_the_footer_says_what_scored(sdpl, bundle, photos, tmp_path):
     sdpl("score", bundle, photos[0], "--out", tmp_path / "out")
     metadata = json.loads(pq.read_metadata(tmp_path / "out" / "shard-000000.parquet").metadata[b"sdpl"])
@@ -194,9 +208,9 @@ def test_a_named_input_that_is_not_there_begins_no_job(sdpl, fails, bundle, phot
 def test_what_disappears_later_does_not_end_the_job(sdpl, bundle, photos, rows, tmp_path, monkeypatch):
     first, second = (shutil.copy(photo, tmp_path) for photo in photos[:2])
 
-    def after_the_plan(options):
+    def after_the_plan(options, journal):
         (tmp_path / photos[0].name).unlink()
-        return OneProcess(options)
+        return OneProcess(options, journal)
 
     monkeypatch.setattr("sdpl.scale.OneProcess", after_the_plan)
     words = ["score", bundle, first, second, "--out", tmp_path / "out"]

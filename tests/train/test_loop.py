@@ -67,7 +67,7 @@ def test_resuming_ends_with_the_same_weights(sdpl, config, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop._Run, "run_epoch", stop_after_two)
         stopped = sdpl("train", path, "--out", tmp_path / "parts")
-    assert stopped.exit_code == 2
+    assert stopped.exit_code == 130
     assert "interrupted; add --resume" in stopped.stderr
     torch.manual_seed(99)
     assert sdpl("train", path, "--out", tmp_path / "parts", "--resume").exit_code == 0
@@ -171,7 +171,7 @@ def test_a_disk_that_is_full_at_a_checkpoint(sdpl, fails, config, tmp_path, smal
     path, out = config(train={"checkpoint_steps": 1, "epochs": 2}), tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop._Run, "_validate", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert "add --resume to go on from the last checkpoint" in fails("train", path, "--out", out)
+        assert "add --resume to go on from the last checkpoint" in fails("train", path, "--out", out, status=130)
     before = load_checkpoint(out / "last.ckpt")["resume"]["step"]
     small_files(1_000_000)
     message = fails("train", path, "--out", out, "--resume")
@@ -257,21 +257,34 @@ def test_a_stop_between_the_two_checkpoints_loses_no_best(sdpl, config, tmp_path
     values = iter([10.0, 90.0, 50.0])
     monkeypatch.setattr(keeping, "MAX_AP_ERROR", 1.0)
     monkeypatch.setattr(loop._Run, "_validate", lambda self: next(values))
-    original, saved = loop.save_checkpoint, []
+    original, shared = loop.share_file, []
 
-    def stop_at_fourth(path, *rest):
-        saved.append(path.name)
-        if len(saved) == 4:  # epoch 2 has written one of its two
+    def stop_at_second(source, path):
+        shared.append(path.name)
+        if len(shared) == 2:  # epoch 2 has written one of its two
             raise KeyboardInterrupt
-        original(path, *rest)
+        original(source, path)
 
-    monkeypatch.setattr(loop, "save_checkpoint", stop_at_fourth)
+    monkeypatch.setattr(loop, "share_file", stop_at_second)
     path = config(train={"epochs": 3})
     sdpl("train", path, "--out", tmp_path / "run")
-    monkeypatch.setattr(loop, "save_checkpoint", original)
+    assert shared == ["last.ckpt"] * 2
+    monkeypatch.setattr(loop, "share_file", original)
     values = iter([90.0, 50.0])
     assert sdpl("train", path, "--out", tmp_path / "run", "--resume").exit_code == 0
     assert load_checkpoint(tmp_path / "run" / "model.ckpt")["resume"]["epoch"] == 2
+
+
+def test_an_epoch_writes_the_frozen_towers_once(sdpl, config, tmp_path, monkeypatch):
+    values = iter([10.0, 90.0, 50.0])
+    monkeypatch.setattr(keeping, "MAX_AP_ERROR", 1.0)
+    monkeypatch.setattr(loop._Run, "_validate", lambda self: next(values))
+    original, written = torch.save, []
+    monkeypatch.setattr(torch, "save", lambda content, path: (written.append(path.name), original(content, path)))
+    assert sdpl("train", config(train={"epochs": 3}), "--out", tmp_path / "run").exit_code == 0
+    assert [name.split(".")[1] for name in written] == ["model", "model", "last"]  # .model.ckpt.<random>.sdpl-tmp
+    epochs = [load_checkpoint(tmp_path / "run" / name)["resume"]["epoch"] for name in ("model.ckpt", "last.ckpt")]
+    assert epochs == [2, 3]
 
 
 def test_resuming_on_other_data_is_refused(sdpl, fails, config, scenes, tmp_path):
@@ -298,7 +311,8 @@ def test_a_stop_before_the_first_epoch_does_not_promise_a_resume(fails, config, 
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loop._Run, "run_epoch", stop)
-    assert "interrupted; no epoch was finished" in fails("train", config(), "--out", tmp_path / "run")
+    message = fails("train", config(), "--out", tmp_path / "run", status=130)
+    assert message == "error: interrupted; no epoch was finished."
 
 
 def test_an_unwritable_folder_is_named(fails, config, tmp_path):

@@ -41,7 +41,7 @@ def test_runs_everything_once_and_goes_on_after_a_stop(sdpl, fails, sweep_file, 
         return original(config, folder, *rest, **options)
 
     monkeypatch.setattr(sweep, "train", stops_at_the_second)
-    assert "interrupted; the same command goes on" in fails("sweep", path, "--out", out)
+    assert "interrupted; the same command goes on" in fails("sweep", path, "--out", out, status=130)
     result = sdpl("sweep", path, "--out", out)
     assert result.exit_code == 0, result.output
     assert "4 runs, 1 of them finished before" in result.stderr

@@ -120,13 +120,13 @@ def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     from pyarrow.parquet import ParquetFile
 
     try:
-        with ParquetFile(path) as file:
+        with open(path, "rb") as stream, ParquetFile(stream) as file:  # pyarrow opens no name that is not UTF-8
             _require_header(file.schema_arrow.names, path)
             odd = {column.name: f"a {column.type}" for column in file.schema_arrow if not _is_plain(column.type)}
             plain = [name for name in file.schema_arrow.names if name not in odd]
             require_bounded(file.metadata, plain, str(path), MAX_CELL, MAX_BYTES)
             texts = text_columns(file, plain)
-        with ParquetFile(path, read_dictionary=texts) as file:
+        with open(path, "rb") as stream, ParquetFile(stream, read_dictionary=texts) as file:
             for number, row in enumerate(table_rows(file, plain, str(path)), 1):
                 yield f"{path}, row {number}", {**row, **odd}  # refused only where it is used
     except UserError:
@@ -165,7 +165,8 @@ def write_table(path: Path, format: str, names: list[str], labels: np.ndarray, c
         from pyarrow import parquet
 
         columns = {name: labels[:, c] for c, name in enumerate(categories)}
-        parquet.write_table(pyarrow.table({"image": names, **columns}), path)
+        with open(path, "wb") as file:
+            parquet.write_table(pyarrow.table({"image": names, **columns}), file)
         return
     with open(path, "w", encoding="utf-8", newline="") as stream:
         if format == "jsonl":

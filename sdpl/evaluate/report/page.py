@@ -60,7 +60,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
         **values,
     )
     with replace_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def figure(draw: "Callable[[], matplotlib.figure.Figure]", alt: str) -> Figure:

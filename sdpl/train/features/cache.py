@@ -106,7 +106,7 @@ def open_cache(
                 remove_leftovers(folder)
                 _report_others(folder, key, report)
                 with replace_file(folder / f"{name}.json") as temporary:
-                    temporary.write_text(json.dumps(key, indent=2) + "\n")
+                    temporary.write_text(json.dumps(key, indent=2) + "\n", encoding="utf-8")
                 _write(path, len(order), shape, fill)
     return FeatureCache(path, order, shape)
 

@@ -168,7 +168,7 @@ def clip_config(config: ModelConfig) -> dict[str, Any]:
 def _build(clip_config: dict[str, Any]) -> tuple[nn.Module, Any]:
     """The model with random weights, and its tokenizer. open_clip reads both from a folder."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "open_clip_config.json").write_text(json.dumps(clip_config))
+        (Path(folder) / "open_clip_config.json").write_text(json.dumps(clip_config), encoding="utf-8")
         name = f"local-dir:{folder}"
         logging.disable(logging.WARNING)  # it warns that the weights are random, which is what is wanted
         try:

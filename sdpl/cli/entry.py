@@ -1,0 +1,51 @@
+"""Where every command starts. Imports next to nothing, so that a stop while the rest loads is our line and status 130.
+
+Before its first line, while Python itself starts, nothing of sdpl can be asked; afterwards there is no gap: what is
+loaded here and what ends a command is left at once (`_leave`), and in between `sdpl.cli.command` cleans up.
+"""
+
+import os
+import signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+INTERRUPTED = "interrupted; nothing half-written is left."
+STATUS_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def _leave(number: int, frame: "FrameType | None") -> None:
+    """End the process here: nothing is half-written, and an exception could be lost in somebody's import."""
+    os.write(2, f"error: {INTERRUPTED}\n".encode())
+    os._exit(STATUS_INTERRUPTED)
+
+
+def _starts(module: str, prog_name: str) -> "Callable[[], None]":
+    """A console script: the `command` of a module in this package."""
+
+    def start() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != signal.SIG_IGN:  # a shell's background job is not to be stopped by Ctrl-C
+                signal.signal(number, _leave)
+        from importlib import import_module
+
+        import_module(f"sdpl.cli.{module}").command(prog_name=prog_name)
+
+    return start
+
+
+main = _starts("group", "sdpl")
+train = _starts("train", "sdpl-train")
+sweep = _starts("sweep", "sdpl-sweep")
+export = _starts("export", "sdpl-export")
+evaluate = _starts("evaluate", "sdpl-eval")
+predict = _starts("predict", "sdpl-predict")
+score = _starts("score", "sdpl-score")
+bench = _starts("bench", "sdpl-bench")
+serve = _starts("serve", "sdpl-serve")
+verify = _starts("verify", "sdpl-verify")
+info = _starts("info", "sdpl-info")
+data = _starts("data", "sdpl-data")
+demo = _starts("demo", "sdpl-demo")

@@ -1,0 +1,102 @@
+"""Where commands start: a stop while they load, and what each console script is."""
+
+import importlib
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+from loading import loaded_by
+
+from sdpl.cli import entry, main
+
+INTERRUPTED_AT = """
+import os, sys
+class Stop:
+    def find_spec(name, *rest):
+        if name == {module!r}:
+            os.kill(os.getpid(), {number})
+sys.meta_path.insert(0, Stop)
+from sdpl.cli.entry import train
+sys.argv[1:] = ["gone.yaml", "--out", "run"]
+train()
+"""
+AT_THE_END = """
+import atexit, os, sys
+atexit.register(lambda: os.kill(os.getpid(), 15))
+from sdpl.cli.entry import info
+sys.argv[1:] = ["--help"]
+info()
+"""
+
+
+def run(code: str, folder: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("number", [2, 15])
+@pytest.mark.parametrize("module", ["click", "rich.progress", "sdpl.cli.bars", "sdpl.train.config"])
+def test_a_stop_while_a_command_loads_is_our_line(tmp_path, module, number):
+    ended = run(INTERRUPTED_AT.format(module=module, number=number), tmp_path)
+    assert (ended.returncode, ended.stdout) == (130, "")
+    assert ended.stderr in (
+        "error: interrupted; nothing half-written is left.\n",
+        "error: interrupted; no epoch was finished.\n",
+    )
+
+
+def test_a_stop_after_a_command_is_our_line(tmp_path):
+    ended = run(AT_THE_END, tmp_path)
+    assert (ended.returncode, ended.stderr) == (130, "error: interrupted; nothing half-written is left.\n")
+    assert "Usage: sdpl-info" in ended.stdout
+
+
+LOST = """
+import click, gc, os, signal, sys, time
+from sdpl.cli.command import Command
+class Swallows:
+    def __del__(self):
+        os.kill(os.getpid(), {number})
+        for _ in range(1000): pass
+@click.command("x", cls=Command)
+def command():
+    Swallows()
+    for _ in range(600):
+        time.sleep(0.1)
+command()
+"""
+
+
+@pytest.mark.parametrize("number", [2, 15])
+def test_a_stop_whose_exception_is_lost_comes_again(tmp_path, number):
+    ended = run(LOST.format(number=number), tmp_path)
+    assert (ended.returncode, ended.stderr) == (130, "error: interrupted; nothing half-written is left.\n")
+
+
+def test_an_ignored_interrupt_stays_ignored(tmp_path):
+    """As in a shell's background job."""
+    ended = run(
+        "import signal; signal.signal(2, signal.SIG_IGN)" + INTERRUPTED_AT.format(module="click", number=2), tmp_path
+    )
+    assert (ended.returncode, "no such configuration file" in ended.stderr) == (2, True)
+
+
+def test_the_first_module_of_a_command_imports_next_to_nothing():
+    assert loaded_by("import sdpl.cli.entry") & {"click", "rich", "numpy", "typing", "contextlib", "pydantic"} == set()
+
+
+def test_every_command_is_a_console_script():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    scripts = tomllib.loads(text)["project"]["scripts"]
+    assert scripts.keys() == {"sdpl", *(f"sdpl-{name}" for name in main.commands)}
+    for name, target in scripts.items():
+        module, _, attribute = target.partition(":")
+        start = getattr(importlib.import_module(module), attribute)
+        made, prog_name = (cell.cell_contents for cell in start.__closure__)
+        assert prog_name == name
+        command = importlib.import_module(f"sdpl.cli.{made}").command
+        assert isinstance(command, click.Command)
+        assert command.name == name.removeprefix("sdpl-")
+    assert entry.STATUS_INTERRUPTED == 130
