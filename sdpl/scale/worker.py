@@ -130,7 +130,8 @@ class Worker:
 
         Raises UserError when the output cannot be written.
         """
-        scored = run_groups(self._decoder, read_ahead(self._groups(shards), AHEAD), self._load, self._run)
+        ahead = read_ahead(self._groups(shards), AHEAD)
+        scored = run_groups(self._decoder, ahead, self._load, self._run)
         writer: ShardWriter | None = None
         failure: UserError | None = None
         begin, cpu = time.perf_counter(), sum(os.times()[:2])
@@ -154,6 +155,7 @@ class Worker:
                 begin, cpu = now, cpu_now
         finally:
             scored.close()
+            ahead.close()
             if writer is not None:
                 writer.abandon()
             if self._isolated is not None:
