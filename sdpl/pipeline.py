@@ -122,12 +122,26 @@ def run_groups(
     load: Callable[[Source], np.ndarray],
     run: Callable[[Any], Iterable[Row]],
     collate: Callable[[list[np.ndarray]], Any] = np.stack,
+    ahead: int = 0,
 ) -> Generator[list[tuple[Source, Row | UserError]], None, None]:
-    """As `stream`, from groups that are made already: each is one batch, and comes back as one list, in order."""
+    """As `stream`, from groups that are made already: each is one batch, and comes back as one list, in order.
+
+    ahead: batches that `run` is given before the rows of the first are looked at, where it returns before they are
+    there.
+    """
+    begun: deque[tuple[Decoded[Source], Iterable[Row]]] = deque()
     for group in decoder.groups(groups, load):
         images = [image for _, image in group if not isinstance(image, UserError)]
-        rows = iter(run(collate(images)) if images else ())
-        yield [(source, image if isinstance(image, UserError) else next(rows)) for source, image in group]
+        begun.append((group, run(collate(images)) if images else ()))
+        if len(begun) > ahead:
+            yield _joined(*begun.popleft())
+    while begun:
+        yield _joined(*begun.popleft())
+
+
+def _joined(group: Decoded[Source], results: Iterable[Row]) -> list[tuple[Source, Row | UserError]]:
+    rows = iter(results)
+    return [(source, image if isinstance(image, UserError) else next(rows)) for source, image in group]
 
 
 def batched(items: Iterable[Source], size: int) -> Iterator[list[Source]]:

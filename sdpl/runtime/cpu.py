@@ -57,8 +57,7 @@ def whole_number(option: str, value: int | None) -> int | None:
 
 
 class CpuModel(ABC):
-    """A whole model, image -> scores, attention, embedding, on a CPU. Thread-safe. A library fills in `load` and
-    `infer`.
+    """A whole model, image -> scores, attention, embedding, on a CPU. Thread-safe. An engine fills in `load`, `infer`.
 
     In a forked child it is loaded anew at the first call: engines have threads, which a child has not.
     """
