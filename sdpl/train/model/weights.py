@@ -205,7 +205,8 @@ def _downloaded(config: ModelConfig) -> Path:
     url = tag.get("url") or f"https://huggingface.co/{repository}"
     raise UserError(
         f"model.weights = {config.weights!r} is not on this machine and cannot be downloaded: fetch {url} elsewhere, "
-        f"put the file anywhere here, and set model.weights to its path."
+        "put the file anywhere here, and set model.weights to its path; or model.weights=null, random ones, to try "
+        "the rest."
     )
 
 
