@@ -127,6 +127,8 @@ def attempt(call: Callable[[], object], calls: int) -> float | str:
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         return "out of memory"
+    except Exception as error:  # a compiler that fails on another side is no reason to lose this one
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 @torch.inference_mode()

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Everything worth doing on a GPU, in steps that go on where they stopped; results are written as they come.
 #
-#     benchmarks/on_gpu.sh wheels [3.12]          on a machine with a network: what the other one lacks, into benchmarks/wheels
+#     benchmarks/on_gpu.sh wheels [3.12]          on a machine with a network: what the other one lacks, into
+#                                                 benchmarks/wheels, at most 64 MiB
 #     benchmarks/on_gpu.sh run RESULTS [SECONDS]  on the machine with the GPU: the next steps, for at most so long (540)
 #
-# The GPU machine needs Python with PyTorch, and nothing else of sdpl's: no pydantic, open_clip, ONNX or TensorRT. Call
+# The GPU machine needs Python with PyTorch, whose wheels bring NVRTC, and nothing else of sdpl's: no pydantic, open_clip,
+# ONNX or TensorRT. Call
 # `run` until its last line says "all done". RESULTS then holds at most 8 files. A step that fails is tried once more by
 # the next call; steps that need what is not there say so and are left out.
 set -uo pipefail
@@ -13,24 +15,28 @@ wheels=benchmarks/wheels
 python=${PYTHON:-python3}
 
 if [ "${1:-}" = wheels ]; then
-  exec "$python" -m pip download --quiet --no-deps --only-binary :all: --implementation cp \
+  "$python" -m pip download --quiet --no-deps --only-binary :all: --implementation cp \
     --python-version "${2:-3.12}" --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --dest "$wheels" \
     "click<9" "filelock<4" "platformdirs<5" "array-api-compat<2" "safetensors<1" "pillow<13" \
     pydantic==2.12.5 pydantic-core==2.41.5 annotated-types typing-inspection typing-extensions \
-    "cuda-bindings>=13.0.3,<14" "cuda-core>=1.0.1,<2" "cuda-pathfinder>=1.2"
+    "cuda-bindings>=13.0.3,<14" "cuda-core>=1.0.1,<2" "cuda-pathfinder>=1.2" || exit
+  bytes=$(cat "$wheels"/*.whl | wc -c)
+  echo "$wheels: $(ls "$wheels"/*.whl | wc -l) wheels, $((bytes >> 20)) MiB"
+  [ "$bytes" -le $((64 << 20)) ] || { echo "more than the 64 MiB that can be carried" >&2; exit 1; }
+  exit
 fi
 [ "${1:-}" = run ] || { sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2; }
 
 results=${2:?usage: benchmarks/on_gpu.sh run RESULTS [SECONDS]}
 until=$((SECONDS + ${3:-540}))
 mkdir -p "$results"
-if [ -d "$wheels" ] && [ ! -d "$wheels/site" ]; then
-  "$python" -m pip install --quiet --no-deps --no-index --find-links "$wheels" --target "$wheels/site.part" "$wheels"/*.whl &&
-    mv "$wheels/site.part" "$wheels/site"
+export XDG_CACHE_HOME="${XDG_CACHE_HOME:-/tmp/sdpl-on-gpu}"
+site=$XDG_CACHE_HOME/site
+if [ -d "$wheels" ] && [ ! -d "$site" ]; then
+  "$python" -m pip install --quiet --no-deps --no-index --target "$site.part" "$wheels"/*.whl && mv "$site.part" "$site"
 fi
 # behind the machine's own packages, so that what it has is used
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 SDPL_WHEELS="$PWD/$wheels/site"
-export XDG_CACHE_HOME="${XDG_CACHE_HOME:-/tmp/sdpl-on-gpu}"
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 SDPL_WHEELS=$site
 log=$results/log.txt
 unfinished=() failed=()
 
@@ -61,6 +67,10 @@ step() { # step NAME MOST_SECONDS SCRIPT ARGUMENTS...: what it prints goes into 
   fi
 }
 
+"$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || {
+  echo "PyTorch finds no GPU here: nothing was run" >&2
+  exit 1
+}
 nvidia-smi -q >"$results/nvidia-smi.txt" 2>&1
 name=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -1 | tr ' ' '-' | tr -cd 'A-Za-z0-9-')
 left=$((until - SECONDS - 40))

@@ -18,10 +18,10 @@ from safetensors.numpy import load_file
 from sdpl.atomic import is_temporary, remove_leftovers
 from sdpl.errors import UserError, listed
 from sdpl.files import one_at_a_time, recover_folder, replace_file
-from sdpl.manifest import CACHE, FORMAT_VERSION, MANIFEST, FileRecord, Manifest, Target
+from sdpl.manifest import CACHE, FORMAT_VERSION, MANIFEST, OLDEST_VERSION, FileRecord, Manifest, Target
 from sdpl.onnx_interface import NotOnnxError, read_interface
 
-PROOF = "proof.safetensors"  # images uint8 [N,S,S,3] and PyTorch's scores float32 [N,C]
+PROOF = "proof.safetensors"  # images uint8 [N,S,S,3]; PyTorch's scores [N,C] and embeddings [N,E] of them, float32
 HEAD = "head.safetensors"  # the operator's constants v [C,K], q [K], t [C,E], float32
 MAX_MANIFEST = 64 << 20  # bytes
 LEFT_BY_OTHERS = {".DS_Store", "Thumbs.db", "desktop.ini", ".directory"}  # file managers, in folders that were shown
@@ -50,10 +50,10 @@ class Bundle:
             raise UserError(f"{path / MANIFEST}: cannot be read ({error.strerror}).") from None
         try:
             version = _VersionOnly.model_validate_json(text).format_version
-            if version != FORMAT_VERSION:
+            if not OLDEST_VERSION <= version <= FORMAT_VERSION:
                 fix = "update sdpl, or export" if version > FORMAT_VERSION else "export"
                 raise UserError(
-                    f"{path}: its format version is {version}, this sdpl reads version {FORMAT_VERSION}: "
+                    f"{path}: its format version is {version}, this sdpl reads {OLDEST_VERSION} to {FORMAT_VERSION}: "
                     f"{fix} the checkpoint again with this version."
                 )
             return cls(path, Manifest.model_validate_json(text))
@@ -112,6 +112,7 @@ class Bundle:
         side, categories = manifest.preprocessing.image_size, len(manifest.categories)
         locations = math.prod(manifest.map_size)
         expected = {"image": [side, side, 3], "scores": [categories], "attention": [categories, locations]}
+        expected |= {} if manifest.embedding_size is None else {"embedding": [manifest.embedding_size]}
         try:
             found = read_interface(path)
         except (NotOnnxError, OSError, ValueError) as error:
@@ -119,7 +120,7 @@ class Bundle:
         for location in found.external:  # of the manifest too, or not opened
             self.file((PurePosixPath(path.relative_to(self.path).parent.as_posix()) / location).as_posix())
         shapes = found.inputs | found.outputs
-        gives = [{"scores", "attention"}, {"u", "g"}]
+        gives = [expected.keys() - {"image"}, {"u", "g"}]
         if found.inputs.keys() != {"image"} or found.outputs.keys() not in gives or len(shapes["image"]) != 4:
             names = f"takes {listed(found.inputs)} and gives {listed(found.outputs)}"
             raise UserError(f"{path}: {names}, not what a bundle's graph does. Export the checkpoint again.")
@@ -162,6 +163,18 @@ class Bundle:
         if not np.isfinite(scores).all():
             raise UserError(f"{path}: its scores are not finite. Export the checkpoint again.")
         return images, scores
+
+    def proof_embeddings(self) -> np.ndarray | None:
+        """PyTorch's embeddings of the proof's images, float32 [N,E]; None in a bundle that gives none."""
+        size, path = self.manifest.embedding_size, self.file(PROOF)
+        if size is None:
+            return None
+        tensors = _tensors(path)
+        found = tensors.get("embeddings", np.zeros(0))
+        fits = found.dtype == np.float32 and found.shape == (len(tensors.get("images", ())), size)
+        if not fits or not np.isfinite(found).all():
+            raise UserError(f"{path}: has no embeddings of {size} numbers. Export the checkpoint again.")
+        return found
 
 
 def _tensors(path: Path) -> dict[str, np.ndarray]:

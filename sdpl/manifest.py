@@ -12,7 +12,8 @@ from sdpl.errors import UserError, listed
 from sdpl.targets import BACKENDS, PRECISIONS
 from sdpl.text import UNSAFE, name_problem, path_problem
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+OLDEST_VERSION = 3  # had no embeddings and is still read
 MANIFEST = "manifest.json"
 CACHE = "cache"  # folder of what engines write on the serving machine; no part of the manifest
 MAX_FILES = 10_000  # files or targets named in it
@@ -53,6 +54,8 @@ class Verification(_Record):
     tolerance: float
     top_k: int
     same_top_k: float = Field(description="fraction of images whose k best categories are the same, in order")
+    embedding_cosine: float | None = Field(default=None, description="the least, between an image's two embeddings")
+    embedding_limit: float | None = None
     accuracy: Accuracy | None = None
     environment: dict[str, str] = Field(description="library versions, and the device, of the machine that compared")
 
@@ -161,6 +164,7 @@ class Manifest(_Record):
     checkpoint_sha256: str
     config: dict[str, Any]
     map_size: tuple[Cells, Cells] = Field(description="height and width of the attention map, in cells")
+    embedding_size: int | None = Field(default=None, gt=0, le=65536, description="E; None where it gives no embeddings")
     targets: dict[str, Target]
     default_target: str | None = Field(default=None, description="what `auto` takes where it runs; named by the export")
     files: dict[str, FileRecord]

@@ -1,5 +1,6 @@
 """What a user may name as images: files, folders, globs, lists of paths, and standard input."""
 
+import codecs
 import glob
 import os
 import sys
@@ -15,19 +16,21 @@ def expand(inputs: Iterable[str], recursive: bool = False, suffixes: tuple[str, 
     """The paths that are meant, in a fixed order: of the inputs, and inside a folder or glob by name.
 
     An input is a file; a folder, for the files in it with one of the `suffixes` (with `recursive`, at any depth); a
-    glob; `@list.txt`, a text file with a path in each line; or `-`, the same from standard input. A file is not looked
-    at: one that is missing is found when it is read. Raises UserError for a folder or glob without images and for a
-    list that cannot be read.
+    glob, for the files that fit it; `@list.txt`, a text file with a path in each line; or `-`, the same from standard
+    input. A file is not looked at: one that is missing is found when it is read. Raises UserError for a folder or glob
+    without images and for a list that cannot be read.
     """
     for text in inputs:
         if text == STDIN:
-            yield from _lines(sys.stdin)
+            if sys.stdin is None:
+                raise UserError("-: standard input is closed; give the paths as words or in a list, @list.txt.")
+            yield from _lines(sys.stdin.buffer, "standard input")
         elif text.startswith("@"):
             yield from _listed(text[1:])
         elif os.path.isdir(text):
             yield from _inside(text, recursive, suffixes)
         elif glob.has_magic(text) and not os.path.exists(text):
-            found = sorted(glob.glob(text, recursive=True))
+            found = sorted(path for path in glob.glob(text, recursive=True) if not os.path.isdir(path))
             if not found:
                 raise UserError(f"{text}: no file fits this pattern.")
             yield from found
@@ -52,13 +55,17 @@ def _inside(folder: str, recursive: bool, suffixes: tuple[str, ...]) -> Iterator
 
 def _listed(path: str) -> Iterator[str]:
     try:
-        with open(path, encoding="utf-8") as lines:
-            yield from _lines(lines)
+        with open(path, "rb") as lines:
+            yield from _lines(lines, f"@{path}")
     except OSError as error:
         raise UserError(f"@{path}: the list cannot be read ({error.strerror}).") from None
-    except UnicodeDecodeError:
-        raise UserError(f"@{path}: the list is not UTF-8 text.") from None
 
 
-def _lines(lines: Iterable[str]) -> Iterator[str]:
-    return (line.rstrip("\r\n") for line in lines if line.strip())
+def _lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
+    """The lines without their ends, but for empty ones; bytes as they stand in file names, UTF-8 or not."""
+    for number, line in enumerate(lines):
+        path = line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
+        if b"\0" in path:
+            raise UserError(f"{name}: is not a text file with a path in each line; save it as UTF-8.")
+        if path.strip():
+            yield os.fsdecode(path.rstrip(b"\r\n"))

@@ -97,6 +97,7 @@ class Precision:
     kernel_dtype: str
     score: float  # largest difference of a probability in 0..1
     mAP_drop: float  # noqa: N815, the field writes it so; largest loss of mAP, in points
+    cosine: float  # least between an embedding and PyTorch's; 1 - cosine is half the square of the relative error
     reason: str
 
 
@@ -105,6 +106,7 @@ PRECISIONS = {  # the fastest first, within a backend; the same guess
         kernel_dtype="float32",
         score=0.15,
         mAP_drop=0.5,
+        cosine=0.9,
         reason="a probability near its threshold moves with every quantized layer; what counts is the ranking, "
         "which --eval measures as mAP",
     ),
@@ -112,6 +114,7 @@ PRECISIONS = {  # the fastest first, within a backend; the same guess
         kernel_dtype="float16",
         score=0.02,
         mAP_drop=0.1,
+        cosine=0.9999,
         reason="each of some hundred layers rounds to 11 bits: a cosine may move by a few thousandths, and 1/tau = 10 "
         "at slope 1/4 makes 2.5 times that of a probability",
     ),
@@ -119,12 +122,14 @@ PRECISIONS = {  # the fastest first, within a backend; the same guess
         kernel_dtype="bfloat16",
         score=0.1,
         mAP_drop=0.5,
+        cosine=0.99,
         reason="as float16 with 8 bits: eight times the rounding error",
     ),
     "fp32": Precision(
         kernel_dtype="float32",
         score=1e-4,
         mAP_drop=0.1,
+        cosine=0.999999,
         reason="a float32 sum over a convolutional trunk differs by about 1e-5 relative when its order changes; "
         "1/tau multiplies that before the sigmoid, whose slope is at most 1/4",
     ),

@@ -11,7 +11,16 @@ UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\u
 
 def printable(text: str) -> str:
     """The text with everything that would act on a terminal, or cannot be encoded, as an escape such as \\x1b."""
-    return UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    return UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), as_utf8(text))
+
+
+def as_utf8(text: str) -> str:
+    """The text, which a file name may be, so that any file format can hold it: bytes that are not UTF-8 as \\xff."""
+    try:
+        data = text.encode("utf-8", "surrogateescape")  # how Python keeps such bytes of a file name
+    except UnicodeEncodeError:  # halves of characters, which Windows allows in names
+        return text.encode("utf-8", "backslashreplace").decode()
+    return data.decode("utf-8", "backslashreplace")
 
 
 def shortened(text: str, most: int = MOST) -> str:

@@ -9,8 +9,15 @@ from sdpl.manifest import Accuracy, Verification
 TOP_K = 5
 
 
-def compare(expected: np.ndarray, actual: np.ndarray, tolerance: float, **about: Any) -> Verification:
-    """Compare scores [N,C] of a target with PyTorch's; `about` are the record's other fields.
+def compare(
+    expected: np.ndarray,
+    actual: np.ndarray,
+    tolerance: float,
+    embeddings: tuple[np.ndarray, np.ndarray] | None = None,
+    **about: Any,
+) -> Verification:
+    """Compare scores [N,C] of a target with PyTorch's, and both `embeddings` [N,E] where there are some; `about` are
+    the record's other fields.
 
     Categories whose scores differ by less than the tolerance may swap places among the k best: that is no
     disagreement.
@@ -25,6 +32,7 @@ def compare(expected: np.ndarray, actual: np.ndarray, tolerance: float, **about:
         tolerance=tolerance,
         top_k=top_k,
         same_top_k=float(np.mean(same)),
+        embedding_cosine=None if embeddings is None else _least_cosine(*embeddings),
         **about,
     )
 
@@ -40,6 +48,8 @@ def failure(verification: Verification, max_mAP_drop: float) -> str | None:
             f"scores differ by up to {v.max_score_difference:.2e} (tolerance {v.tolerance:g}), the {v.top_k} best "
             f"agree on {v.same_top_k:.1%} of {v.images} images"
         )
+    if v.embedding_cosine is not None and v.embedding_limit is not None and v.embedding_cosine < v.embedding_limit:
+        return f"an embedding has cosine {v.embedding_cosine:.6f} with PyTorch's (at least {v.embedding_limit:g})"
     if v.accuracy is not None and not drop(v.accuracy) <= max_mAP_drop:
         return (
             f"mAP falls by {drop(v.accuracy):.2f} points, from {v.accuracy.pytorch['mAP']:.2f} to "
@@ -57,10 +67,18 @@ def describe(verification: Verification) -> str:
     """The comparison in one line."""
     v = verification
     accuracy = f"; mAP {v.accuracy.pytorch['mAP']:.2f} -> {v.accuracy.target['mAP']:.2f}" if v.accuracy else ""
+    embedding = "" if v.embedding_cosine is None else f"; embeddings' cosine {v.embedding_cosine:.6f} or more"
     return (
         f"{v.images} images: scores differ by at most {v.max_score_difference:.1e}, {v.mean_score_difference:.1e} on "
-        f"average (tolerance {v.tolerance:g}); same {v.top_k} best on {v.same_top_k:.0%}{accuracy}"
+        f"average (tolerance {v.tolerance:g}); same {v.top_k} best on {v.same_top_k:.0%}{embedding}{accuracy}"
     )
+
+
+def _least_cosine(expected: np.ndarray, actual: np.ndarray) -> float:
+    """Over the images, of embeddings [N,E]; -1 for one that is not finite."""
+    e, a = expected.astype(np.float64), actual.astype(np.float64)
+    lengths = np.linalg.norm(e, axis=1) * np.linalg.norm(a, axis=1)
+    return float(np.nan_to_num((e * a).sum(axis=1) / np.maximum(lengths, 1e-12), nan=-1).min())
 
 
 def _same_best(expected: np.ndarray, actual: np.ndarray, k: int, tolerance: float) -> bool:

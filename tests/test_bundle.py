@@ -118,7 +118,7 @@ def test_a_damaged_proof_is_one_line(copy):
     [
         ({"thresholds": [0.5]}, "needs one threshold for each category"),
         ({"categories": ["a"] * 10}, "every category once"),
-        ({"format_version": -1}, "its format version is -1, this sdpl reads version 3: export the checkpoint again"),
+        ({"format_version": -1}, "its format version is -1, this sdpl reads 3 to 4: export the checkpoint again"),
         ({"map_size": [0, 2]}, "map_size.0: Input should be greater than 0"),
         ({"files": {"a\0": {"sha256": "0" * 64, "size": 1}}}, "leaves the bundle"),
     ],

@@ -96,7 +96,7 @@ def test_evaluating_a_bundle_and_looking_at_data_loads_no_torch(bundle, scenes, 
     annotations = str(scenes / "annotations" / "instances_test.json")
     for words in (
         ["eval", str(bundle), annotations, "--report", str(tmp_path / "r.html")],
-        ["data", "check", annotations],
+        ["data", "check", annotations, "--report", str(tmp_path / "d.html")],
         ["data", "mask", annotations, "--proportion", "0.5", "--out", str(tmp_path / "p.csv")],
     ):
         loaded = loaded_by(f"from sdpl.cli import main\nmain({words!r}, standalone_mode=False)")

@@ -25,6 +25,7 @@ EXTRAS = {  # which extra brings a module
     "jinja2": "report",
     "ml_dtypes": "export",
     "matplotlib": "pictures",
+    "msgspec": "eval",
     "onnx": "export",
     "onnxruntime": "runtime",
     "onnxscript": "export",

@@ -21,8 +21,11 @@ def command() -> None:
 @click.option("--images", type=PATH, multiple=True, help="Folder of the images, once for each of LABELS.")
 @FORMAT
 @JSON_FILE
+@click.option("--report", "page", type=PATH, help="Also write an HTML page: pictures of what was found, all counts.")
 @MAX_PIXELS
-def check_data(labels: tuple[Path, ...], images: tuple[Path, ...], format: str, json_path: Path | None) -> None:
+def check_data(
+    labels: tuple[Path, ...], images: tuple[Path, ...], format: str, json_path: Path | None, page: Path | None
+) -> None:
     """Count labels, open every image, find copies.
 
     LABELS are the label files of a training set and then of its other splits, or one training configuration (.yaml).
@@ -36,6 +39,10 @@ def check_data(labels: tuple[Path, ...], images: tuple[Path, ...], format: str, 
     from sdpl.data.tables import check_tables
     from sdpl.files import write_json
 
+    if page is not None:
+        from sdpl.evaluate.report.data import write_data_report  # before opening images, should it not be installed
+    if page is not None and page.is_dir():
+        raise UserError(f"--report {page}: is a folder; name a file in it, such as {page}/report.html.")
     if len(labels) == 1 and labels[0].suffix in (".yaml", ".yml"):
         from sdpl.train.splits import configured_splits
 
@@ -50,6 +57,9 @@ def check_data(labels: tuple[Path, ...], images: tuple[Path, ...], format: str, 
         Console().print(table, crop=False)
     if json_path is not None:
         write_json(json_path, asdict(result))
+    if page is not None:
+        write_data_report(page, splits, result)
+        click.echo(f"report: {page}")
     click.echo(f"kinds of problems: {result.problems}, of warnings: {len(result.findings) - result.problems}")
     click.get_current_context().exit(1 if result.problems else 0)
 

@@ -27,8 +27,9 @@ EVERY_S = 5.0  # between lines of progress, where there is no terminal
     "--keep", default="all", show_default=True, metavar="all|top:K|threshold[:T]", help="What of an image's scores."
 )
 @click.option(
-    "--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="Of scores."
+    "--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="Of what is kept."
 )
+@click.option("--embeddings", is_flag=True, help="Also keep each image's embedding: the mean of its map, unit length.")
 @click.option(
     "--shard-size",
     type=click.IntRange(min=1),
@@ -42,6 +43,13 @@ EVERY_S = 5.0  # between lines of progress, where there is no terminal
 @click.option("--ray", "address", help="Score on a Ray cluster: its address, auto, or local for one on this machine.")
 @click.option("--workers", type=click.IntRange(min=1), help="On Ray.  [default: one per GPU, else one per machine]")
 @click.option("--tries", type=click.IntRange(min=1), default=3, show_default=True, help="Of an unreadable shard.")
+@click.option(
+    "--image-timeout",
+    type=click.FloatRange(0.1),
+    default=120,
+    show_default=True,
+    help="Seconds for decoding one image.",
+)
 @click.option("--price-per-hour", type=click.FloatRange(min=0), help="Of one machine: estimates what a billion costs.")
 @click.option("--json", "as_json", is_flag=True, help="Print progress and summary as JSON, one object per line.")
 @runtime_options
@@ -53,6 +61,7 @@ def command(
     recursive: bool,
     keep: str,
     dtype: str,
+    embeddings: bool,
     shard_size: int,
     image_column: str | None,
     key_column: str | None,
@@ -60,6 +69,7 @@ def command(
     address: str | None,
     workers: int | None,
     tries: int,
+    image_timeout: float,
     price_per_hour: float | None,
     as_json: bool,
     backend: str,
@@ -76,16 +86,20 @@ def command(
     """
     from functools import partial
 
-    from sdpl.scale import OneProcess, Options, Settings, score
-    from sdpl.scale.tables import summary_lines
+    from sdpl.supervised import supervise
 
     if workers is not None and address is None:
         raise UserError("--workers is for --ray; one process uses all cores of this machine.")
     if device is not None and address is not None:
         raise UserError("--device is for one process; Ray gives each worker a GPU of its own.")
-    settings = Settings(keep, dtype, shard_size, image_column, key_column)
-    options = Options(str(bundle), out, backend, threads, streams, precision, batch, settings, device)
-    engine: Callable[[Options], Engine] = OneProcess
+    journal = supervise(tries, "-" in inputs) if address is None else None  # before anything that a fork would harm
+
+    from sdpl.scale import OneProcess, Options, Settings, score
+    from sdpl.scale.tables import summary_lines
+
+    settings = Settings(keep, dtype, shard_size, image_column, key_column, embeddings or None)
+    options = Options(str(bundle), out, backend, threads, streams, precision, batch, settings, device, image_timeout)
+    engine: Callable[[Options], Engine] = partial(OneProcess, journal=journal)
     if address is not None:
         from sdpl.scale.ray_engine import RayEngine
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from sdpl.data.formats import read_labels
 from sdpl.data.formats.table import csv_rows, jsonl_rows
-from sdpl.data.images import LabelCounts, LabelledImages, count_labels
+from sdpl.data.images import MEANING, LabelCounts, LabelledImages, count_labels
 from sdpl.errors import UserError
 from sdpl.pipeline import Decoder, batched
 from sdpl.preprocess import ImageSource, preprocess
@@ -17,18 +17,22 @@ from sdpl.progress import Report, Steps, silent
 
 THUMBNAIL = 8  # cells on a side
 GROUP = 16  # images handed to the decoding threads at a time
+EXAMPLES, OF_EACH = 24, 4  # items of a finding that have images as examples, and images of each
 SAME = 4.0  # of 255: root mean square between the thumbnails of two copies of one picture; docs/decisions/0021
 
 
 @dataclass(frozen=True)
 class Finding:
     """Something to look at in one split, or in several when `split` is empty. A problem makes the check fail, a warning
-    does not. `items` are all that it was found of."""
+    does not. `items` are all that it was found of; `images` are paths that show the first of them, for each a few, and
+    `caption` says what they have in common."""
 
     is_problem: bool
     what: str
     split: str
     items: tuple[str, ...]
+    images: tuple[tuple[str, ...], ...] = ()
+    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,8 @@ def check(
         findings.append(Finding(True, "images that cannot be read", name, reasons))
     comparing = Steps(report, "comparing the images", 1)
     readable = [place for i, place in enumerate(places) if i not in unreadable]
-    findings += [*_copies(readable, thumbnails), *_one_sided(counts), *_unlabelled(splits), *_only_later(counts)]
-    findings += _other_convention(splits)
+    findings += [*_copies(readable, thumbnails), *_one_sided(splits, counts), *_unlabelled(splits)]
+    findings += [*_only_later(splits, counts), *_other_convention(splits)]
     comparing.advance()
     images = {name: len(data) for name, data in splits.items()}
     return DataCheck(counts, images, [finding for finding in findings if finding.items])
@@ -132,17 +136,18 @@ def groups_of_copies(thumbnails: np.ndarray) -> Iterator[np.ndarray]:
 
 def _copies(places: list[tuple[str, Path]], thumbnails: np.ndarray) -> Iterator[Finding]:
     """Copies of a picture across splits, where they spoil every measurement, and within one."""
-    groups: dict[str, list[str]] = {"": []}
+    groups: dict[str, list[tuple[str, ...]]] = {"": []}
     for members in groups_of_copies(thumbnails):
         splits = {places[i][0] for i in members}
         split = splits.pop() if len(splits) == 1 else ""
-        groups.setdefault(split, []).append(" = ".join(str(places[i][1]) for i in members))
-    yield Finding(True, "times the same picture in different splits", "", tuple(groups.pop("")))
-    for split, items in groups.items():
-        yield Finding(False, "times the same picture more than once", split, tuple(items))
+        groups.setdefault(split, []).append(tuple(str(places[i][1]) for i in members))
+    for split, found in groups.items():
+        what = "the same picture more than once" if split else "the same picture in different splits"
+        items, images = (" = ".join(paths) for paths in found), (paths[:OF_EACH] for paths in found[:EXAMPLES])
+        yield Finding(not split, f"times {what}", split, tuple(items), tuple(images))
 
 
-def _one_sided(counts: dict[str, list[LabelCounts]]) -> Iterator[Finding]:
+def _one_sided(splits: dict[str, LabelledImages], counts: dict[str, list[LabelCounts]]) -> Iterator[Finding]:
     """Categories with nothing to learn or to measure. That nothing at all is known is a problem in the first split,
     the training set."""
     for number, (split, rows) in enumerate(counts.items()):
@@ -152,23 +157,24 @@ def _one_sided(counts: dict[str, list[LabelCounts]]) -> Iterator[Finding]:
             (False, "categories without a known negative; if 0 was meant as absent, write -1",
              [r for r in rows if r.known and not r.negative]),
         ):  # fmt: skip
-            yield Finding(is_problem, what, split, tuple(row.category for row in found))
+            yield _of_categories(is_problem, what, split, splits[split], [row.category for row in found], 1)
 
 
 def _unlabelled(splits: dict[str, LabelledImages]) -> Iterator[Finding]:
     """Images of which nothing is known: they teach nothing and measure nothing."""
     for split, data in splits.items():
-        rows = np.flatnonzero(~(data.labels != 0).any(axis=1))
-        yield Finding(False, "images without any known label", split, tuple(str(data.images[row]) for row in rows))
+        paths = tuple(str(data.images[row]) for row in np.flatnonzero(~(data.labels != 0).any(axis=1)))
+        yield Finding(False, "images without any known label", split, paths, tuple((p,) for p in paths[:EXAMPLES]))
 
 
-def _only_later(counts: dict[str, list[LabelCounts]]) -> Iterator[Finding]:
+def _only_later(splits: dict[str, LabelledImages], counts: dict[str, list[LabelCounts]]) -> Iterator[Finding]:
     """Categories that are measured, but of which the training set, the first split, has no positive."""
     (_, first), *later = counts.items()
     lacking = {row.category for row in first if not row.positive}
     for split, rows in later:
-        found = tuple(row.category for row in rows if row.positive and row.category in lacking)
-        yield Finding(False, "categories with positives here, but none in the training set", split, found)
+        found = [row.category for row in rows if row.positive and row.category in lacking]
+        what = "categories with positives here, but none in the training set"
+        yield _of_categories(False, what, split, splits[split], found, 1)
 
 
 def _other_convention(splits: dict[str, LabelledImages]) -> Iterator[Finding]:
@@ -179,9 +185,19 @@ def _other_convention(splits: dict[str, LabelledImages]) -> Iterator[Finding]:
         positive = (data.labels > 0).sum(axis=0)  # [C]
         odd = (absent > 0) & (absent < positive) & (unknown > 0.5 * len(data))
         if odd.sum() > 0.5 * len(data.categories) and _has_zeros(Path(split)):
-            names = tuple(name for name, is_odd in zip(data.categories, odd, strict=True) if is_odd)
+            names = [name for name, is_odd in zip(data.categories, odd, strict=True) if is_odd]
             what = "categories with mostly 0 and few -1; if they mean absent and uncertain, say so in data.values"
-            yield Finding(False, what, split, names)
+            yield _of_categories(False, what, split, data, names, -1)
+
+
+def _of_categories(
+    is_problem: bool, what: str, split: str, data: LabelledImages, names: list[str], label: int
+) -> Finding:
+    """A finding about categories, shown by images that have this label of them."""
+    column = {name: c for c, name in enumerate(data.categories)}
+    rows = (np.flatnonzero(data.labels[:, column[name]] == label)[:OF_EACH] for name in names[:EXAMPLES])
+    images = tuple(tuple(str(data.images[row]) for row in found) for found in rows)
+    return Finding(is_problem, what, split, tuple(names), images, f"labelled {MEANING[label]}")
 
 
 def _has_zeros(path: Path) -> bool:

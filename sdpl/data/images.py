@@ -8,6 +8,8 @@ import numpy as np
 
 from sdpl.errors import UserError, listed
 
+MEANING = {1: "present", -1: "absent", 0: "unknown"}
+
 
 @dataclass(frozen=True)
 class LabelledImages:

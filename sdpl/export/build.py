@@ -105,8 +105,10 @@ def export(checkpoint: Path, out: Path, options: Options | None = None, report: 
     data = options.evaluation and in_order(options.evaluation, model.categories, "--eval")
     with replace_folder(out, may_replace) as folder, naming(folder, out):
         report(Progress(f"PyTorch's scores of {len(images)} images" + (f" and of {len(data)}" if data else "")))
-        prover = Prover.of(model.scorer(), images, options.limits, data)
-        save_file({"images": images, "scores": prover.expected}, folder / PROOF)
+        embedder = None if model.embedding_size is None else model.embeddings
+        prover = Prover.of(model.scorer(), images, options.limits, data, embedder)
+        own = {} if prover.embeddings is None else {"embeddings": prover.embeddings}
+        save_file({"images": images, "scores": prover.expected, **own}, folder / PROOF)
         fields = _manifest_fields(checkpoint, config, model, content["thresholds"], options.default_target)
         calibration, metadata = _calibration(options.calibrate, size), graph_metadata(fields)
         ranks = RANKS if options.terms is None else (options.terms,)
@@ -174,6 +176,7 @@ def _manifest_fields(
         "checkpoint_sha256": sha256(checkpoint),
         "config": _shareable(config),
         "map_size": tuple(model.map_size),
+        "embedding_size": model.embedding_size,
         "default_target": default_target,
     }
 

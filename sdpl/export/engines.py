@@ -117,7 +117,8 @@ def add_engines(
         del fields["files"], fields["format_version"]
         write_manifest(folder, **fields | {"targets": manifest.targets | made})
         for name, own in limits_of.items():
-            made |= prove_targets(Bundle.open(folder), [name], Prover(images, expected, own), report)
+            prover = Prover(images, expected, own, embeddings=bundle.proof_embeddings())
+            made |= prove_targets(Bundle.open(folder), [name], prover, report)
         if (path / CACHE).is_dir():
             shutil.copytree(path / CACHE, folder / CACHE, dirs_exist_ok=True)
     report(Progress(f"wrote {path}"))

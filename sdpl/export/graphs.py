@@ -40,10 +40,10 @@ def encoder_scorer(encoder: onnx.ModelProto, constants: dict[str, np.ndarray], p
     return score
 
 
-def model_scorer(path: Path) -> Scorer:
-    """Scores of a whole model's graph."""
+def model_runner(path: Path, output: str) -> Scorer:
+    """An output of a whole model's graph: its scores [B,C] or embeddings [B,E]."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(["scores"], {"image": images})[0]
+    return lambda images: session.run([output], {"image": images})[0]
 
 
 def in_batches(scorer: Scorer, images: np.ndarray, batch: int = BATCH) -> np.ndarray:

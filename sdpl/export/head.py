@@ -40,14 +40,19 @@ class Nodes:
     def cosine(self, e: str, t: str, eps: str) -> str:
         """<e, t> / max(|e|, eps), [B,c], from e [B,c,E] and t [c,E]."""
         dot = self.add("ReduceSum", [self.add("Mul", [e, t]), self.last], keepdims=0)
-        square = self.add("ReduceSum", [self.add("Mul", [e, e]), self.last], keepdims=0)
-        return self.add("Div", [dot, self.add("Max", [self.add("Sqrt", [square]), eps])])
+        return self.add("Div", [dot, self.length(e, eps)])
+
+    def length(self, e: str, eps: str, keepdims: int = 0) -> str:
+        """max(|e|, eps) over the last axis."""
+        square = self.add("ReduceSum", [self.add("Mul", [e, e]), self.last], keepdims=keepdims)
+        return self.add("Max", [self.add("Sqrt", [square]), eps])
 
 
 def add_head(
     model: onnx.ModelProto, constants: dict[str, np.ndarray], probability: str, kind: str = "exact"
 ) -> onnx.ModelProto:
-    """The same graph with the head after `u` [B,L,K] and `g` [B,L,E]: outputs `scores` [B,C] and `attention` [B,C,L].
+    """The same graph with the head after `u` [B,L,K] and `g` [B,L,E]: outputs `scores` [B,C], `attention` [B,C,L] and
+    `embedding` [B,E], the image's own (`sdpl.kernels.reference.mean_embedding`).
 
     constants: of that kind of head (`KINDS`), and t [C,E]; float32. A separable head after u and g in float16 has its
     matrix products in float16, for tensor cores; softmax and cosine are float32.
@@ -65,7 +70,8 @@ def add_head(
         e = nodes.add("MatMul", [weights, "g"])  # [B,POOL,E]
         e = nodes.cast(e, TensorProto.FLOAT) if is_narrow else e
         logits.append(nodes.cosine(e, nodes.constant(f"t.{start}", t[block]), eps))  # [B,POOL]
-    return finish(model, nodes, logits, attentions, probability, len(t))
+    _embedding(nodes, eps, locations, is_narrow)
+    return finish(model, nodes, logits, attentions, probability, *t.shape)
 
 
 def finish(
@@ -75,8 +81,10 @@ def finish(
     attentions: list[str],
     probability: str,
     categories: int,
+    embedding: int | None = None,
 ) -> onnx.ModelProto:
-    """The graph with outputs `scores` and `attention` from the logits and attention of blocks of categories."""
+    """The graph with outputs `scores` and `attention` from the logits and attention of blocks of categories, and with
+    the `embedding` of that size, where it has one."""
     graph = model.graph
     batch, locations = (dim.dim_param or dim.dim_value for dim in graph.output[0].type.tensor_type.shape.dim[:2])
     nodes.add("Concat", logits, "logits", axis=1)
@@ -87,8 +95,18 @@ def finish(
         nodes.add("Sigmoid", ["logits"], "scores")
     del graph.output[:]
     shapes = {"scores": [batch, categories], "attention": [batch, categories, locations]}
+    if embedding is not None:
+        shapes["embedding"] = [batch, embedding]
     graph.output.extend(helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, shape in shapes.items())
     return model
+
+
+def _embedding(nodes: Nodes, eps: str, locations: int, is_narrow: bool) -> None:
+    """`embedding` [B,E]: the mean of g over the locations, at unit length."""
+    g = nodes.cast("g", TensorProto.FLOAT) if is_narrow else "g"
+    summed = nodes.add("ReduceSum", [g, nodes.constant("axis.l", np.array([1], np.int64))], keepdims=0)
+    e = nodes.add("Mul", [summed, nodes.constant("share", np.array(1 / locations, np.float32))])
+    nodes.add("Div", [e, nodes.length(e, eps, keepdims=1)], "embedding")
 
 
 def _exact(nodes: Nodes, constants: dict[str, np.ndarray], locations: int) -> Any:

@@ -12,7 +12,8 @@ from sdpl.bundle import Bundle
 from sdpl.data.images import LabelledImages
 from sdpl.errors import UserError
 from sdpl.evaluate.evaluation import evaluate, score_all
-from sdpl.export.graphs import BATCH, Scorer, encoder_scorer, in_batches, model_scorer
+from sdpl.export.graphs import BATCH, Scorer, encoder_runner, encoder_scorer, in_batches, model_runner
+from sdpl.kernels.reference import mean_embedding
 from sdpl.manifest import Accuracy, Target, Verification
 from sdpl.progress import Progress, Report
 from sdpl.runtime.availability import target_obstacle
@@ -33,19 +34,29 @@ class Limits:
 
 @dataclass(frozen=True)
 class Prover:
-    """Compares targets with PyTorch: expected scores [N,C] of the proof's images uint8 [N,S,S,3], and, where there is
-    labelled data, its accuracy on that."""
+    """Compares targets with PyTorch: expected scores [N,C] of the proof's images uint8 [N,S,S,3], where there is
+    labelled data its accuracy on that, and where there are some the embeddings [N,E]."""
 
     images: np.ndarray
     expected: np.ndarray
     limits: Limits
     data: LabelledImages | None = None
     accuracy: dict[str, float] | None = None
+    embeddings: np.ndarray | None = None
 
     @classmethod
-    def of(cls, pytorch: Scorer, images: np.ndarray, limits: Limits, data: LabelledImages | None) -> "Prover":
-        """What PyTorch says, computed once."""
-        return cls(images, in_batches(pytorch, images), limits, data, _accuracy(pytorch, data, images.shape[1]))
+    def of(
+        cls,
+        pytorch: Scorer,
+        images: np.ndarray,
+        limits: Limits,
+        data: LabelledImages | None,
+        embedder: Scorer | None = None,
+    ) -> "Prover":
+        """What PyTorch says, computed once. embedder: uint8 [B,S,S,3] -> float32 [B,E]."""
+        embeddings = None if embedder is None else in_batches(embedder, images)
+        accuracy = _accuracy(pytorch, data, images.shape[1])
+        return cls(images, in_batches(pytorch, images), limits, data, accuracy, embeddings)
 
     def prove(self, bundle: Bundle, name: str, report: Report) -> Verification:
         """The comparison of a target, opened from the bundle as a user opens it.
@@ -54,19 +65,22 @@ class Prover:
         specification. Raises UserError with the numbers when it is outside of the limits.
         """
         report(Progress(f"{name}: comparing with PyTorch"))
-        with _opened(bundle, name, report) as (scorer, about):
+        target = bundle.manifest.targets[name]
+        with _opened(bundle, name, report) as (scorer, embedder, about):
             accuracy = _accuracy(scorer, self.data, self.images.shape[1])
             result = compare(
                 self.expected,
                 score_alternating(scorer, self.images),
-                self._tolerance(bundle.manifest.targets[name]),
+                self._tolerance(target),
+                None if self.embeddings is None else (self.embeddings, score_alternating(embedder, self.images)),
+                embedding_limit=None if self.embeddings is None else self._least_cosine(target),
                 accuracy=None
                 if accuracy is None or self.accuracy is None
                 else Accuracy(images=len(self.data or ()), pytorch=self.accuracy, target=accuracy),
                 **about,
             )
-        precision, limit = bundle.manifest.targets[name].precision, self.limits.mAP_drop
-        wrong = failure(result, PRECISIONS[precision].mAP_drop if limit is None else limit)
+        limit = self.limits.mAP_drop
+        wrong = failure(result, PRECISIONS[target.precision].mAP_drop if limit is None else limit)
         if wrong:
             raise UserError(
                 f"{name} does not give PyTorch's answers: {wrong}. Nothing was exported; what was there before is "
@@ -78,6 +92,11 @@ class Prover:
         limit = self.limits.score_difference
         return PRECISIONS[target.precision].score if limit is None else limit
 
+    def _least_cosine(self, target: Target) -> float | None:
+        """Of embeddings; whoever allows scores to differ by more than the precision's own limit allows it here too."""
+        own = PRECISIONS[target.precision]
+        return None if self._tolerance(target) > own.score else own.cosine
+
 
 def prove_targets(bundle: Bundle, names: list[str], prover: Prover, report: Report) -> dict[str, Target]:
     """Prove these targets of a bundle under construction, and write the comparisons into its manifest."""
@@ -88,8 +107,8 @@ def prove_targets(bundle: Bundle, names: list[str], prover: Prover, report: Repo
 
 
 @contextmanager
-def _opened(bundle: Bundle, name: str, report: Report) -> Iterator[tuple[Scorer, dict[str, object]]]:
-    """What scores for a target, and the fields of its comparison that say so."""
+def _opened(bundle: Bundle, name: str, report: Report) -> Iterator[tuple[Scorer, Scorer, dict[str, object]]]:
+    """What scores for a target, what embeds, and the fields of its comparison that say so."""
     target = bundle.manifest.targets[name]
     if target_obstacle(bundle, name) is None:
         try:
@@ -101,14 +120,17 @@ def _opened(bundle: Bundle, name: str, report: Report) -> Iterator[tuple[Scorer,
         else:
             with recognizer:
                 environment = {**recognizer.backend.describe(), **machine()}
-                yield recognizer.scores, {"scored_by": "target", "environment": environment}
+                yield recognizer.scores, recognizer.embedded, {"scored_by": "target", "environment": environment}
             return
     if target.is_whole:
-        scorer = model_scorer(model_path(bundle, target))
+        path = model_path(bundle, target)
+        scorer, embedder = model_runner(path, "scores"), model_runner(path, "embedding")
     else:
         encoder = onnx.load(bundle.file(target.files["encoder"]))
         scorer = encoder_scorer(encoder, bundle.head(target), bundle.manifest.probability)
-    yield scorer, {"scored_by": "graph", "environment": {"onnxruntime": onnxruntime.__version__}}
+        run = encoder_runner(encoder)
+        embedder = lambda images: mean_embedding(run(images)[1])  # noqa: E731
+    yield scorer, embedder, {"scored_by": "graph", "environment": {"onnxruntime": onnxruntime.__version__}}
 
 
 def _accuracy(scorer: Scorer, data: LabelledImages | None, image_size: int) -> dict[str, float] | None:

@@ -109,6 +109,8 @@ def _config(manifest: Manifest, name: str, backend: str, sizes: list[int], with_
     if backend != "python":
         cells = manifest.map_size[0] * manifest.map_size[1]
         outputs.append(f'{{ name: "attention" data_type: TYPE_FP32 dims: [{count}, {cells}] }}')
+        if manifest.embedding_size is not None:  # TensorRT's backend wants to know every output
+            outputs.append(f'{{ name: "embedding" data_type: TYPE_FP32 dims: [{manifest.embedding_size}] }}')
     about = {
         "categories": json.dumps(manifest.categories),
         "thresholds": json.dumps(manifest.thresholds),

@@ -10,7 +10,7 @@ from sdpl.kernels.compile import constants
 from sdpl.kernels.plan import Shape
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-TYPESTR = {"<f4": "float32", "<f2": "float16"}
+TYPESTR = {"<f4": "float32", "<f2": "float16", "<V2": "bfloat16"}  # the last as PyTorch and ml_dtypes name it
 
 
 @dataclass(frozen=True)
@@ -22,20 +22,31 @@ class DeviceArray:
     dtype: str
 
     @classmethod
-    def of(cls, array: Any, name: str) -> "DeviceArray":
-        """A view of anything with `__cuda_array_interface__`. Raises ValueError saying what was expected."""
+    def of(cls, array: Any, name: str, filled: bool = False) -> "DeviceArray":
+        """A view of anything with `__cuda_array_interface__`. filled: whether a kernel writes to it. Raises ValueError
+        saying what was expected."""
         if isinstance(array, cls):
             return array
-        interface = getattr(array, "__cuda_array_interface__", None)
+        try:
+            interface = getattr(array, "__cuda_array_interface__", None)
+        except RuntimeError as error:  # PyTorch's, for a tensor that requires a gradient
+            raise ValueError(f"{name}: {error}") from None
         if interface is None:
             raise ValueError(f"{name}: expected an array on a CUDA device, got {type(array).__name__}")
         dtype = TYPESTR.get(interface["typestr"])
         if dtype is None:
-            raise ValueError(f"{name}: expected float32 or float16, got type {interface['typestr']}")
+            raise ValueError(f"{name}: expected float32, float16 or bfloat16, got type {interface['typestr']}")
         shape, strides = tuple(interface["shape"]), interface.get("strides")
         if not is_contiguous(shape, strides, BYTES[dtype]):
             raise ValueError(f"{name}: expected a C-contiguous array, got strides {tuple(strides)} for shape {shape}")
-        return cls(interface["data"][0], shape, dtype)
+        pointer, read_only = interface["data"]
+        if pointer % BYTES[dtype]:  # an access there would end the whole context
+            raise ValueError(f"{name}: expected an address that is a multiple of {BYTES[dtype]}, got {pointer:#x}")
+        if filled and read_only:
+            raise ValueError(f"{name}: expected an array that can be written to, got a read-only one")
+        if interface.get("mask") is not None:
+            raise ValueError(f"{name}: expected an array without a mask")
+        return cls(int(pointer), shape, dtype)
 
 
 def check(name: str, array: DeviceArray, shape: tuple[int, ...], dtype: str) -> None:

@@ -57,7 +57,7 @@ def cubin(
     forward kernels, how many are a polynomial on the FMA pipe, beside the tanh unit; see docs/kernel.md. cache: a
     folder for results, by default the user's. Two processes may compile at once: files appear whole. A
     damaged one is made again.
-    Raises UserError for an unknown capability and when NVRTC is not installed.
+    Raises UserError for an unknown capability, when NVRTC is not installed, and when it fails, for want of memory say.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {listed(DTYPES)}, got {dtype!r}")
@@ -98,10 +98,25 @@ def _read(path: Path) -> bytes | None:
 
 
 def _compile(source: str, capability: str, definitions: list[tuple[str, str]]) -> bytes:
-    from cuda.core import Program, ProgramOptions
-
+    try:
+        from cuda.core import Program, ProgramOptions
+    except ImportError:
+        raise UserError(f"compiling kernels needs cuda-core: {install_line('cuda')}") from None
     options = ProgramOptions(arch=f"sm_{capability}", std="c++17", define_macro=definitions or None)
-    return bytes(Program(source, "c++", options).compile("cubin").code)
+    try:
+        return bytes(Program(source, "c++", options).compile("cubin").code)
+    except Exception as error:  # cuda-core's class is private
+        version = ".".join(map(str, _nvrtc_version()[1:]))
+        raise UserError(
+            f"NVRTC {version} cannot compile the kernels for compute capability {capability} ({_last_line(error)}): "
+            f"free some memory, or take the NVRTC that was tested: {install_line('cuda')}"
+        ) from error
+
+
+def _last_line(error: BaseException) -> str:
+    """Of a compiler's log, what it ends with."""
+    lines = [line.strip() for line in str(error).replace("\0", "").splitlines()]
+    return next((line for line in reversed(lines) if line), type(error).__name__)
 
 
 def require_nvrtc() -> None:

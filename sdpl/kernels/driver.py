@@ -93,6 +93,19 @@ def context(device_id: int) -> Context:
     return Context(device_id)
 
 
+def require_on(device_id: int, pointer: int, name: str) -> None:
+    """Raise ValueError unless an address is memory of this GPU. Needs a current context."""
+    from cuda.bindings import driver
+
+    ordinal = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    try:
+        where = f"device {int(call('cuPointerGetAttribute', ordinal, pointer))}"
+    except DriverError:
+        where = "memory that CUDA does not know"
+    if where != f"device {device_id}":
+        raise ValueError(f"{name}: expected memory of device {device_id}, got {where}")
+
+
 def _words(driver: Any, status: Any) -> str:
     """What the driver says of a status, with its number."""
     _, text = driver.cuGetErrorString(status)

@@ -13,7 +13,7 @@ from sdpl.errors import UserError, listed
 from sdpl.kernels import EPS
 from sdpl.kernels.arrays import DeviceArray, OnDevice, check, is_aligned
 from sdpl.kernels.compile import CAPABILITIES, covering, cubin
-from sdpl.kernels.driver import Context, DriverError, call, context, version
+from sdpl.kernels.driver import Context, DriverError, call, context, require_on, version
 from sdpl.kernels.plan import Launch, Shape, plan_backward_u, plan_backward_vq, plan_tiled
 
 C_TYPES: dict[type, type] = {int: ctypes.c_void_p, np.int32: ctypes.c_int, np.float32: ctypes.c_float}
@@ -46,17 +46,16 @@ class Kernels:
         eps: float = EPS,
     ) -> None:
         """Fill logits [B,C] and, if given, attention [B,C,L] (float32) from u [B,L,K], v [C,K], q [K], g [B,L,E],
-        t [C,E]; u, v, g of this object's dtype, q and t float32."""
-        u, v, q, g, t, logits = (
-            DeviceArray.of(a, n)
-            for n, a in zip(("u", "v", "q", "g", "t", "logits"), (u, v, q, g, t, logits), strict=True)
-        )
+        t [C,E]; u, v, g of this object's dtype, q and t float32. Whoever makes the arrays does so on the same stream,
+        or has waited. Raises ValueError for an array that does not fit, or lies elsewhere than on this GPU."""
+        u, v, q, g, t = (self._view(a, n) for n, a in zip(("u", "v", "q", "g", "t"), (u, v, q, g, t), strict=True))
+        logits = self._view(logits, "logits", filled=True)
         shape = self._shape(u, v, q, g)
         check("t", t, (shape.C, shape.E), "float32")
         check("logits", logits, (shape.B, shape.C), "float32")
         attention_pointer = 0
         if attention is not None:
-            attention = DeviceArray.of(attention, "attention")
+            attention = self._view(attention, "attention", filled=True)
             check("attention", attention, (shape.B, shape.C, shape.L), "float32")
             attention_pointer = attention.pointer
         plan = plan_tiled("forward", shape, self.dtype, is_aligned(shape, u, v, q, g), self.multiprocessors)
@@ -117,6 +116,15 @@ class Kernels:
                 raise ValueError(f"g: expected E >= 1, got {list(g.shape)}")
         return Shape(batch, locations, v.shape[0], joint, embed)
 
+    def _view(self, array: OnDevice, name: str, filled: bool = False) -> DeviceArray:
+        """An array's memory. A `DeviceArray` is taken as it is: this project makes it."""
+        if isinstance(array, DeviceArray):
+            return array
+        view = DeviceArray.of(array, name, filled)
+        if 0 not in view.shape:  # an empty array has no address
+            self._require_here(view.pointer, name)
+        return view
+
     def _launch(self, plan: Launch, stream: Any, *arguments: int | np.generic) -> None:
         if 0 in plan.grid:  # an empty batch
             return
@@ -139,6 +147,11 @@ class Kernels:
         self._context = context(device_id)
         module = load_module(self._context, code or cubin(supported(self._context.capability), self.dtype))
         return self._context.attribute("MULTIPROCESSOR_COUNT"), module
+
+    def _require_here(self, pointer: int, name: str) -> None:
+        """Raise ValueError unless an address is memory of this GPU."""
+        with self._context.current():
+            require_on(self._context.device_id, pointer, name)
 
     def _function(self, entry: str) -> Any:
         if self._module is None:
@@ -168,10 +181,15 @@ def load_module(where: Context, code: bytes) -> Any:
         try:
             return call("cuModuleLoadData", code)
         except DriverError as error:
-            raise UserError(
-                f"the driver ({version()}) cannot load the kernel for compute capability {where.capability} ({error}): "
-                "update the driver, or export again."
-            ) from None
+            raise unloadable(where.capability, error) from None
+
+
+def unloadable(capability: str, error: Exception) -> UserError:
+    """What to say of a cubin that the driver refused."""
+    return UserError(
+        f"the driver ({version()}) cannot load the kernel for compute capability {capability} "
+        f"({str(error).rstrip(' -')}): update the driver, or export again."
+    )
 
 
 def launch(function: Any, plan: Launch, stream: int, arguments: tuple[int | np.generic, ...]) -> None:
@@ -186,6 +204,10 @@ def _address(stream: Any) -> int:
     """A stream's address; 0 is the default stream."""
     if stream is None or isinstance(stream, int):
         return stream or 0
+    if not hasattr(stream, "__cuda_stream__"):
+        raise ValueError(
+            f"stream: expected an address, an object with __cuda_stream__, or None, got {type(stream).__name__}"
+        )
     return int(stream.__cuda_stream__()[1])
 
 

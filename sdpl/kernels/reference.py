@@ -53,3 +53,14 @@ def attention_pool(s: Array, g: Array, t: Array, eps: float = EPS) -> tuple[Arra
 def bilinear_attention_pool(u: Array, v: Array, q: Array, g: Array, t: Array, eps: float = EPS) -> tuple[Array, Array]:
     """logits [B,C] and attention [B,C,L] from u [B,L,K], v [C,K], q [K], g [B,L,E], t [C,E]."""
     return attention_pool(attention_logits(u, v, q), g, t, eps)
+
+
+def mean_embedding(g: Array, eps: float = EPS) -> Array:
+    """The embedding of whole images, of unit length, [B,E] from g [B,L,E]: the mean over the locations.
+
+    It is the operator with an attention that looks everywhere alike (v = 0) and the axes for text features (t = 1).
+    """
+    xp = array_namespace(g)
+    e = xp.mean(g, axis=1)  # [B,E]
+    unit: Array = e / xp.clip(xp.linalg.vector_norm(e, axis=-1, keepdims=True), min=eps)
+    return unit

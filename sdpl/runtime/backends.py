@@ -39,13 +39,17 @@ class Backend(Protocol):
 
     @property
     def resizes(self) -> bool:
-        """Whether `scores` and `attention` also take a list of decoded images, uint8 [H,W,3] of any sizes."""
+        """Whether a call also takes a list of decoded images, uint8 [H,W,3] of any sizes."""
 
     def scores(self, images: Any) -> np.ndarray:
         """float32 [B,C] from uint8 [B,S,S,3]."""
 
     def attention(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
         """scores float32 [B,C] and attention float32 [B,C,L] from uint8 [B,S,S,3]."""
+
+    def embeddings(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
+        """scores float32 [B,C] and embeddings of unit length, float32 [B,E], from uint8 [B,S,S,3]; only where the
+        manifest says that there are some."""
 
     def describe(self) -> dict[str, str]:
         """Library, version, provider and threads, for reports."""

@@ -48,7 +48,8 @@ class Cores:
 
 
 class CpuModel(ABC):
-    """A whole model, image -> scores, attention, on a CPU. Thread-safe. An engine fills in `infer` and `release`."""
+    """A whole model, image -> scores, attention, embedding, on a CPU. Thread-safe. An engine fills in `infer` and
+    `release`."""
 
     def __init__(self, cores: Cores, description: dict[str, str]):
         self._cores, self._open = cores, True
@@ -85,6 +86,10 @@ class CpuModel(ABC):
     def attention(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scores, attention = self._run(["scores", "attention"], images)
         return scores, attention
+
+    def embeddings(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scores, embeddings = self._run(["scores", "embedding"], images)
+        return scores, embeddings
 
     def describe(self) -> dict[str, str]:
         return self._description
@@ -160,7 +165,7 @@ class OnnxRuntimeCpu(CpuModel):
             )
         except failures as error:
             raise UserError(f"{path}: ONNX Runtime cannot load it ({str(error).splitlines()[0]}).") from None
-        (image,), (scores, attention) = self._session.get_inputs(), self._session.get_outputs()
+        (image,), (scores, attention, *_) = self._session.get_inputs(), self._session.get_outputs()
         require_shapes(bundle, path, image.shape, scores.shape, attention.shape)
         about = {
             "backend": "onnxruntime-cpu",

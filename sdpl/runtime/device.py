@@ -52,16 +52,6 @@ class Cuda:
         """Enqueue a copy in any direction: CUDA tells host from device by the address."""
         call("cuMemcpyAsync", target, source, size, stream)
 
-    def device_of(self, pointer: int) -> int | None:
-        """The number of the GPU that holds this address; None for memory that CUDA does not know."""
-        from cuda.bindings import driver
-
-        ordinal = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
-        try:
-            return int(call("cuPointerGetAttribute", ordinal, pointer))
-        except DriverError:
-            return None
-
     def make_stream(self) -> int:
         from cuda.bindings import driver
 

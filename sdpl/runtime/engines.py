@@ -3,7 +3,7 @@
 import contextlib
 import importlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +20,11 @@ from sdpl.runtime.two_stage import Encoder
 from sdpl.targets import BACKENDS, PRECISIONS
 
 
-def outputs(target: Target) -> tuple[str, str]:
+def outputs_of(bundle: Bundle, target: Target) -> tuple[str, ...]:
     """What a target's graph gives: u and g for the kernel, or all there is to know."""
-    return ("scores", "attention") if target.is_whole else ("u", "g")
+    if not target.is_whole:
+        return ("u", "g")
+    return ("scores", "attention") if bundle.manifest.embedding_size is None else ("scores", "attention", "embedding")
 
 
 class OnnxRuntimeCuda:
@@ -46,7 +48,7 @@ class OnnxRuntimeCuda:
                 f"{name}: ONNX Runtime cannot load its CUDA provider: {BACKENDS['onnxruntime-cuda'].install}."
             )
         narrow = PRECISIONS[target.precision].kernel_dtype == "float16" and not target.is_whole
-        self._dtype, self._outputs = np.float16 if narrow else np.float32, outputs(target)
+        self._dtype, self._outputs = np.float16 if narrow else np.float32, outputs_of(bundle, target)
         self._shapes = {
             value.name: value.shape[1:] for value in (*self._session.get_inputs(), *self._session.get_outputs())
         }
@@ -61,11 +63,11 @@ class OnnxRuntimeCuda:
     def leave(self, stream: int) -> None:
         """Nothing."""
 
-    def enqueue(self, batch: int, image: int, u: int, g: int, stream: int) -> None:
+    def enqueue(self, batch: int, image: int, outputs: Sequence[int], stream: int) -> None:
         self._device.synchronize(stream)  # the images are there before another stream reads them
         binding = self._session.io_binding()
         binding.bind_input("image", "cuda", self._device.device_id, np.uint8, [batch, *self._shapes["image"]], image)
-        for name, pointer in zip(self._outputs, (u, g), strict=True):
+        for name, pointer in zip(self._outputs, outputs, strict=True):
             binding.bind_output(
                 name, "cuda", self._device.device_id, self._dtype, [batch, *self._shapes[name]], pointer
             )
@@ -109,7 +111,7 @@ class TensorRt:
         path = bundle.file(target.files["engine"])
         code = path.read_bytes()
         self._log = logger(trt)
-        self._device, self._tensors = device, ("image", *outputs(target))
+        self._device, self._tensors = device, ("image", *outputs_of(bundle, target))
         self._lanes: dict[int, Lane] = {}
         self._lock = threading.Lock()  # making contexts is not said to be thread-safe
         with device.current():
@@ -135,7 +137,7 @@ class TensorRt:
             if batch not in lane.contexts:
                 lane.contexts[batch] = self._make_context(batch, lane)
 
-    def enqueue(self, batch: int, image: int, u: int, g: int, stream: int) -> None:
+    def enqueue(self, batch: int, image: int, outputs: Sequence[int], stream: int) -> None:
         lane = self._lanes[stream]
         context = lane.contexts.get(batch)
         if context is None:  # images already on the GPU come in any number; no graph points into this context
@@ -143,7 +145,7 @@ class TensorRt:
                 lane.any = lane.any or self._make_context(batch, lane)
             self._shape(lane.any, batch)
             context = lane.any
-        for name, pointer in zip(self._tensors, (image, u, g), strict=True):
+        for name, pointer in zip(self._tensors, (image, *outputs), strict=True):
             if not context.set_tensor_address(name, pointer):
                 reason = self._log.first_error
                 raise RuntimeError(f"the engine does not take address {pointer:#x} for {name} ({reason})")

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from sdpl.kernels.arrays import is_contiguous
+from sdpl.kernels.driver import require_on
 from sdpl.preprocess import squash
 from sdpl.runtime.device import Cuda, OutOfMemoryError
 from sdpl.runtime.gpu_resize import GpuResize
@@ -101,10 +102,8 @@ def _address(images: Any, device: Cuda) -> int:
     address, shape, strides = int(interface["data"][0]), tuple(interface["shape"]), interface.get("strides")
     if not is_contiguous(shape, strides, 1):
         raise ValueError(f"expected contiguous images on the GPU, got strides {tuple(strides)} for shape {shape}")
-    holder = device.device_of(address)
-    if holder != device.device_id:
-        where = "memory that CUDA does not know" if holder is None else f"device {holder}"
-        raise ValueError(f"expected images on device {device.device_id}, got {where}")
+    if 0 not in shape:  # an empty array has no address
+        require_on(device.device_id, address, "images")
     if interface.get("stream"):
         device.synchronize(interface["stream"])
     elif interface.get("version", 0) < 3:  # PyTorch's: it does not say which stream is still writing

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from sdpl.files import replace_file
 from sdpl.preprocess import load_image
 from sdpl.runtime.recognition import Recognition
 from sdpl.runtime.recognizer import Recognizer
-from sdpl.text import printable
+from sdpl.text import as_utf8, printable
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Prediction:
         return printable(f"{self.path}: {listed or 'nothing above threshold'}")
 
     def to_json(self) -> str:
-        return json.dumps({"image": str(self.path), **self.recognition.to_dict()})
+        return json.dumps(self.recognition.to_dict())
 
 
 def predict(
@@ -73,10 +74,10 @@ def _csv_rows(stream: IO[str], categories: tuple[str, ...]) -> Callable[[Path, P
 
     def add(path: Path, prediction: Prediction | UserError) -> None:
         if isinstance(prediction, UserError):
-            writer.writerow([path, "", *[""] * len(categories), prediction])
+            writer.writerow([as_utf8(str(path)), "", *[""] * len(categories), prediction])
             return
         scores = [f"{prediction.recognition.scores[name]:.6g}" for name in categories]
-        writer.writerow([path, "|".join(prediction.recognition.labels), *scores, ""])
+        writer.writerow([as_utf8(str(path)), "|".join(prediction.recognition.labels), *scores, ""])
 
     return add
 
@@ -84,7 +85,7 @@ def _csv_rows(stream: IO[str], categories: tuple[str, ...]) -> Callable[[Path, P
 def _json_rows(stream: IO[str]) -> Callable[[Path, Prediction | UserError], None]:
     def add(path: Path, prediction: Prediction | UserError) -> None:
         if isinstance(prediction, UserError):
-            stream.write(json.dumps({"image": str(path), "error": str(prediction)}) + "\n")
+            stream.write(json.dumps({"image": as_utf8(str(path)), "error": str(prediction)}) + "\n")
         else:
             stream.write(prediction.to_json() + "\n")
 
@@ -93,8 +94,9 @@ def _json_rows(stream: IO[str]) -> Callable[[Path, Prediction | UserError], None
 
 def picture_names(paths: list[Path]) -> list[str]:
     """The pictures' names: those of the images, with the position in front where two images share a name."""
-    count = Counter(path.stem for path in paths)
-    return [f"{i:04d}-{p.stem}.png" if count[p.stem] > 1 else f"{p.stem}.png" for i, p in enumerate(paths)]
+    stems = [os.fsdecode(as_utf8(path.stem).encode()) for path in paths]  # UTF-8 also where the locale has none
+    count = Counter(stems)
+    return [f"{i:04d}-{stem}.png" if count[stem] > 1 else f"{stem}.png" for i, stem in enumerate(stems)]
 
 
 def draw(prediction: Prediction, top: int, out: Path) -> None:

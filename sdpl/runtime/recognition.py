@@ -12,6 +12,7 @@ from sdpl.errors import UserError
 from sdpl.files import replace_file
 from sdpl.preprocess import load_image
 from sdpl.preprocess.cpu import ImageSource
+from sdpl.text import as_utf8
 
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 DRAW_SIDE = 800  # pixels: a large JPEG is decoded at about this size for a picture
@@ -45,7 +46,7 @@ class Recognition:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: labels, scores, target, and the image's path if it has one."""
-        image = {"image": str(self.image)} if isinstance(self.image, str | Path) else {}
+        image = {"image": as_utf8(str(self.image))} if isinstance(self.image, str | Path) else {}
         return {**image, "labels": list(self.labels), "scores": dict(self.scores), "target": self.target}
 
     def plot(self, top: int = 5) -> Image.Image:

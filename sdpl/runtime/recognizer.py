@@ -24,12 +24,13 @@ Source = TypeVar("Source")
 
 @dataclass(frozen=True)
 class Scored:
-    """One image's scores float32 [C] and, if asked for, the attention of each category, float32 [C,h,w]; `target` is
-    what they were computed on."""
+    """One image's scores float32 [C] and, if asked for, the attention of each category, float32 [C,h,w], or its
+    embedding, float32 [E]; `target` is what they were computed on."""
 
     scores: np.ndarray
     target: str
     attention: np.ndarray | None = None
+    embedding: np.ndarray | None = None
 
 
 class Recognizer:
@@ -112,6 +113,58 @@ class Recognizer:
         self._check(images)
         return self._maps(images)
 
+    @property
+    def embedding_size(self) -> int:
+        """E of `embeddings`. Raises UserError that says why this bundle gives none."""
+        manifest = self.bundle.manifest
+        if manifest.embedding_size is not None:
+            return manifest.embedding_size
+        if manifest.config.get("model", {}).get("pooling") == "fused":
+            raise UserError(
+                f"{self.bundle.path} has no embeddings: model.pooling = 'fused' pools a map of its own for each "
+                "category; train with 'projected' or 'trunk'."
+            )
+        raise UserError(
+            f"{self.bundle.path} has no embeddings: an older sdpl exported it. Export the checkpoint again."
+        )
+
+    def embeddings(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Scores [B,C] and embeddings, float32 [B,E], of preprocessed images as `scores` takes them.
+
+        An embedding is the mean of g over the locations at unit length (`sdpl.kernels.reference.mean_embedding`): the
+        image as a point of the space in which the text features lie. Raises UserError as `embedding_size` does.
+        """
+        self._check(images)
+        size = self.embedding_size
+        if images.shape[0] == 0:
+            return np.zeros((0, len(self.categories)), np.float32), np.zeros((0, size), np.float32)
+        return self.backend.embeddings(images)
+
+    def embedded(self, images: Any) -> np.ndarray:
+        """The embeddings alone, float32 [B,E]."""
+        return self.embeddings(images)[1]
+
+    def embed(
+        self,
+        images: ImageInput | Iterable[ImageInput],
+        batch_size: int | None = None,
+        *,
+        channels: ChannelOrder = "rgb",
+    ) -> Any:
+        """Embeddings, of unit length, of images as `recognize` takes them: their dot product is the cosine.
+
+        One image gives float32 [E]; a list, or an array [B,H,W,3], gives [N,E]; an iterator gives an iterator of [E].
+        Raises UserError naming a bad image, and as `embedding_size` does.
+        """
+        size = self.embedding_size  # before anything is read
+        results = self._embedded(self._sources(images, channels), batch_size)
+        if isinstance(images, Iterator) and not is_one_image(images):
+            return results
+        found = list(results)
+        if is_one_image(images):
+            return found[0]
+        return np.stack(found) if found else np.zeros((0, size), np.float32)
+
     def recognize(
         self,
         images: ImageInput | Iterable[ImageInput],
@@ -130,26 +183,29 @@ class Recognizer:
         default the largest that the backend takes well. attention: also keep where the model looked for each category.
         channels: of arrays; "bgr" for OpenCV's. Raises UserError naming a bad image; `stream` goes on behind it.
         """
-        many = [images] if is_one_image(images) else images
-        if not isinstance(many, Iterable):
-            many = [many]  # as_source says what is wrong with it
-        results = self._recognized((as_source(i, channels) for i in many), threshold, batch_size, attention)
+        results = self._recognized(self._sources(images, channels), threshold, batch_size, attention)
         if isinstance(images, Iterator) and not is_one_image(images):
             return results
         found = list(results)
         return found[0] if is_one_image(images) else found
 
     def stream(
-        self, sources: Iterable[Source], with_attention: bool = False, batch_size: int | None = None
+        self,
+        sources: Iterable[Source],
+        with_attention: bool = False,
+        batch_size: int | None = None,
+        with_embedding: bool = False,
     ) -> Iterator[tuple[Source, Scored | UserError]]:
         """Each image with its scores, or with the UserError that says why it could not be read, in order.
 
         sources: images as `recognize` takes them, of any number. The next images are decoded in threads while these
         run; what is in memory at a time is a few batches. Where the backend resizes, threads only decode. Closing the
-        iterator ends it.
+        iterator ends it. Raises ValueError when both attention and embeddings are asked for: a pass gives one of them.
         """
+        if with_attention and with_embedding:
+            raise ValueError("expected with_attention or with_embedding, got both: a pass over the images gives one")
         size = batch_size or self.backend.batch_sizes[-1]
-        run = self._attended if with_attention else self._scored
+        run = self._attended if with_attention else self._with_embeddings if with_embedding else self._scored
         if not self.backend.resizes:
             yield from stream(self.decoder, sources, self.preprocess, run, size)
             return
@@ -187,10 +243,28 @@ class Recognizer:
     def _attended(self, images: Any) -> Iterator[Scored]:
         return (Scored(scores, self.target, maps) for scores, maps in zip(*self._maps(images), strict=True))
 
+    def _with_embeddings(self, images: Any) -> Iterator[Scored]:
+        pairs = zip(*self.backend.embeddings(images), strict=True)
+        return (Scored(scores, self.target, embedding=embedding) for scores, embedding in pairs)
+
     def _maps(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
         """Scores [B,C] and attention [B,C,h,w]."""
         scores, attention = self.backend.attention(images)
         return scores, attention.reshape(*scores.shape, *self.bundle.manifest.map_size)
+
+    def _sources(self, images: ImageInput | Iterable[ImageInput], channels: ChannelOrder) -> Iterator[ImageSource]:
+        """One image or many, as `stream` takes them."""
+        many = [images] if is_one_image(images) else images
+        if not isinstance(many, Iterable):
+            many = [many]  # as_source says what is wrong with it
+        return (as_source(image, channels) for image in many)
+
+    def _embedded(self, images: Iterable[ImageSource], batch_size: int | None) -> Iterator[np.ndarray]:
+        for _, scored in self.stream(images, batch_size=batch_size, with_embedding=True):
+            if isinstance(scored, UserError):
+                raise scored
+            if scored.embedding is not None:
+                yield scored.embedding
 
     def _recognized(
         self, images: Iterable[ImageSource], threshold: float | None, batch_size: int | None, attention: bool

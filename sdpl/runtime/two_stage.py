@@ -7,7 +7,7 @@ in a slot (`sdpl.runtime.slots`).
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from sdpl.errors import UserError
 from sdpl.kernels.launch import Kernels
 from sdpl.manifest import Profile, Target
 from sdpl.runtime.device import Cuda, DriverError, OutOfMemoryError, Pinned
-from sdpl.runtime.gpu_head import GpuHead, Head, NoHead, Sizes
+from sdpl.runtime.gpu_head import GpuHead, Head, More, NoHead, Sizes
 from sdpl.runtime.gpu_inputs import DecodedImages, HostPixels, Input, OnGpu
 from sdpl.runtime.gpu_resize import GpuResize
 from sdpl.runtime.slots import Bucket, Slot, Slots
@@ -26,7 +26,7 @@ from sdpl.runtime.slots import Bucket, Slot, Slots
 
 class Encoder(Protocol):
     """An engine for image uint8 [B,S,S,3] -> u [B,L,K], g [B,L,E] in the kernel's dtype; where the engine is the whole
-    model, scores [B,C] and attention [B,C,L], float32, take their places.
+    model, scores [B,C], attention [B,C,L] and embedding [B,E], float32, take their places.
 
     Batches on different streams may run at once, from different threads; what a stream's batches need is its own.
     """
@@ -40,8 +40,8 @@ class Encoder(Protocol):
     def leave(self, stream: int) -> None:
         """Give back all memory of a stream, which is not used any more."""
 
-    def enqueue(self, batch: int, image: int, u: int, g: int, stream: int) -> None:
-        """Enqueue one batch; arguments are addresses on the GPU, multiples of 256."""
+    def enqueue(self, batch: int, image: int, outputs: Sequence[int], stream: int) -> None:
+        """Enqueue one batch; image and outputs, in the graph's order, are addresses on the GPU, multiples of 256."""
 
     def capturable(self, stream: int) -> bool:
         """Whether `enqueue` may be captured into a graph, after it has run once for that batch."""
@@ -69,15 +69,16 @@ class TwoStage:
         device: Cuda,
         resize: GpuResize | None = None,
     ):
-        """kernels: None for an encoder that is the whole model and writes scores and attention. resize: of decoded
+        """kernels: None for an encoder that is the whole model and writes its outputs. resize: of decoded
         images on this GPU, to the bundle's image size; None leaves that to the CPU."""
         self.name = name
         self._probability = bundle.manifest.probability
         self._encoder, self._device, self._resize = encoder, device, resize
         self._profile = target.profile or Profile()
         constants = bundle.head(target) if kernels else {}
-        joint, embed = (constants[name].shape[1] if kernels else 0 for name in ("v", "t"))
         manifest = bundle.manifest
+        given = manifest.embedding_size or 0
+        joint, embed = (constants["v"].shape[1], constants["t"].shape[1]) if kernels else (0, given)
         size, locations = manifest.preprocessing.image_size, int(np.prod(manifest.map_size))
         self._sizes = Sizes(size, locations, len(manifest.categories), joint, embed)
         self._bytes = self._sizes.bytes(kernels.dtype if kernels else None)
@@ -88,7 +89,9 @@ class TwoStage:
             self._slots = Slots(device)
             made.callback(self._slots.destroy, device)
             stream = self._slots.all[0].stream
-            self._head: Head = GpuHead(constants, self._sizes, kernels, device, stream) if kernels else NoHead()
+            self._head: Head = (
+                GpuHead(constants, self._sizes, kernels, device, stream) if kernels else NoHead(given > 0)
+            )
             made.pop_all()
 
     @property
@@ -105,11 +108,15 @@ class TwoStage:
         return self._resize is not None
 
     def scores(self, images: Any) -> np.ndarray:
-        return self._to_scores(self._run(images, with_attention=False)[0])
+        return self._to_scores(self._run(images, None)[0])
 
     def attention(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
-        logits, attention = self._run(images, with_attention=True)
+        logits, attention = self._run(images, "attention")
         return self._to_scores(logits), attention
+
+    def embeddings(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
+        logits, embeddings = self._run(images, "embedding")
+        return self._to_scores(logits), embeddings
 
     def _to_scores(self, logits: np.ndarray) -> np.ndarray:
         return logits if isinstance(self._head, NoHead) else to_scores(logits, self._probability)
@@ -123,7 +130,7 @@ class TwoStage:
                 raise UserError(
                     f"a batch of {len(images)} does not go through the engine at once: measure a smaller one."
                 )
-            enqueue = functools.partial(self._both, slot, bucket, bucket.batch, bucket.pointers["image"], False)
+            enqueue = functools.partial(self._both, slot, bucket, bucket.batch, bucket.pointers["image"], None)
             if "device" not in bucket.graphs:
                 bucket.graphs["device"] = self._captured(slot, enqueue)
             graph = bucket.graphs["device"]
@@ -156,22 +163,21 @@ class TwoStage:
             if self._resize is not None:
                 self._resize.close()
 
-    def _run(self, images: Any, with_attention: bool) -> tuple[np.ndarray, np.ndarray]:
-        """logits [B,C] and attention [B,C,L], or [0,C,L] without, of uint8 [B,S,S,3] on the host or on this GPU, or of
-        a list of decoded images."""
-        s = self._sizes
+    def _run(self, images: Any, more: More) -> tuple[np.ndarray, np.ndarray]:
+        """logits [B,C], and attention [B,C,L] or embeddings [B,E] if asked for, else [0], of uint8 [B,S,S,3] on the
+        host or on this GPU, or of a list of decoded images."""
         with self._device.current():
             source = self._input(images)
-            logits = np.empty((len(source), s.C), np.float32)
-            attention = np.empty((len(source) if with_attention else 0, s.C, s.L), np.float32)
+            logits = np.empty((len(source), self._sizes.C), np.float32)
+            asked = np.empty((len(source), *self._shape(more)) if more else 0, np.float32)
             with self._taken() as slot:
-                done = self._fill(slot, source, logits, attention, with_attention)
+                done = self._fill(slot, source, logits, asked, more)
                 if not done:
                     self._leave(slot)
             if not done:  # there is no room for a second slot: wait for the first
                 with self._taken(first=True) as slot:
-                    self._fill(slot, source, logits, attention, with_attention)
-        return logits, attention
+                    self._fill(slot, source, logits, asked, more)
+        return logits, asked
 
     @contextmanager
     def _taken(self, first: bool = False) -> Iterator[Slot]:
@@ -193,7 +199,7 @@ class TwoStage:
             return DecodedImages(images, self._resize, self._device)
         return HostPixels(images, self._device)
 
-    def _fill(self, slot: Slot, source: Input, logits: np.ndarray, attention: np.ndarray, with_attention: bool) -> bool:
+    def _fill(self, slot: Slot, source: Input, logits: np.ndarray, asked: np.ndarray, more: More) -> bool:
         """Run the images bucket by bucket, and fill the results. False when the GPU has no room for this slot, which is
         not the first; that one takes smaller parts, and the others' memory."""
         s, start, most = self._sizes, 0, self._profile.max
@@ -201,9 +207,9 @@ class TwoStage:
             size = self._fitting(min(len(source) - start, most))
             n = min(size, len(source) - start)
             try:
-                bucket = self._bucket(slot, size, with_attention)
+                bucket = self._bucket(slot, size, more)
                 image = source.place(slot, bucket, start, n)
-                self._run_bucket(slot, bucket, n, image, with_attention)
+                self._run_bucket(slot, bucket, n, image, more)
             except OutOfMemoryError:
                 self._drop(slot, size)
                 if slot.index > 0:
@@ -216,20 +222,20 @@ class TwoStage:
                 most = smaller[-1]
                 continue
             logits[start : start + n] = _floats(bucket.pinned["logits"], (n, s.C))
-            if with_attention:
-                attention[start : start + n] = _floats(bucket.pinned["attention"], (n, s.C, s.L))
+            if more:
+                asked[start : start + n] = _floats(bucket.pinned[more], (n, *self._shape(more)))
             start += n
         return True
 
-    def _run_bucket(self, slot: Slot, bucket: Bucket, count: int, image: int, with_attention: bool) -> None:
+    def _run_bucket(self, slot: Slot, bucket: Bucket, count: int, image: int, more: More) -> None:
         """Run images that are in the bucket's buffer through its graph, the first time in single calls, so that engines
         settle. Elsewhere their address changes from call to call: without a graph."""
         if image != bucket.pointers["image"]:
-            self._stages(slot, bucket, count, image, with_attention)
+            self._stages(slot, bucket, count, image, more)
             self._device.synchronize(slot.stream)
             return
-        enqueue = functools.partial(self._stages, slot, bucket, bucket.batch, image, with_attention)
-        kind = "attention" if with_attention else "scores"
+        enqueue = functools.partial(self._stages, slot, bucket, bucket.batch, image, more)
+        kind = more or "scores"
         graph = bucket.graphs.get(kind)
         if graph is not None:
             self._device.replay(graph, slot.stream)
@@ -249,28 +255,32 @@ class TwoStage:
         except (RuntimeError, UserError):
             return None
 
-    def _stages(self, slot: Slot, bucket: Bucket, batch: int, image: int, with_attention: bool) -> None:
+    def _stages(self, slot: Slot, bucket: Bucket, batch: int, image: int, more: More) -> None:
         """Both stages and the copy of their results to the host."""
-        self._both(slot, bucket, batch, image, with_attention)
-        for name in ("logits", "attention") if with_attention else ("logits",):
+        self._both(slot, bucket, batch, image, more)
+        for name in ("logits", more) if more else ("logits",):
             size = batch * self._bytes[name]
             self._device.copy(bucket.pinned[name].pointer, bucket.pointers[name], size, slot.stream)
 
-    def _both(self, slot: Slot, bucket: Bucket, batch: int, image: int, with_attention: bool) -> None:
-        first, second = (bucket.pointers[name] for name in self._head.outputs)
-        self._encoder.enqueue(batch, image, first, second, slot.stream)
-        self._head.enqueue(batch, bucket.pointers, with_attention, slot.stream)
+    def _both(self, slot: Slot, bucket: Bucket, batch: int, image: int, more: More) -> None:
+        outputs = [bucket.pointers[name] for name in self._head.outputs]
+        self._encoder.enqueue(batch, image, outputs, slot.stream)
+        self._head.enqueue(batch, bucket.pointers, more, slot.stream)
+
+    def _shape(self, more: More) -> tuple[int, ...]:
+        """Of one image's embedding or attention."""
+        return (self._sizes.E,) if more == "embedding" else (self._sizes.C, self._sizes.L)
 
     def _fitting(self, images: int) -> int:
         """The smallest bucket size that takes so many images, or the largest there is."""
         return next((size for size in self.batch_sizes if size >= images), self._profile.max)
 
-    def _bucket(self, slot: Slot, batch: int, with_attention: bool) -> Bucket:
+    def _bucket(self, slot: Slot, batch: int, more: More) -> Bucket:
         """The slot's bucket of this size, with the buffers that are needed. Raises OutOfMemoryError."""
         bucket = slot.buckets.setdefault(batch, Bucket(batch, {}, {}))
         for name, each in self._bytes.items():
-            asked = name != "attention" or with_attention
-            if asked and name in ("logits", "attention") and name not in bucket.pinned:
+            asked = name not in ("attention", "embedding") or name == more
+            if asked and name in ("logits", "attention", "embedding") and name not in bucket.pinned:
                 bucket.pinned[name] = self._device.allocate_pinned(batch * each)
             if name not in bucket.pointers and (asked or name in self._head.outputs):
                 bucket.pointers[name] = self._device.allocate(batch * each)

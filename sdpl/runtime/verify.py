@@ -62,13 +62,16 @@ def verify(
 
 
 def compared(recognizer: Recognizer) -> Verification:
-    """The proof with an opened recognizer: its scores on this machine against PyTorch's in the bundle."""
+    """The proof with an opened recognizer: scores and embeddings on this machine against PyTorch's in the bundle."""
     images, expected = recognizer.bundle.proof()
     before = recognizer.bundle.manifest.targets[recognizer.target].proof()
+    embeddings = recognizer.bundle.proof_embeddings()
     return compare(
         expected,
         score_alternating(recognizer.scores, images),
         before.tolerance,
+        None if embeddings is None else (embeddings, score_alternating(recognizer.embedded, images)),
+        embedding_limit=before.embedding_limit,
         scored_by="target",
         accuracy=before.accuracy,  # of the export: it needs the labelled data
         environment={**recognizer.backend.describe(), **machine(recognizer.device)},
@@ -86,7 +89,7 @@ def prove(recognizer: Recognizer) -> Verification:
 
 
 def score_alternating(scorer: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
-    """Scores [N,C] of images uint8 [N,S,S,3], in batches of alternating size."""
+    """Scores [N,C], or embeddings [N,E], of images uint8 [N,S,S,3], in batches of alternating size."""
     scores: list[np.ndarray] = []
     start = 0
     while start < len(images):

@@ -21,16 +21,25 @@ COLUMNS = ("bytes", "image", "path")
 
 
 class RecognizerActor:
-    """Called with a batch of columns, adds `scores` float32 [N,C] (NaN for a bad image) and `error` (text, or empty).
+    """Called with a batch of columns, adds `scores` float32 [N,C] (NaN for a bad image) and `error` (text, or empty);
+    with `embeddings` also `embedding` float32 [N,E], as `Recognizer.embed` gives them.
 
     The images come from `column`: encoded bytes or paths; by default the first of "bytes", "image", "path" that is
     there. Opens the bundle once, where Ray places it. Needs no Ray itself.
     """
 
-    def __init__(self, bundle: str, backend: str = "auto", threads: int | None = None, column: str | None = None):
-        """Raises UserError when the bundle cannot be opened."""
+    def __init__(
+        self,
+        bundle: str,
+        backend: str = "auto",
+        threads: int | None = None,
+        column: str | None = None,
+        embeddings: bool = False,
+    ):
+        """Raises UserError when the bundle cannot be opened, or has no embeddings and they are asked for."""
         self._recognizer = Recognizer.open(bundle, backend, threads)
         self._column = column
+        self._embedding_size = self._recognizer.embedding_size if embeddings else None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Raises UserError when the batch has no column with images."""
@@ -40,9 +49,15 @@ class RecognizerActor:
         rows = list(batch[column])
         scores = np.full((len(rows), len(self._recognizer.categories)), np.nan, np.float32)
         errors = np.full(len(rows), "", dtype=object)
-        for i, (_, result) in enumerate(self._recognizer.stream(rows)):
+        added: dict[str, Any] = {"scores": scores, "error": errors}
+        if self._embedding_size is not None:
+            added["embedding"] = np.full((len(rows), self._embedding_size), np.nan, np.float32)
+        results = self._recognizer.stream(rows, with_embedding="embedding" in added)
+        for i, (_, result) in enumerate(results):
             if isinstance(result, UserError):
                 errors[i] = str(result)
-            else:
-                scores[i] = result.scores
-        return {**batch, "scores": scores, "error": errors}
+                continue
+            scores[i] = result.scores
+            if result.embedding is not None:
+                added["embedding"][i] = result.embedding
+        return {**batch, **added}

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from sdpl.bundle import Bundle
 from sdpl.errors import UserError
 from sdpl.preprocess import VERSION
 from sdpl.scale.output import Counts, read_metadata
-from sdpl.scale.plan import Plan, other_inputs, resized
+from sdpl.scale.plan import SCHEMA, Plan, other_inputs, resized
 from sdpl.scale.storage import Store, is_url
 
 FORMAT_VERSION = 1
 JOB, INPUTS, LOCK = "job.json", "inputs.parquet", ".sdpl-score.lock"
+MOMENT_S = 2  # until the process of a run that was killed is gone
 FOOTERS = 16  # of finished shards, read at a time
 
 
@@ -57,6 +59,7 @@ class Settings:
     shard_size: int = 10_000
     image_column: str | None = None
     key_column: str | None = None
+    embeddings: bool | None = None
 
 
 @dataclass
@@ -88,7 +91,8 @@ def open_job(store: Store, plan: Plan, model: Model, settings: Settings) -> Job:
         "settings": asdict(settings),
     }
     if JOB not in names:
-        strange = sorted(name for name in names if name.endswith(".parquet") and name != INPUTS)
+        ours = {INPUTS} if INPUTS in names and _is_ours(store) else set()  # of a job that was killed as it began
+        strange = sorted(name for name in names - ours if name.endswith(".parquet"))
         if strange:
             raise UserError(f"{store.location}: holds {strange[0]} but no {JOB}: choose another --out.")
         _write_inputs(store, plan)
@@ -99,23 +103,24 @@ def open_job(store: Store, plan: Plan, model: Model, settings: Settings) -> Job:
         return Job(job_id, plan, set(), Counts())
     written = _read_json(store)
     found = [_difference(written.get(part, {}), content[part]) for part in ("model", "settings")]
-    before, job = _read_inputs(store), Job(written.get("id", ""), plan, set(), Counts())
-    found += other_inputs(before, plan.table)
+    before, now = _read_inputs(store), plan.written()
+    job = Job(written.get("id", ""), plan, set(), Counts())
+    found += other_inputs(before, now)
     if not any(found):
         for shard, counts in _finished(store, job.id, names):
             job.finish(shard, counts)
-        found += resized(before, plan.table, job.done)
+        found += resized(before, now, job.done)
     changes = "; ".join(change for change in found if change)
     if changes:
         raise UserError(f"{store.location}: holds another job: {changes}. Choose another --out, or the same settings.")
-    if before != plan.table:  # unfinished inputs that were repaired
+    if before != now:  # unfinished inputs that were repaired
         _write_inputs(store, plan)
     return job
 
 
 @contextmanager
 def only_job(store: Store) -> Iterator[None]:
-    """Refuse a second job in the same folder of this machine or a mounted one.
+    """Refuse a second job in the same folder of this machine or a mounted one. Of a job that never began nothing stays.
 
     An object store has no locks: there two equal commands do the same work twice, and write the same files.
     """
@@ -123,13 +128,14 @@ def only_job(store: Store) -> Iterator[None]:
         yield
         return
     folder = Path(store.location)
+    made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --out.") from None
     lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=MOMENT_S)
     except Timeout:
         raise UserError(f"{folder}: another sdpl-score is writing into this folder; wait for it.") from None
     except OSError as error:
@@ -137,7 +143,13 @@ def only_job(store: Store) -> Iterator[None]:
     try:
         yield
     finally:
+        if not store.has(JOB):
+            with suppress(OSError):
+                (folder / LOCK).unlink()
         lock.release()
+        with suppress(OSError):  # they hold something, as they should
+            for path in made:
+                path.rmdir()
 
 
 def _finished(store: Store, job_id: str, names: set[str]) -> Iterator[tuple[int, Counts]]:
@@ -172,13 +184,13 @@ def _short(value: Any) -> str:
 def _digest(plan: Plan) -> bytes:
     digest = hashlib.sha256()
     for name in plan.table["location"].to_pylist():
-        digest.update(name.encode() + b"\0")
+        digest.update(name + b"\0")
     return digest.digest()
 
 
 def _write_inputs(store: Store, plan: Plan) -> None:
-    with store.replace(INPUTS) as path:
-        pq.write_table(plan.table, path, compression="zstd")
+    with store.replace(INPUTS) as path, pa.OSFile(os.fsencode(path), "wb") as stream:  # a name may be not UTF-8
+        pq.write_table(plan.written(), stream, compression="zstd")
 
 
 def _read_json(store: Store) -> dict[str, Any]:
@@ -191,6 +203,14 @@ def _read_json(store: Store) -> dict[str, Any]:
     if version != FORMAT_VERSION:
         raise UserError(f"{store.location}/{JOB}: its format version is {version}, this sdpl knows {FORMAT_VERSION}.")
     return content
+
+
+def _is_ours(store: Store) -> bool:
+    try:
+        names: list[str] = _read_inputs(store).schema.names
+    except UserError:
+        return False
+    return bool(names == SCHEMA.names)
 
 
 def _read_inputs(store: Store) -> pa.Table:

@@ -1,6 +1,7 @@
 """One Parquet file per shard: its columns, what of the scores is kept, and the metadata in its footer."""
 
 import json
+import os
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
@@ -13,9 +14,11 @@ import pyarrow.parquet as pq
 from sdpl.errors import UserError
 from sdpl.scale.readers import Entry
 from sdpl.scale.storage import Store
+from sdpl.text import as_utf8
 
 METADATA = b"sdpl"  # the key in a file's footer; its value is JSON
 ROW_GROUP = 8192  # rows in memory before they are written
+Row = tuple[np.ndarray, np.ndarray | None]  # of an image: scores float32 [C], and its embedding float32 [E] or None
 DTYPES = {"float16": pa.float16(), "float32": pa.float32()}
 
 
@@ -77,30 +80,34 @@ class ShardWriter:
         dtype: str,
         categories: tuple[str, ...],
         thresholds: tuple[float, ...],
+        embedding_size: int | None = None,
     ):
+        """embedding_size: of a column of embeddings; None for none."""
         self.counts = Counts(above=[0] * len(categories))
         self._keep, self._categories = keep, categories
         self._thresholds = np.asarray(thresholds, np.float32)
         labels = [] if keep.mode == "all" else [("labels", pa.list_(pa.string()))]
         scores = ("scores", pa.list_(DTYPES[dtype]))
+        embedding = [] if embedding_size is None else [("embedding", pa.list_(DTYPES[dtype], embedding_size))]
         self._schema = pa.schema(
-            [("key", pa.string()), ("source", pa.string()), *labels, scores, ("error", pa.string())]
+            [("key", pa.string()), ("source", pa.string()), *labels, scores, *embedding, ("error", pa.string())]
         )
         self._numpy = np.dtype(dtype)
         self._above = np.zeros(len(categories), np.int64)
         self._keys: set[str] = set()
-        self._rows: list[tuple[Entry, np.ndarray | UserError]] = []
+        self._rows: list[tuple[Entry, Row | UserError]] = []
         self._stack = ExitStack()
         try:
             path = self._stack.enter_context(store.replace(name))
-            self._file = self._stack.enter_context(pq.ParquetWriter(path, self._schema, compression="zstd"))
+            stream = self._stack.enter_context(pa.OSFile(os.fsencode(path), "wb"))  # a name may be not UTF-8
+            self._file = self._stack.enter_context(pq.ParquetWriter(stream, self._schema, compression="zstd"))
         except BaseException as error:
             self._close(error)
             raise
 
-    def add(self, entry: Entry, result: np.ndarray | UserError) -> None:
-        """One entry with its scores float32 [C], or with what is wrong with it. A key that came before is wrong: it is
-        kept as a row with an error."""
+    def add(self, entry: Entry, result: Row | UserError) -> None:
+        """One entry with what was computed of it, or with what is wrong with it. A key that came before is wrong: it
+        is kept as a row with an error."""
         if entry.key in self._keys:
             self.counts.repeated += 1
             result = UserError(f"the key {entry.key!r} came before in this shard; this entry is not counted.")
@@ -109,7 +116,7 @@ class ShardWriter:
         if isinstance(result, UserError):
             self.counts.bad += 1
         else:
-            self._above += result >= self._thresholds
+            self._above += result[0] >= self._thresholds
         self._rows.append((entry, result))
         if len(self._rows) == ROW_GROUP:
             self._write()
@@ -141,21 +148,22 @@ class ShardWriter:
             return
         columns: dict[str, list[Any]] = {name: [] for name in self._schema.names}
         for entry, result in self._rows:
-            columns["key"].append(entry.key)
-            columns["source"].append(entry.source)
+            columns["key"].append(as_utf8(entry.key))
+            columns["source"].append(as_utf8(entry.source))
             if isinstance(result, UserError):
                 columns["error"].append(str(result))
-                columns["scores"].append(None)
-                if "labels" in columns:
-                    columns["labels"].append(None)
+                for name in {"labels", "scores", "embedding"} & columns.keys():
+                    columns[name].append(None)
                 continue
             columns["error"].append(None)
-            kept = result
+            kept, embedding = result
             if "labels" in columns:
-                picked = self._keep.pick(result, self._thresholds)
+                picked = self._keep.pick(kept, self._thresholds)
                 columns["labels"].append([self._categories[c] for c in picked])
-                kept = result[picked]
+                kept = kept[picked]
             columns["scores"].append(kept.astype(self._numpy))
+            if embedding is not None:
+                columns["embedding"].append(embedding.astype(self._numpy))
         self._rows = []
         arrays = [pa.array(columns[field.name], field.type) for field in self._schema]
         self._file.write_table(pa.Table.from_arrays(arrays, schema=self._schema))

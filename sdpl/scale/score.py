@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from sdpl.scale.job import Job, Model, only_job, open_job
+from sdpl.scale.job import JOB, Job, Model, only_job, open_job
 from sdpl.scale.output import Counts, Keep
 from sdpl.scale.plan import Shard, make_plan
 from sdpl.scale.storage import open_store
 from sdpl.scale.worker import Options, Outcome, Times, Worker
+from sdpl.supervised import Journal
+from sdpl.text import as_utf8
 
 Tick = Callable[[int], None]
 
@@ -35,13 +37,29 @@ class OneProcess:
 
     workers = machines = 1
 
-    def __init__(self, options: Options):
-        self._worker = Worker(options)
+    def __init__(self, options: Options, journal: Journal | None = None):
+        """journal: of the process that started this one, and would start another."""
+        self._worker, self._journal = Worker(options, journal, leaves_when_hung=journal is not None), journal
         self.model, self.decoders = self._worker.model, self._worker.decoders
         self.categories = self._worker.categories
 
     def run(self, job_id: str, shards: Iterable[Shard], tick: Tick) -> Iterator[Outcome]:
-        yield from self._worker.score(job_id, shards, tick)
+        """Shards that were in work when a process died come last, one at a time and carefully."""
+        suspects: list[Shard] = []
+        yield from self._worker.score(job_id, self._trusted(shards, suspects), tick)
+        for shard in suspects:
+            if self._journal is None or self._journal.deaths[shard.index] < self._journal.tries:
+                yield from self._worker.score(job_id, [shard], tick, careful=True)
+            else:
+                why = f"ended the process {self._journal.deaths[shard.index]} times, and not by decoding one image"
+                yield Outcome(shard.index, failure=f"{shard.locations[0]}: {why}.")
+
+    def _trusted(self, shards: Iterable[Shard], suspects: list[Shard]) -> Iterator[Shard]:
+        for shard in shards:
+            if self._journal is not None and self._journal.deaths[shard.index]:
+                suspects.append(shard)
+            else:
+                yield shard
 
     def close(self) -> None:
         self._worker.close()
@@ -156,7 +174,8 @@ def score(
     Keep.parse(options.settings.keep)
     store = open_store(options.out)
     with only_job(store):
-        plan, repeated = make_plan(inputs, recursive, options.settings.shard_size)
+        is_new = not store.has(JOB)
+        plan, repeated = make_plan(inputs, recursive, options.settings.shard_size, store, is_new)
         opened = engine(options)
         try:
             job = open_job(store, plan, opened.model, options.settings)
@@ -213,7 +232,7 @@ def _summary(engine: Engine, job: Job, status: Status, repeated: int, price_per_
         shards=len(job.plan),
         shards_before=status.shards_before,
         repeated_inputs=repeated,
-        failures={job.plan.shard(index).locations[0]: why for index, why in sorted(status.failures.items())},
+        failures={as_utf8(job.plan.shard(index).locations[0]): why for index, why in sorted(status.failures.items())},
         counts=job.counts,
         categories=engine.categories,
         images=status.finished_images,

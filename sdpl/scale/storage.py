@@ -106,6 +106,9 @@ class Store(Protocol):
     def replace(self, name: str) -> Any:
         """A context that gives a path to write; the file takes its name, whole, when the context ends well."""
 
+    def contains(self, location: str) -> bool:
+        """Whether a path or URL lies in it, and not deeper."""
+
     def clear_unfinished(self) -> None:
         """Delete what killed runs left half-written."""
 
@@ -130,6 +133,9 @@ class LocalStore:
 
     def replace(self, name: str) -> Any:
         return replace_file(self._folder / name)
+
+    def contains(self, location: str) -> bool:
+        return not is_url(location) and os.path.realpath(os.path.dirname(location)) == os.path.realpath(self._folder)
 
     def clear_unfinished(self) -> None:
         for name in self.names():
@@ -171,6 +177,9 @@ class UrlStore:
             raise UserError(f"cannot write {self.location}/{name} ({what}); nothing was changed there.") from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def contains(self, location: str) -> bool:
+        return posixpath.dirname(location) == str(self._fs.unstrip_protocol(self._path)).rstrip("/")
 
     def clear_unfinished(self) -> None:
         """An upload that was cut off leaves no object."""

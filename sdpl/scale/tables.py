@@ -1,6 +1,7 @@
 """What a job says of itself, as text."""
 
 from sdpl.scale.score import Engine, Status, Summary
+from sdpl.text import printable
 
 MOST = 20  # categories listed in a summary
 
@@ -23,7 +24,9 @@ def summary_lines(summary: Summary, out: str) -> list[str]:
     """The end of a job for a person."""
     counts = summary.counts
     done = summary.shards - len(summary.failures)
-    lines = [f"{out}: {done} of {summary.shards} shards, {counts.images:,} images, {counts.bad:,} with an error"]
+    lines = [
+        f"{printable(out)}: {done} of {summary.shards} shards, {counts.images:,} images, {counts.bad:,} with an error"
+    ]
     if counts.repeated:
         lines.append(f"of these, {counts.repeated:,} have a key that came before in their shard")
     if summary.repeated_inputs:

@@ -143,6 +143,7 @@ class _Run:
         self.ap: dict[str, float | None] = {}  # of the newest epoch
         self.snapshots: list[dict[str, Any]] = []  # of the attention, after some epochs
         self.callbacks = Callbacks([])
+        self.lines: Report = silent  # told about the run
         self.pace = Pace(len(self.train_data), len(self.val_data), config.train.epochs, model.words.device)
         self.shuffle = torch.Generator().manual_seed(config.train.seed)
         self.shuffle_state = self.shuffle.get_state()  # at the start of the current epoch
@@ -160,7 +161,7 @@ class _Run:
 
     def train(self, report: Report, callbacks: Sequence[Callback] = ()) -> None:
         """All epochs that are still to do, a line for each to `report`."""
-        self.callbacks, best = Callbacks(callbacks), None
+        self.callbacks, self.lines, best = Callbacks(callbacks), report, None
         try:
             while self.epoch < self.config.train.epochs:
                 log = self.run_epoch()
@@ -285,7 +286,10 @@ class _Run:
             self.step, self.loss_sum = i + 1, self.loss_sum + loss * len(chunks[i])
             self.pace.step(len(chunks[i]), loss)
             self.callbacks.on_step(StepLog(self.epoch + 1, i + 1, self.learner.steps, loss, lr, self.pace.images_per_s))
-            steps.advance(len(chunks[i]), self.pace.note(self.epoch, steps.done + len(chunks[i])))
+            done = steps.done + len(chunks[i])
+            steps.advance(len(chunks[i]), self.pace.note(self.epoch, done))
+            if estimate := self.pace.estimate(self.epoch, done):
+                self.lines(Progress(estimate))
             if every and self.step % every == 0 and self.step < len(chunks):
                 self._save("last.ckpt")
         if self.unreadable.images.issuperset(self.train_data.images):

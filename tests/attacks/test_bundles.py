@@ -35,12 +35,13 @@ def rehash(bundle, name):
     edit(bundle, lambda manifest: manifest["files"].update({name: record}))
 
 
-def graph(side=64, categories=10, cells=4, name="scores", **external):
+def graph(side=64, categories=10, cells=4, embedding=16, name="scores", **external):
     """A graph that looks like a bundle's, without one node that computes."""
     image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["B", side, side, 3])
     outputs = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", categories]),
         helper.make_tensor_value_info("attention", TensorProto.FLOAT, ["B", categories, cells]),
+        helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["B", embedding]),
     ]
     weights = TensorProto(
         name="w", dims=[1], data_type=TensorProto.FLOAT, **({} if external else {"raw_data": bytes(4)})
@@ -58,7 +59,8 @@ def graph(side=64, categories=10, cells=4, name="scores", **external):
         (graph(side=32), "size, categories or map: image"),
         (graph(categories=9), "size, categories or map: scores, attention"),
         (graph(cells=1), "size, categories or map: attention"),
-        (graph(name="other"), "takes image and gives other, attention"),
+        (graph(embedding=8), "size, categories or map: embedding"),
+        (graph(name="other"), "takes image and gives other, attention, embedding"),
         (graph(location="../../etc/passwd"), "lists no '../../etc/passwd'"),
         (graph(location="/etc/passwd"), "lists no '/etc/passwd'"),
     ],

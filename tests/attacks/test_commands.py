@@ -1,11 +1,15 @@
 """What nobody foresaw, and text that would act on a terminal."""
 
+import csv
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sdpl.cli import unforeseen
@@ -76,7 +80,7 @@ def test_a_message_is_one_bounded_line_without_effect():
     error = UserError("name\n\x1b[31m " + "x" * 10_000 + " \udcff\u202e: fix it.")
     assert len(str(error)) <= 390
     assert str(error).startswith(r"name \x1b[31m xxx")
-    assert str(error).endswith(r"x \udcff\u202e: fix it.")
+    assert str(error).endswith(r"x \xff\u202e: fix it.")
     str(error).encode()
     assert shortened("short") == "short"
     assert escaped("[bold]") == r"\[bold]"
@@ -93,14 +97,32 @@ def test_what_can_be_a_name_and_a_path():
         assert path_problem(path)
 
 
-def test_names_that_are_no_utf8_are_shown_escaped(sdpl, bundle, scenes, tmp_path):
-    image = os.fsdecode(os.fsencode(tmp_path) + b"/\xff[red].png")
-    with open(image, "wb") as stream:
-        stream.write(next((scenes / "test").iterdir()).read_bytes())
-    result = sdpl("predict", bundle, image)
-    assert result.exit_code == 0
-    assert r"/\udcff[red].png: " in result.stdout
-    assert json.loads(sdpl("predict", bundle, image, "--json").stdout)["image"] == image
+def test_names_that_are_not_utf8_are_escaped_alike_everywhere(sdpl, bundle, scenes, tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    good, bad, out = folder / os.fsdecode(b"\xff[red].jpg"), folder / "bad.jpg", folder / "out"
+    good.write_bytes(next((scenes / "test").iterdir()).read_bytes())
+    bad.write_bytes(b"x")
+    shown = [f"{tmp_path}/caf\\xe9/" + name for name in ("bad.jpg", r"\xff[red].jpg")]
+    result = sdpl("predict", bundle, folder, "--save", out / "drawn")
+    assert result.stdout.startswith(f"{shown[1]}: ")
+    assert f"error: {shown[0]}: is not an image" in result.stderr
+    assert [path.name for path in (out / "drawn").iterdir()] == [r"\xff[red].png"]
+    assert json.loads(sdpl("predict", bundle, good, "--json").stdout)["image"] == shown[1]
+    for name in ("a.csv", "a.jsonl"):
+        sdpl("predict", bundle, folder, "--out", out / name)
+    assert [row["image"] for row in csv.DictReader((out / "a.csv").read_text().splitlines())] == shown
+    assert [json.loads(line)["image"] for line in (out / "a.jsonl").read_text().splitlines()] == shown
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        tar.add(good, os.fsdecode(b"\xfe.jpg"))
+    assert sdpl("score", bundle, folder, "--out", out).exit_code == 0
+    assert "finished by earlier runs: 2 shards" in sdpl("score", bundle, folder, "--out", out).stdout
+    tables = [pq.read_table(pa.py_buffer(path.read_bytes())) for path in sorted(out.glob("shard-*"))]
+    found = [row for table in tables for row in table.to_pylist()]
+    assert [row["key"] for row in found] == [*shown, r"\xfe"]
+    assert [row["error"] is None for row in found] == [False, True, True]
+    inputs = pq.read_table(pa.py_buffer((out / "inputs.parquet").read_bytes()))["location"].to_pylist()
+    assert inputs == [*shown, f"{tmp_path}/caf\\xe9/a.tar"]
 
 
 def test_a_path_that_cannot_be_is_refused_by_every_option(sdpl):

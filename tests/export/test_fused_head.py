@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sdpl.bundle import Bundle
+from sdpl.errors import UserError
 from sdpl.export.fold import fold
 from sdpl.export.fused_head import add_fused_head
 from sdpl.export.onnx import encoder_to_onnx
@@ -39,6 +40,8 @@ def test_fused_pooling_exports_and_gives_pytorch_s_scores(sdpl, fails, trained, 
     images = opened.proof()[0]
     with Recognizer.open(out, "cpu:fp32") as recognizer:
         scores, attention = recognizer.attention(images)
+        with pytest.raises(UserError, match=r"has no embeddings: model.pooling = 'fused'"):
+            recognizer.embeddings(images)
     expected = model.attention(images)
     np.testing.assert_allclose(scores, expected[0], atol=1e-5)
     np.testing.assert_allclose(attention, expected[1], atol=1e-5)

@@ -10,7 +10,7 @@ from sdpl.export import head
 from sdpl.export.head import add_head
 from sdpl.export.onnx import OPSET, lowered
 from sdpl.export.separable import SeparableScores
-from sdpl.kernels.reference import attention_pool, bilinear_attention_pool
+from sdpl.kernels.reference import attention_pool, bilinear_attention_pool, mean_embedding
 
 
 def graph(constants, locations, joint, embed, kind="exact", probability="sigmoid"):
@@ -22,6 +22,12 @@ def graph(constants, locations, joint, embed, kind="exact", probability="sigmoid
     model = lowered(add_head(model, {n: a.astype(np.float32) for n, a in constants.items()}, probability, kind))
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def embedding(model, u, g):
+    """[B,E]"""
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(["embedding"], {"u": u.astype(np.float32), "g": g.astype(np.float32)})[0]
 
 
 def run(model, u, g):
@@ -47,7 +53,9 @@ def test_the_nodes_are_the_specification(batch, locations, categories, joint, em
         rng.standard_normal((categories, embed)),
     )
     u, g = rng.standard_normal((batch, locations, joint)), rng.standard_normal((batch, locations, embed))
-    logits, attention = run(graph({"v": v, "q": q, "t": t}, locations, joint, embed), u, g)
+    model = graph({"v": v, "q": q, "t": t}, locations, joint, embed)
+    np.testing.assert_allclose(embedding(model, u, g), mean_embedding(g), rtol=2e-5, atol=1e-6)
+    logits, attention = run(model, u, g)
     expected_logits, expected_attention = bilinear_attention_pool(u, v, q, g, t)
     np.testing.assert_allclose(attention, expected_attention, rtol=2e-5, atol=1e-6)
     np.testing.assert_allclose(logits, expected_logits, rtol=2e-4, atol=5e-5)  # through a sigmoid and back
@@ -57,6 +65,7 @@ def test_an_embedding_of_nothing_is_no_division_by_zero():
     zeros, ones = np.zeros((1, 3, 4)), np.ones((2, 4))
     logits, _ = run(graph({"v": ones, "q": np.ones(4), "t": ones}, 3, 4, 4), zeros, zeros)
     assert (logits == 0).all()
+    assert (embedding(graph({"v": ones, "q": np.ones(4), "t": ones}, 3, 4, 4), zeros, zeros) == 0).all()
 
 
 def test_a_wrong_constant_is_noticed():

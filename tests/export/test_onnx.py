@@ -21,7 +21,7 @@ def test_graph_as_other_tools_see_it(bundle):
     batch, *rest = image.type.tensor_type.shape.dim
     assert batch.dim_param
     assert [d.dim_value for d in rest] == [64, 64, 3]
-    assert [o.name for o in model.graph.output] == ["scores", "attention"]
+    assert [o.name for o in model.graph.output] == ["scores", "attention", "embedding"]
     assert {node.domain for node in model.graph.node} == {""}
     assert not model.functions
     assert not {"BatchNormalization", "Scan", "Loop", "If"} & {n.op_type for n in model.graph.node}

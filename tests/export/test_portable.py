@@ -32,7 +32,7 @@ def by_openvino(path, images):
 def by_opencv(path, images):
     network = cv2.dnn.readNetFromONNX(str(path))
     network.setInput(images, "image")
-    return network.forward(["scores", "attention"])
+    return network.forward(["scores", "attention", "embedding"])[:2]  # it wants all of them named
 
 
 def by_reference(path, images):

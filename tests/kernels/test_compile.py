@@ -1,6 +1,8 @@
 """NVRTC makes machine code for every compute capability, fast where it matters; the cache survives damage."""
 
 import re
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -131,6 +133,43 @@ def test_what_cannot_be_compiled_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(nvrtc, "nvrtcVersion", missing)
     with pytest.raises(UserError, match="needs NVRTC: " + re.escape(install_line("cuda"))):
+        cubin("86", "float32", cache=tmp_path)
+
+
+COMPILE_WITH_LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+from cuda.core import Program, ProgramOptions
+from sdpl.errors import UserError
+from sdpl.kernels.compile import cubin
+
+Program("", "c++", ProgramOptions(arch="sm_86")).compile("cubin")  # loads the compiler
+held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+limit = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (held + (int(sys.argv[2]) << 20), limit[1]))
+try:
+    print(len(cubin("86", "float16", cache=Path(sys.argv[1]))))
+except UserError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_AS, limit)
+print(len(cubin("86", "float16", cache=Path(sys.argv[1]))) > 10_000)
+"""
+
+
+def test_a_compiler_without_memory_says_so_and_works_again(tmp_path):
+    """In a process of its own: with a few MB more the compiler's second part aborts it, which nobody can prevent."""
+    command = [sys.executable, "-c", COMPILE_WITH_LITTLE_MEMORY, tmp_path, "2"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    said, works = result.stdout.splitlines()
+    assert re.match(
+        r"NVRTC 13\.\d+ cannot compile the kernels for compute capability 86 \(.+\): free some memory", said
+    )
+    assert works == "True"
+
+
+def test_without_cuda_core_the_install_line_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.core", None)
+    with pytest.raises(UserError, match="compiling kernels needs cuda-core: " + re.escape(install_line("cuda"))):
         cubin("86", "float32", cache=tmp_path)
 
 

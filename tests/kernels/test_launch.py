@@ -87,7 +87,7 @@ def test_device_arrays_of_any_library():
     ("array", "message"),
     [
         (np.zeros(3), "u: expected an array on a CUDA device, got ndarray"),
-        (OnDevice((2,), "<f8"), "u: expected float32 or float16, got type <f8"),
+        (OnDevice((2,), "<f8"), "u: expected float32, float16 or bfloat16, got type <f8"),
         (
             OnDevice((2, 3), strides=(4, 8)),
             r"u: expected a C-contiguous array, got strides \(4, 8\) for shape \(2, 3\)",
@@ -113,6 +113,7 @@ def kernels():
     """A launcher without a GPU, whose launches are recorded."""
     launcher = object.__new__(Kernels)
     launcher.dtype, launcher.multiprocessors, launcher.launched = "float16", H100, []
+    launcher._require_here = lambda pointer, name: None
     launcher._launch = lambda plan, stream, *arguments: launcher.launched.append((plan, arguments))
     return launcher
 

@@ -153,6 +153,102 @@ def test_closing_unloads_the_code():
         kernels._function("forward_f16_c1_aligned")
 
 
+NAMES = ("u", "v", "q", "g", "t", "logits", "attention")
+
+
+class Shared:
+    """An array as PyTorch, CuPy and PyCUDA describe theirs."""
+
+    def __init__(self, array, offset=0, **changes):
+        typestr = {"float32": "<f4", "float16": "<f2", "bfloat16": "<V2"}[array.dtype]
+        self.__cuda_array_interface__ = {
+            "shape": array.shape, "typestr": typestr, "strides": None, "data": (array.pointer + offset, False),
+            "version": 3,
+        } | changes  # fmt: skip
+
+
+def shared(mine, **instead):
+    """The operands as another library would share them, some of them changed."""
+    return {name: Shared(array) for name, array in zip(NAMES, mine.arrays, strict=True)} | instead
+
+
+@pytest.mark.parametrize("dtype", list(BYTES))
+def test_arrays_of_other_libraries(operands, dtype):
+    mine, kernels = operands(SHAPES[0], dtype), Kernels(dtype)
+    kernels.forward(**shared(mine))
+    with mine.device.current():
+        mine.device.synchronize_all()
+    expected = bilinear_attention_pool(*mine.host)
+    np.testing.assert_allclose(mine.results()[0], expected[0], atol=4e-2 if dtype == "bfloat16" else 5e-3)
+    kernels.close()
+
+
+class NeedsGradient:
+    @property
+    def __cuda_array_interface__(self):
+        raise RuntimeError("Can't get __cuda_array_interface__ on Variable that requires grad.")
+
+
+def test_arrays_that_a_gpu_could_not_read_are_named_and_nothing_is_launched(operands):
+    """Most of them would end the context, and with it everything that this process has on the GPU."""
+    mine, there = operands(SHAPES[0], "float32"), operands(SHAPES[0], "float32", device=Cuda(1))
+    kernels, u, host = Kernels("float32"), mine.arrays[0], np.zeros(SHAPES[0][2:4], np.float32)
+    refused = [
+        *(
+            ({name: Shared(other)}, f"{name}: expected memory of device 0, got device 1")
+            for name, other in zip(NAMES, there.arrays, strict=True)
+        ),
+        ({"v": Shared(mine.arrays[1], data=(host.ctypes.data, False))}, "v: .* got memory that CUDA does not know"),
+        ({"v": host}, "v: expected an array on a CUDA device, got ndarray"),
+        ({"u": Shared(u, offset=2)}, "u: expected an address that is a multiple of 4, got 0x"),
+        ({"u": Shared(u, typestr="<f2")}, r"u: expected float32 \[1, 49, 64\], got float16"),
+        ({"u": Shared(u, typestr="<i4")}, "u: expected float32, float16 or bfloat16, got type <i4"),
+        ({"u": Shared(u, strides=(4, 8, 16))}, "u: expected a C-contiguous array"),
+        ({"u": Shared(u, mask=Shared(u))}, "u: expected an array without a mask"),
+        ({"u": NeedsGradient()}, "u: Can't get __cuda_array_interface__ on Variable that requires grad"),
+        ({"logits": Shared(mine.arrays[5], data=(mine.arrays[5].pointer, True))}, "logits: .* that can be written to"),
+        ({"stream": "fast"}, "stream: expected an address, an object with __cuda_stream__, or None, got str"),
+    ]
+    before = {name: get(name) for name in ("used", "pinned", "modules", "cuLaunchKernel")}
+    for change, message in refused:
+        with pytest.raises(ValueError, match=message) as raised:
+            kernels.forward(**shared(mine, **change))
+        assert "\n" not in str(raised.value)
+    assert {name: get(name) for name in before} == before
+    kernels.forward(**shared(mine, u=Shared(u, data=(u.pointer, True))))  # read-only is fine for what is only read
+    with mine.device.current():
+        mine.device.synchronize_all()
+    np.testing.assert_allclose(mine.results()[0], bilinear_attention_pool(*mine.host)[0], atol=1e-5)
+    kernels.close()
+
+
+def test_rows_at_odd_addresses_are_read_value_by_value(operands):
+    mine, kernels = operands(SHAPES[0], "float16"), Kernels("float16")
+    u = mine.arrays[0]
+    with mine.device.current():
+        base = mine.device.allocate(2 * 49 * 64 + 2)
+    ctypes.memmove(base + 2, u.pointer, 2 * 49 * 64)
+    kernels.forward(**shared(mine, u=Shared(DeviceArray(base + 2, u.shape, "float16"))))
+    with mine.device.current():
+        mine.device.synchronize_all()
+        mine.device.free(base)
+    np.testing.assert_allclose(mine.results()[0], bilinear_attention_pool(*mine.host)[0], atol=5e-3)
+    assert set(kernels._functions) == {"forward_f16_c1_any"}
+    kernels.close()
+
+
+def test_an_empty_batch_has_no_address_and_launches_nothing(operands):
+    mine, kernels = operands(SHAPES[0], "float32"), Kernels("float32")
+    empty = {
+        name: Shared(DeviceArray(0, (0, *mine.arrays[i].shape[1:]), "float32"))
+        for i, name in ((0, "u"), (3, "g"), (5, "logits"), (6, "attention"))
+    }
+    launches = get("cuLaunchKernel")
+    kernels.forward(**shared(mine, **empty))
+    assert get("cuLaunchKernel") == launches
+    kernels.close()
+
+
 @pytest.fixture
 def capability():
     """capability(87) makes the GPUs ones of that compute capability."""

@@ -140,7 +140,7 @@ def test_one_context_per_batch_size_and_one_workspace_for_all_of_a_stream(record
     for batch in (1, 8):
         encoder.prepare(batch, STREAM)
     for batch in (1, 8, 1, 5, 6):
-        encoder.enqueue(batch, 256, 512, 768, STREAM)
+        encoder.enqueue(batch, 256, (512, 768), STREAM)
     one, eight, of_any_batch = recorded.contexts
     assert (of_any_batch.shape[1][0], len(of_any_batch.runs)) == (6, 2)
     assert (one.shape, eight.shape) == (("image", (1, 64, 64, 3)), ("image", (8, 64, 64, 3)))
@@ -153,12 +153,24 @@ def test_one_context_per_batch_size_and_one_workspace_for_all_of_a_stream(record
     assert encoder.describe() == {"library": "tensorrt_rtx 1.7"}
 
 
-def test_an_engine_of_the_whole_model_writes_scores_and_attention(recorded, bundle_and_target, device):
+def test_an_engine_of_the_whole_model_writes_all_of_its_outputs(recorded, bundle_and_target, device):
     bundle, target = bundle_and_target
     whole = target.model_copy(update={"files": {"model": "model.onnx", "engine": target.files["engine"]}})
     engine = TensorRt(bundle, NAME, whole, device)
     engine.prepare(1, STREAM)
-    engine.enqueue(1, 256, 512, 768, STREAM)
+    engine.enqueue(1, 256, (512, 768, 1024), STREAM)
+    given = {"image": 256, "scores": 512, "attention": 768, "embedding": 1024}
+    assert recorded.contexts[0].runs == [(STREAM, given)]
+    engine.close()
+
+
+def test_an_engine_of_an_older_bundle_writes_no_embedding(recorded, bundle_and_target, device):
+    bundle, target = bundle_and_target
+    older = Bundle(bundle.path, bundle.manifest.model_copy(update={"embedding_size": None}))
+    whole = target.model_copy(update={"files": {"model": "model.onnx", "engine": target.files["engine"]}})
+    engine = TensorRt(older, NAME, whole, device)
+    engine.prepare(1, STREAM)
+    engine.enqueue(1, 256, (512, 768), STREAM)
     assert recorded.contexts[0].runs == [(STREAM, {"image": 256, "scores": 512, "attention": 768})]
     engine.close()
 
@@ -167,7 +179,7 @@ def test_streams_share_neither_contexts_nor_workspace(recorded, encoder):
     before = get("used")
     for stream in (STREAM, 8):
         encoder.prepare(1, stream)
-        encoder.enqueue(1, 256, 512, 768, stream)
+        encoder.enqueue(1, 256, (512, 768), stream)
     one, other = recorded.contexts
     assert one.memory[0] != other.memory[0]
     assert (one.runs[0][0], other.runs[0][0]) == (STREAM, 8)
@@ -179,18 +191,18 @@ def test_streams_share_neither_contexts_nor_workspace(recorded, encoder):
 def test_what_the_engine_refuses_is_an_error(recorded, encoder):
     encoder.prepare(1, STREAM)
     with pytest.raises(RuntimeError, match="the engine does not take address 0x64 for image"):
-        encoder.enqueue(1, 100, 256, 512, STREAM)
+        encoder.enqueue(1, 100, (256, 512), STREAM)
     assert not recorded.contexts[0].runs
     recorded.contexts[0].works = False
     encoder._log.first_error = "Cuda Runtime (out of memory)"
     with pytest.raises(OutOfMemoryError, match="too little free memory for batch 1"):
-        encoder.enqueue(1, 256, 512, 768, STREAM)
+        encoder.enqueue(1, 256, (512, 768), STREAM)
 
 
 def test_nothing_is_destroyed_before_what_was_made_of_it(recorded, encoder):
     encoder.prepare(1, STREAM)
-    encoder.enqueue(1, 256, 512, 768, STREAM)
-    encoder.enqueue(3, 256, 512, 768, STREAM)
+    encoder.enqueue(1, 256, (512, 768), STREAM)
+    encoder.enqueue(3, 256, (512, 768), STREAM)
     encoder.close()
     encoder.close()
     assert recorded.destroyed == ["Context", "Context", "Config", "Cache", "Engine", "Runtime"]

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from sdpl.bundle import Bundle, to_scores
 from sdpl.errors import UserError
 from sdpl.kernels.launch import Kernels
-from sdpl.kernels.reference import bilinear_attention_pool
+from sdpl.kernels.reference import bilinear_attention_pool, mean_embedding
 from sdpl.manifest import Profile
 from sdpl.runtime.backends import Choice
 from sdpl.runtime.device import Cuda, OutOfMemoryError
@@ -127,6 +127,21 @@ def test_attention_is_the_portable_model_s(make, proof, gpu_bundle):
         np.testing.assert_allclose(ours[1], attention, atol=5e-3)
 
 
+@pytest.mark.parametrize("captured", [True, False])
+def test_embeddings_are_the_specification_of_g(make, proof, gpu_bundle, captured):
+    """First computed and replayed, beside the scores; the kernel's buffers for them come when they are asked for."""
+    images, expected = proof
+    bundle = Bundle.open(gpu_bundle)
+    path = bundle.file(bundle.manifest.targets[TARGET].files["encoder"])
+    (g,) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(["g"], {"image": images})
+    recognizer, _, _ = make(captured=captured)
+    for _ in range(2):
+        scores, embeddings = recognizer.embeddings(images)
+        np.testing.assert_allclose(scores, expected, atol=EXACT)
+        np.testing.assert_allclose(embeddings, mean_embedding(g.astype(np.float64)), atol=1e-5)
+    np.testing.assert_allclose(recognizer.scores(images), expected, atol=EXACT)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 3, 5, 6])
 def test_any_batch_fits_a_bucket_and_padding_is_not_seen(make, proof, batch):
     recognizer, _, encoder = make(profile=Profile(min=1, opt=2, max=4))
@@ -195,11 +210,18 @@ def test_wrong_arrays_on_the_device_are_named(make, on_device, proof):
         recognizer.scores(on_device(device, proof[0], strides=(1, 2, 3, 4)))
     with pytest.raises(ValueError, match=r"expected images uint8 \[B,64,64,3\], got float32"):
         recognizer.scores(on_device(device, proof[0], typestr="<f4"))
-    with pytest.raises(ValueError, match="expected images on device 0, got device 1"):
+    with pytest.raises(ValueError, match="images: expected memory of device 0, got device 1"):
         recognizer.scores(on_device(Cuda(1), proof[0]))
-    with pytest.raises(ValueError, match="expected images on device 0, got memory that CUDA does not know"):
+    with pytest.raises(ValueError, match="images: expected memory of device 0, got memory that CUDA does not know"):
         recognizer.scores(on_device(device, proof[0], data=(proof[0].ctypes.data, False)))
     np.testing.assert_allclose(recognizer.scores(proof[0]), proof[1], atol=EXACT)
+
+
+def test_no_images_on_the_device(make, on_device, proof):
+    recognizer, device, _ = make()
+    empty = on_device(device, proof[0][:0], data=(0, False))
+    assert recognizer.scores(empty).shape == (0, 10)
+    assert recognizer.attention(empty)[1].shape[:2] == (0, 10)
 
 
 def test_the_second_gpu(make, on_device, proof):

@@ -18,6 +18,10 @@ def test_bytes_and_paths_and_bad_images(bundle, photos):
     np.testing.assert_allclose(out["scores"][[0, 2]], expected, atol=1e-6)
     assert np.isnan(out["scores"][1]).all()
     assert [bool(text) for text in out["error"]] == [False, True, False]
+    out = RecognizerActor(str(bundle), embeddings=True)({"bytes": data})
+    with Recognizer.open(bundle) as recognizer:
+        np.testing.assert_allclose(out["embedding"][[0, 2]], recognizer.embed(photos[:2]), atol=1e-6)
+    assert np.isnan(out["embedding"][1]).all()
     paths = actor({"path": np.array([str(photos[0])], dtype=object)})
     np.testing.assert_allclose(paths["scores"], expected[:1], atol=1e-6)
 

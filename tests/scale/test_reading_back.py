@@ -3,6 +3,7 @@
 import glob
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import sdpl
@@ -23,7 +24,7 @@ def test_one_line_reads_it(sdpl, bundle, tars, tmp_path, monkeypatch, line, keep
     library = pytest.importorskip(name, reason=f"{name} is not installed")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    sdpl("score", bundle, *tars[:2], "--out", "scores", "--keep", keep, "--dtype", "float16")
+    sdpl("score", bundle, *tars[:2], "--out", "scores", "--keep", keep, "--dtype", "float16", "--embeddings")
     table = eval(line, {name: library, "glob": glob})  # a line of our own docs
     rows = {
         "pandas": lambda: table.to_dict("records"),
@@ -33,4 +34,6 @@ def test_one_line_reads_it(sdpl, bundle, tars, tmp_path, monkeypatch, line, keep
     }[name]()
     assert sorted(row["key"] for row in rows) == [f"{i:06d}" for i in range(8)]
     assert {len(row["scores"]) for row in rows} == {2 if keep == "top:2" else 10}
+    assert {len(row["embedding"]) for row in rows} == {16}
+    assert all(0.99 < np.linalg.norm(np.asarray(row["embedding"], np.float32)) < 1.01 for row in rows)
     assert all(0 < score < 1 for row in rows for score in row["scores"])

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sdpl.runtime import Recognizer
+from sdpl.scale import OneProcess
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +84,20 @@ def test_what_is_kept(sdpl, bundle, photos, expected, rows, tmp_path):
         assert row["scores"] == pytest.approx(expected[0][picked].astype(np.float16).tolist(), abs=1e-3)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_embeddings_are_a_column(sdpl, fails, bundle, photos, tmp_path, dtype):
+    (tmp_path / "bad.jpg").write_bytes(b"not an image")
+    words = ("score", bundle, photos[0], tmp_path / "bad.jpg", photos[1], "--out", tmp_path / "out", "--dtype", dtype)
+    assert sdpl(*words, "--embeddings").exit_code == 0
+    table = pq.read_table(tmp_path / "out" / "shard-000000.parquet")
+    assert table.schema.field("embedding").type == pa.list_(getattr(pa, dtype)(), 16)
+    first, bad, second = table["embedding"].to_pylist()
+    assert bad is None
+    with Recognizer.open(bundle) as recognizer:
+        np.testing.assert_allclose([first, second], recognizer.embed(photos[:2]), atol=1e-6 if "32" in dtype else 1e-3)
+    assert "--embeddings was True, is now None" in fails(*words)
+
+
 def test_the_footer_says_what_scored(sdpl, bundle, photos, tmp_path):
     sdpl("score", bundle, photos[0], "--out", tmp_path / "out")
     metadata = json.loads(pq.read_metadata(tmp_path / "out" / "shard-000000.parquet").metadata[b"sdpl"])
@@ -99,7 +114,9 @@ def test_the_footer_says_what_scored(sdpl, bundle, photos, tmp_path):
 
 def test_bad_images_are_rows_with_an_error(sdpl, bundle, photos, rows, tmp_path, write_tar):
     tar = write_tar(tmp_path / "a.tar", [("good.jpg", photos[0].read_bytes()), ("bad.jpg", b"x"), ("empty.jpg", b"")])
-    result = sdpl("score", bundle, tar, tmp_path / "gone.jpg", photos[1], "--out", tmp_path / "out", "--json")
+    (tmp_path / "list.txt").write_text(str(tmp_path / "gone.jpg"))
+    words = [tar, f"@{tmp_path / 'list.txt'}", photos[1], "--out", tmp_path / "out"]
+    result = sdpl("score", bundle, *words, "--json")
     assert result.exit_code == 0
     by_key = {key.split("/")[-1]: row for (_, key), row in rows(tmp_path / "out").items()}
     assert "no such image" in by_key["gone.jpg"]["error"]
@@ -130,7 +147,8 @@ def test_broken_shards_are_named_and_the_others_done(sdpl, bundle, photos, tars,
     pq.write_table(pa.table({"a": [1]}), tmp_path / "wrong.parquet")
     pq.write_table(pa.table({"image": [1]}), tmp_path / "number.parquet")
     names = ["cut.tar", "header.tar", "text.tar", "bad.parquet", "wrong.parquet", "number.parquet", "gone.tar"]
-    words = [bundle, *(tmp_path / name for name in names), tars[1], "--out", tmp_path / "out"]
+    (tmp_path / "list.txt").write_text("\n".join(str(tmp_path / name) for name in names))
+    words = [bundle, f"@{tmp_path / 'list.txt'}", tars[1], "--out", tmp_path / "out"]
     result = sdpl("score", *words, "--tries", 1)
     assert result.exit_code == 2
     failed = [line for line in result.stderr.splitlines() if line.startswith("failed: ")]
@@ -173,6 +191,78 @@ def test_a_changed_job_is_refused_with_its_differences(sdpl, fails, bundle, tars
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
+def test_a_named_input_that_is_not_there_begins_no_job(sdpl, fails, bundle, photos, tars, rows, tmp_path):
+    out = tmp_path / "new" / "out"
+    for name in ("photo.jpgg", "gone.tar", "gone.parquet"):
+        message = fails("score", bundle, photos[0], tmp_path / name, "--out", out)
+        assert f"{tmp_path / name}: no such file or folder; nothing was begun" in message
+    (tmp_path / "list.txt").write_text("gone/a.jpg\ngone/b.jpg\n")
+    assert "none of the 2 inputs is there, such as gone/a.jpg: paths" in fails(
+        "score", bundle, f"@{tmp_path / 'list.txt'}", "--out", out
+    )
+    assert not out.parent.exists()
+    assert sdpl("score", bundle, photos[0], "--out", out).exit_code == 0
+    assert len(rows(out)) == 1
+
+
+def test_what_disappears_later_does_not_end_the_job(sdpl, bundle, photos, rows, tmp_path, monkeypatch):
+    first, second = (shutil.copy(photo, tmp_path) for photo in photos[:2])
+
+    def after_the_plan(options, journal):
+        (tmp_path / photos[0].name).unlink()
+        return OneProcess(options, journal)
+
+    monkeypatch.setattr("sdpl.scale.OneProcess", after_the_plan)
+    words = ["score", bundle, first, second, "--out", tmp_path / "out"]
+    assert sdpl(*words).exit_code == 0
+    errors = {key: row["error"] for (_, key), row in rows(tmp_path / "out").items()}
+    assert errors == {first: f"{first}: no such image.", second: None}
+    monkeypatch.undo()
+    assert "finished by earlier runs: 1 shards" in sdpl(*words).stdout
+
+
+def test_its_own_files_are_no_inputs(sdpl, fails, bundle, photos, tars, rows, tmp_path, monkeypatch):
+    import fsspec
+
+    shutil.copytree(photos[0].parent, tmp_path / "data" / "photos")
+    for folder in ("data", "data/out", "data/photos"):
+        words = ["score", bundle, tmp_path / "data", "--recursive", "--out", tmp_path / folder]
+        assert sdpl(*words).exit_code == 0
+        assert "finished by earlier runs: 1 shards" in sdpl(*words).stdout, folder
+        assert len(rows(tmp_path / folder)) == 24
+        for path in (tmp_path / folder).glob("*.parquet"):
+            path.unlink()
+        (tmp_path / folder / "job.json").unlink()
+    monkeypatch.chdir(tmp_path / "data" / "photos")
+    for _ in range(2):
+        assert sdpl("score", bundle, "*", "--out", ".").exit_code == 0
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/own/a.jpg", photos[0].read_bytes())
+    for _ in range(2):
+        result = sdpl("score", bundle, "memory://own", "--recursive", "--out", "memory://own/out/")
+        assert result.exit_code == 0, result.output
+    assert "finished by earlier runs: 1 shards" in result.stdout
+
+
+def test_files_of_others_in_its_folder_are_kept(fails, bundle, photos, tmp_path):
+    shutil.copy(photos[0], tmp_path)
+    for name in ("inputs.parquet", "shard-000000.parquet"):
+        pq.write_table(pa.table({"image": [photos[0].read_bytes()]}), tmp_path / name)
+        before = (tmp_path / name).read_bytes()
+        assert f"holds {name} but no job.json" in fails("score", bundle, tmp_path, "--out", tmp_path)
+        assert (tmp_path / name).read_bytes() == before
+        (tmp_path / name).unlink()
+
+
+def test_of_a_job_that_never_began_nothing_stays(fails, bundle, photos, tmp_path):
+    assert "no such bundle" in fails("score", tmp_path / "gone.sdpl", photos[0], "--out", tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    assert "no such bundle" in fails("score", tmp_path / "gone.sdpl", photos[0], "--out", tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
 def test_what_a_user_gets_wrong(fails, sdpl, bundle, photos, tars, tmp_path):
     out = ["--out", tmp_path / "out"]
     assert "no such bundle" in fails("score", tmp_path / "gone.sdpl", photos[0], *out)
@@ -180,7 +270,7 @@ def test_what_a_user_gets_wrong(fails, sdpl, bundle, photos, tars, tmp_path):
     assert "no images in this folder" in fails("score", bundle, tmp_path / "empty", *out)
     assert "the list cannot be read" in fails("score", bundle, f"@{tmp_path / 'gone.txt'}", *out)
     (tmp_path / "blank.txt").write_text("\n\n")
-    assert "no inputs: the lists are empty" in fails("score", bundle, f"@{tmp_path / 'blank.txt'}", *out)
+    assert "no inputs: the lists or folders hold none" in fails("score", bundle, f"@{tmp_path / 'blank.txt'}", *out)
     assert "no file fits this pattern" in fails("score", bundle, tmp_path / "*.jpg", *out)
     for keep in ("top:0", "top:x", "threshold:2", "some"):
         assert "expected all, top:K, threshold" in fails("score", bundle, photos[0], *out, "--keep", keep)

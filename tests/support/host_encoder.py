@@ -43,10 +43,10 @@ class HostEncoder:
     def leave(self, stream):
         self.left.append(stream)
 
-    def enqueue(self, batch, image, u, g, stream):
+    def enqueue(self, batch, image, outputs, stream):
         if batch > self.most_running:
             raise OutOfMemoryError("no room while running")
-        assert image % 256 == u % 256 == g % 256 == 0, "an engine takes no such address"
+        assert not any(pointer % 256 for pointer in (image, *outputs)), "an engine takes no such address"
         if self.allocates_while_running:
             call("cuMemFree", call("cuMemAlloc", 16))
 
@@ -55,7 +55,7 @@ class HostEncoder:
                 self.batches.append(batch)
                 self.during()
                 images = at(image, (batch, self.side, self.side, 3))
-                for pointer, array in zip((u, g), self.session.run(self.outputs, {"image": images}), strict=True):
+                for pointer, array in zip(outputs, self.session.run(self.outputs, {"image": images}), strict=True):
                     at(pointer, array.shape, array.dtype)[:] = array
             except BaseException as error:
                 self.errors.append(error)

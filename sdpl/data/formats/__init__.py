@@ -10,18 +10,26 @@ import numpy as np
 
 from sdpl.data.categories import require_distinct
 from sdpl.data.formats.bounds import require_file, require_names
-from sdpl.data.formats.coco import read_coco
 from sdpl.data.formats.table import csv_rows, jsonl_rows, parquet_rows, read_table, write_table
 from sdpl.data.formats.voc import is_voc, read_voc
 from sdpl.data.images import LabelledImages
 from sdpl.errors import UserError, listed
 from sdpl.files import replace_file
 
+
+def _read_coco(
+    path: Path, images: Path | None, categories: tuple[str, ...] | None
+) -> tuple[Path, list[str], np.ndarray, tuple[str, ...]]:
+    from sdpl.data.formats.coco import read_coco  # its library is an extra
+
+    return read_coco(path, images, categories)
+
+
 # Each reader takes (path, images folder or None, categories or None) and returns the images' folder, their names in
 # it [N], labels int8 [N,C] and the categories' names [C]. What holds for every format is checked in `read_labels`.
 Reader = Callable[[Path, Path | None, tuple[str, ...] | None], tuple[Path, list[str], np.ndarray, tuple[str, ...]]]
 READERS: dict[str, Reader] = {
-    "coco": read_coco,
+    "coco": _read_coco,
     "voc": read_voc,
     "csv": partial(read_table, csv_rows),
     "jsonl": partial(read_table, jsonl_rows),

@@ -1,36 +1,41 @@
 """COCO format, and LVIS's way of saying which categories are known to be absent."""
 
+import re
 from pathlib import Path
 
+import msgspec
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
 
 from sdpl.data.formats.bounds import require_room
 from sdpl.errors import UserError, listed
 
+# What JSON does not have, but Python's json writes; strings are matched so that nothing is found inside them.
+NOT_NUMBERS = re.compile(rb'"(?:[^"\\]|\\.)*+"|NaN|-?Infinity')
 
-class CocoImage(BaseModel):
+
+class CocoImage(msgspec.Struct, gc=False):
     id: int
     file_name: str
     neg_category_ids: list[int] | None = None  # LVIS: known to be absent; categories named nowhere are then unknown
 
 
-class CocoAnnotation(BaseModel):
+class CocoAnnotation(msgspec.Struct, gc=False):
     image_id: int
     category_id: int
 
 
-class CocoCategory(BaseModel):
+class CocoCategory(msgspec.Struct, gc=False):
     id: int
     name: str
 
 
-class CocoFile(BaseModel):
-    """The parts of a COCO-format file that image-level labels need; everything else in it is skipped."""
+class CocoFile(msgspec.Struct):
+    """The parts of a COCO-format file that image-level labels need; everything else in it is skipped, and takes no
+    memory (docs/decisions/0082)."""
 
-    images: list[CocoImage] = Field(min_length=1)
+    images: list[CocoImage]
     annotations: list[CocoAnnotation]
-    categories: list[CocoCategory] = Field(min_length=1)
+    categories: list[CocoCategory]
 
 
 def read_coco(
@@ -82,11 +87,32 @@ def _require_listed(annotations: Path, what: str, named: set[int], listed_ids: d
 
 
 def _parse(path: Path) -> CocoFile:
+    content = path.read_bytes()
     try:
-        return CocoFile.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "json_invalid":
-            raise UserError(f"{path}: is not JSON ({first['msg']}).") from None
-        raise UserError(f"{path}: is not COCO format: {where or 'the file'}: {first['msg']}.") from None
+        file = _decode(content)
+    except msgspec.ValidationError as error:
+        what, _, place = str(error).partition(" - at `$.")
+        where = re.sub(r"\[(\d+)\]", r".\1", place.rstrip("`"))
+        raise UserError(f"{path}: is not COCO format: {where or 'the file'}: {what}.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: is not JSON ({error}).") from None
+    empty = [name for name in ("images", "categories") if not getattr(file, name)]
+    if empty:
+        raise UserError(f"{path}: is not COCO format: {empty[0]}: List should have at least 1 item.")
+    return file
+
+
+def _decode(content: bytes) -> CocoFile:
+    """Numbers as text and 1.0 for 1 are taken as ids, and NaN and infinities where labels need no number."""
+    try:
+        return msgspec.json.decode(content, type=CocoFile, strict=False)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        changed = bytearray(content)
+        for match in NOT_NUMBERS.finditer(content):
+            if not match[0].startswith(b'"'):
+                changed[match.start() : match.end()] = b"[]".ljust(len(match[0]))  # no id and no name either
+        if changed == content:
+            raise
+        return msgspec.json.decode(changed, type=CocoFile, strict=False)

@@ -1,1 +1,1 @@
-"""An evaluation as one HTML file: figures, pictures of what went wrong, tables."""
+"""HTML pages of one file each: an evaluation, a training run, checked data; figures, pictures, tables."""

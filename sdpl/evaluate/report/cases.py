@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sdpl.data.images import LabelledImages, evenly_taken
+from sdpl.data.images import MEANING, LabelledImages, evenly_taken
 from sdpl.data.reading import batches
 from sdpl.evaluate.evaluation import Evaluated
 from sdpl.plots import overlay
@@ -21,7 +21,6 @@ BATCH = 16
 TOP = 5
 TWICE = 2  # cards of errors that one image may have
 ALIKE = 3  # errors of one category in a row
-MEANING = {1: "present", -1: "absent", 0: "unknown"}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The figures of an evaluation: average precision per category, precision-recall curves, calibration.
+"""The figures of an evaluation: average precision per category, precision-recall curves, calibration; and of data.
 
 They take their colours from matplotlib's settings, so that one function draws for a light and for a dark page.
 """
@@ -6,10 +6,10 @@ They take their colours from matplotlib's settings, so that one function draws f
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from sklearn.metrics import precision_recall_curve
 
-from sdpl.data.images import LabelledImages
+from sdpl.data.images import LabelCounts, LabelledImages, evenly_taken
 from sdpl.evaluate.calibration import Calibration
 from sdpl.plots import pyplot
 
@@ -133,6 +133,28 @@ def calibration_curve(calibration: Calibration) -> "Figure":
     for axis in (curve, counts):
         axis.grid(alpha=0.25)
         axis.tick_params(labelsize=8)
+    return figure
+
+
+def positives_by_category(counts: dict[str, list[LabelCounts]]) -> "Figure":
+    """How many known positives each category has, the most first: a curve for each split, {"split": counts}."""
+    figure: Figure
+    figure, axis = pyplot().subplots(figsize=(5.4, 3.4), layout="constrained")
+    for i, (split, rows) in enumerate(counts.items()):
+        ranked = sorted((row.positive for row in rows), reverse=True)
+        at = evenly_taken(len(ranked), POINTS)
+        marker = "o" if len(ranked) <= 30 else ""
+        x = [rank + 1 for rank in at]
+        axis.plot(x, [ranked[rank] for rank in at], marker=marker, markersize=3.5, color=f"C{i}", label=split)
+    axis.set_yscale("symlog", linthresh=1)  # linear up to 1, so that 0 has its place
+    axis.set_ylim(bottom=0)
+    axis.yaxis.set_major_formatter("{x:,.0f}")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_xlabel("category, by rank", fontsize=9)
+    axis.set_ylabel("known positives", fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.25)
+    figure.legend(fontsize=7, loc="outside lower center", frameon=False)
     return figure
 
 

@@ -1,14 +1,15 @@
 // Sorts and filters the table of categories, and counts precision, recall and F1 again at another threshold.
 "use strict";
 const table = document.getElementById("categories");
-const body = table.tBodies[0], heads = table.tHead.rows[0].cells, rows = [...body.rows];
+const body = table.tBodies[0], rows = [...body.rows];
+const heads = [...table.tHead.querySelectorAll("button")].map(button => button.parentElement); // in the columns' order
 const value = cell => (cell.dataset.value === undefined ? cell.textContent.trim().toLowerCase() : Number(cell.dataset.value));
 const sort = () => {
-  const head = [...heads].find(one => one.hasAttribute("aria-sort"));
+  const head = heads.find(one => one.hasAttribute("aria-sort")), column = heads.indexOf(head);
   if (!head) return;
   const turn = head.getAttribute("aria-sort") === "descending" ? -1 : 1;
   body.append(...[...body.rows].sort((a, b) => {
-    const x = value(a.cells[head.cellIndex]), y = value(b.cells[head.cellIndex]);
+    const x = value(a.cells[column]), y = value(b.cells[column]);
     if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y);
     return (x < y ? -1 : x > y ? 1 : 0) * turn;
   }));
@@ -16,7 +17,7 @@ const sort = () => {
 table.tHead.addEventListener("click", event => {
   const head = event.target.closest("button")?.parentElement;
   if (!head) return;
-  const first = head.cellIndex ? "descending" : "ascending", before = head.getAttribute("aria-sort");
+  const first = heads.indexOf(head) ? "descending" : "ascending", before = head.getAttribute("aria-sort");
   for (const other of heads) other.removeAttribute("aria-sort");
   head.setAttribute("aria-sort", before !== first ? first : first === "ascending" ? "descending" : "ascending");
   sort();

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sdpl.kernels.reference import attention_pool
+from sdpl.kernels.reference import attention_pool, mean_embedding
 from sdpl.kernels.torch_op import attention_logits
 from sdpl.train.model.fused import fused_attention_pool, mask_pool
 
@@ -81,6 +81,11 @@ class Decoupling(nn.Module):
             return fused_attention_pool(F.linear(f, weight, bias), v, q, self.to_embedding, t)
         u, v, q, g = self.operands(f, words)
         return attention_pool(attention_logits(u, v, q), g, t)
+
+    def embedding(self, f: torch.Tensor) -> torch.Tensor:
+        """e [B,E] of whole images, of unit length, from f [B,L,D]. Fused pooling has no g, and so none."""
+        e: torch.Tensor = mean_embedding(self.to_embedding(self._pooled_values(f)))
+        return e
 
     @torch.no_grad()
     def spread(self, f: torch.Tensor, words: torch.Tensor) -> float:

@@ -99,6 +99,17 @@ class PartialLabelModel(nn.Module):
             scores = self.probabilities(logits).float().cpu().numpy()
         return scores, attention.float().cpu().numpy().reshape(*scores.shape, *self.map_size)
 
+    @property
+    def embedding_size(self) -> int | None:
+        """E of `embeddings`; None where each category pools a map of its own, and there are none."""
+        return None if self.config.pooling == "fused" else self.decoupling.to_embedding.out_features
+
+    @torch.no_grad()
+    def embeddings(self, images: np.ndarray) -> np.ndarray:
+        """float32 [B,E], of unit length, from uint8 [B,S,S,3], as `sdpl.runtime.Recognizer.embeddings`."""
+        f = self.encoder.locations(torch.from_numpy(images).to(self.words.device))  # [B,L,D]
+        return self.decoupling.embedding(f).float().cpu().numpy()
+
     def scorer(self) -> Callable[[np.ndarray], np.ndarray]:
         """`scores` with the text features computed once, for a model that no longer changes."""
         with torch.no_grad():

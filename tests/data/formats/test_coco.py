@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,3 +119,74 @@ def test_missing_file_and_folder(tmp_path):
         read_labels(tmp_path / "a.json")
     with pytest.raises(UserError, match="is a folder; name the annotation file"):
         read_labels(tmp_path)
+
+
+def write(folder, text):
+    path = folder / "a.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+WHOLE = '{"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not JSON"),
+        (WHOLE[:-20], "is not JSON"),
+        (WHOLE + "]", "is not JSON"),
+        (WHOLE.replace("[]", '[{"segmentation": ' + 100_000 * "["), "is not JSON"),
+        (WHOLE[:-1] + ', "more": ' + 100_000 * "[" + "}", "is not JSON"),
+        (WHOLE.replace("1.jpg", "\\ud800"), "is not JSON"),
+        (WHOLE.encode().replace(b"1.jpg", b"\xff.jpg"), "is not JSON"),
+        (WHOLE.replace("[]", '[{"area": NaN, ]'), "is not JSON"),
+        (WHOLE.replace('"id": 1, "name"', '"id": NaN, "name"'), r"not COCO format: categories\.0\.id: "),
+        (WHOLE.replace('"1.jpg"', "Infinity"), r"not COCO format: images\.0\.file_name: "),
+        (WHOLE.replace('"annotations": [], ', ""), "not COCO format: the file: .*annotations"),
+        (WHOLE.replace("[]", "null"), "not COCO format: annotations: "),
+        (WHOLE.replace("[]", '[{"image_id": 1, "category_id": 1.5}]'), r"not COCO format: annotations\.0\.category_id"),
+        (WHOLE.replace("[]", '[{"image_id": 1}]'), r"not COCO format: annotations\.0: .*category_id"),
+        (WHOLE[:-1] + ', "categories": []}', "categories: List should have at least 1 item"),  # the last one counts
+    ],
+)
+def test_what_is_no_coco_file_is_one_line(tmp_path, text, message):
+    with pytest.raises(UserError, match=message) as caught:
+        read_labels(write(tmp_path, text), require_images=False)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_what_labels_do_not_need_may_be_anything_and_ids_any_whole_number(tmp_path):
+    text = r"""{"categories": [{"id": "7", "name": "cat"}, {"id": 3e0, "name": "dog", "more": NaN}], "x": -Infinity,
+        "annotations": [{"category_id": 7.0, "image_id": 99999999999999999999999, "area": NaN,
+                         "segmentation": [[1, Infinity], {"a": [[[]]]}]}],
+        "images": [{"file_name": "a, NaN, \"Infinity\".jpg", "id": 99999999999999999999999},
+                   {"file_name": "b.jpg", "id": -1}]}"""
+    data = read_labels(write(tmp_path, text), require_images=False)
+    assert [path.name for path in data.images] == ['a, NaN, "Infinity".jpg', "b.jpg"]
+    assert data.categories == ("dog", "cat")
+    np.testing.assert_array_equal(data.labels, [[-1, 1], [-1, -1]])
+
+
+PEAK = """
+import sys
+from sdpl.data.formats import read_labels
+import sdpl.data.formats.coco
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM:")).split()[1]) * 1024
+before = peak()
+assert (read_labels(sys.argv[1], require_images=False).labels == 1).all()
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says the peak of a process's memory there")
+def test_what_labels_do_not_need_takes_no_memory(tmp_path):
+    polygon = str([[float(x) for x in range(200)]])
+    annotation = f'{{"image_id": 1, "category_id": 1, "segmentation": {polygon}}}'
+    path = write(tmp_path, WHOLE.replace("[]", f"[{', '.join(40_000 * [annotation])}]"))
+    size = path.stat().st_size
+    assert size > 40e6
+    result = subprocess.run([sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=True)
+    assert int(result.stdout) < 1.3 * size  # as bytes, and a little for each annotation

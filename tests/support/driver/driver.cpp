@@ -220,6 +220,7 @@ API(cuDevicePrimaryCtxRetain, CUcontext* context, CUdevice device) {
 }
 API(cuCtxSetCurrent, CUcontext context) { current = (Context*)context; return CUDA_SUCCESS; }
 API(cuCtxGetCurrent, CUcontext* context) { *context = (CUcontext)current; return CUDA_SUCCESS; }
+API(cuCtxGetDevice, CUdevice* device) { NEEDS_CONTEXT; *device = current->device; return CUDA_SUCCESS; }
 API(cuCtxSynchronize) { NEEDS_CONTEXT; COUNTED; ALLOWED; return drain_all(); }
 
 API(cuMemAlloc, CUdeviceptr* address, size_t size) {
@@ -239,7 +240,7 @@ API(cuMemGetInfo, size_t* free, size_t* total) {
   return CUDA_SUCCESS;
 }
 API(cuPointerGetAttribute, void* data, CUpointer_attribute attribute, CUdeviceptr address) {
-  LOCKED;
+  NEEDS_CONTEXT; LOCKED;
   const Block* block = block_of(address, 1);
   if (!block || block->device == -1 || attribute != CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL) return CUDA_ERROR_INVALID_VALUE;
   *(int*)data = block->device;
