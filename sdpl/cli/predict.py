@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from sdpl.cli.command import Command
-from sdpl.cli.options import DEVICE, MAX_PIXELS, PATH, runtime_options, say_target
+from sdpl.cli.options import DEVICE, MAX_PIXELS, PATH, TABLE, runtime_options, say_target
 from sdpl.errors import UserError
 
 
@@ -18,7 +18,7 @@ from sdpl.errors import UserError
 @click.option("--json", "as_json", is_flag=True, help="Print every score as JSON, one line per image.")
 @click.option("--top", type=click.IntRange(min=1), help="Print the K best categories instead of those above threshold.")
 @click.option("--threshold", type=click.FloatRange(0, 1), help="For all categories.  [default: the bundle's own]")
-@click.option("--out", type=PATH, help="Write a table, .csv or .jsonl, instead of printing.")
+@click.option("--out", type=TABLE, help="Write a table, .csv or .jsonl, instead of printing.")
 @click.option("--save", type=PATH, help="Draw each photo beside its best scores, one PNG per image, into this folder.")
 @click.option("--attention", type=PATH, help="Draw where the model looked, one PNG per image, into this folder.")
 @MAX_PIXELS

@@ -18,6 +18,7 @@ from sdpl.preprocess.inputs import ChannelOrder, ImageInput, as_source, is_one_i
 from sdpl.runtime.backends import Choice, Wanted, open_backend
 from sdpl.runtime.decoding import Decoding
 from sdpl.runtime.recognition import Recognition
+from sdpl.text import counted
 
 Source = TypeVar("Source")
 
@@ -73,7 +74,7 @@ class Recognizer:
         return cls(bundle, open_backend(bundle, wanted), wanted.device)
 
     def __repr__(self) -> str:
-        size = f"{len(self.categories)} categories, {self.image_size} px"
+        size = f"{counted(len(self.categories))}, {self.image_size} px"
         return f"Recognizer({str(self.bundle.path)!r}: {self}, {size})"
 
     def __str__(self) -> str:
