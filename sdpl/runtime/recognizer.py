@@ -19,6 +19,7 @@ from sdpl.runtime.backends import Choice, Wanted, open_backend
 from sdpl.runtime.cpu import whole_number
 from sdpl.runtime.decoding import Decoding
 from sdpl.runtime.recognition import Recognition
+from sdpl.text import counted
 
 Source = TypeVar("Source")
 
@@ -79,7 +80,7 @@ class Recognizer:
         return cls(bundle, open_backend(bundle, wanted), wanted.device)
 
     def __repr__(self) -> str:
-        size = f"{len(self.categories)} categories, {self.image_size} px"
+        size = f"{counted(len(self.categories))}, {self.image_size} px"
         return f"Recognizer({str(self.bundle.path)!r}: {self}, {size})"
 
     def __str__(self) -> str:
