@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from sdpl.errors import UserError, listed
 from sdpl.parquet import require_bounded
-from sdpl.preprocess import SUFFIXES, preprocess
+from sdpl.pipeline import Reading
+from sdpl.preprocess import SUFFIXES
 from sdpl.scale.plan import Shard
 from sdpl.scale.storage import StorageError, is_url, open_file, read_bytes, reading
 
@@ -41,14 +42,15 @@ class Entry:
     source: str
     image: str | bytes | UserError
 
-    def load(self, image_size: int) -> np.ndarray:
-        """uint8 [S,S,3]. Raises UserError for a bad image, StorageError when the storage failed."""
+    def load(self, reading: Reading) -> np.ndarray:
+        """The image, as it is read for a recognizer. Raises UserError for a bad image, StorageError when the storage
+        failed."""
         image = self.image
         if isinstance(image, UserError):
             raise image
         if isinstance(image, str) and is_url(image):
             image = read_bytes(image)
-        return preprocess(image, image_size)
+        return reading.load(image)
 
 
 def read_shard(shard: Shard, columns: Columns) -> Iterator[Entry]:

@@ -5,12 +5,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import repeat
+from typing import Any
 
 import numpy as np
 
 from sdpl.errors import UserError
-from sdpl.pipeline import Decoder, batched, read_ahead, run_groups
+from sdpl.pipeline import Decoder, Reading, batched, read_ahead, run_groups
 from sdpl.runtime import Recognizer
 from sdpl.scale.job import Model, Settings
 from sdpl.scale.output import Counts, Keep, Row, ShardWriter, read_metadata
@@ -69,7 +71,7 @@ class _End:
     shard: Shard
     failure: UserError | None = None
 
-    def load(self, image_size: int) -> np.ndarray:
+    def load(self, reading: Reading) -> np.ndarray:
         raise UserError("the end of a shard")
 
 
@@ -113,7 +115,11 @@ class Worker:
 
         Raises UserError when the output cannot be written.
         """
-        scored = run_groups(self._decoder, read_ahead(self._groups(shards), AHEAD), self._load, self._run)
+        reading = (
+            self._recognizer.reading()
+        )  # one for each call: what it was asked for and did not give is then forgotten
+        groups, load = read_ahead(self._groups(shards), AHEAD), partial(self._load, reading)
+        scored = run_groups(self._decoder, groups, load, self._run, reading.collate)
         writer: ShardWriter | None = None
         failure: UserError | None = None
         begin, cpu = time.perf_counter(), sum(os.times()[:2])
@@ -166,15 +172,15 @@ class Worker:
                 failure = error
             yield [_End(shard, failure)]
 
-    def _load(self, entry: Entry | _End) -> np.ndarray:
+    def _load(self, reading: Reading, entry: Entry | _End) -> np.ndarray:
         begin = time.thread_time()
         try:
-            return entry.load(self._recognizer.image_size)
+            return entry.load(reading)
         finally:
             with self._lock:
                 self._times.decode += time.thread_time() - begin
 
-    def _run(self, images: np.ndarray) -> Iterable[Row]:
+    def _run(self, images: Any) -> Iterable[Row]:
         begin = time.perf_counter()
         rows: Iterable[Row]
         if self._embedding_size is None:
