@@ -201,6 +201,16 @@ def write_tar(path: Path, photos: Iterable[Path]) -> Path:
 
 
 def resident_mb(pid: int) -> float:
+    """Of a process and of those that it has started."""
+    try:
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        children = [child for task in tasks for child in (task / "children").read_text().split()]
+        return own_mb(pid) + sum(resident_mb(int(child)) for child in children)
+    except OSError:
+        return 0.0
+
+
+def own_mb(pid: int) -> float:
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sdpl.cli.command import Command
-from sdpl.cli.options import DEVICE, PATH, runtime_options
+from sdpl.cli.options import PATH, runtime_options
 from sdpl.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,10 +43,19 @@ EVERY_S = 5.0  # between lines of progress, where there is no terminal
 @click.option("--ray", "address", help="Score on a Ray cluster: its address, auto, or local for one on this machine.")
 @click.option("--workers", type=click.IntRange(min=1), help="On Ray.  [default: one per GPU, else one per machine]")
 @click.option("--tries", type=click.IntRange(min=1), default=3, show_default=True, help="Of an unreadable shard.")
+@click.option(
+    "--image-timeout",
+    type=click.FloatRange(0.1),
+    default=120,
+    show_default=True,
+    help="Seconds for decoding one image.",
+)
 @click.option("--price-per-hour", type=click.FloatRange(min=0), help="Of one machine: estimates what a billion costs.")
 @click.option("--json", "as_json", is_flag=True, help="Print progress and summary as JSON, one object per line.")
 @runtime_options
-@DEVICE
+@click.option(
+    "--device", metavar="N,N|all", help="The GPUs' numbers, as sdpl-info lists them, or all.  [default: the first]"
+)
 def command(
     bundle: Path,
     inputs: tuple[str, ...],
@@ -62,13 +71,14 @@ def command(
     address: str | None,
     workers: int | None,
     tries: int,
+    image_timeout: float,
     price_per_hour: float | None,
     as_json: bool,
     backend: str,
     precision: str | None,
     threads: int | None,
     streams: int | None,
-    device: int | None,
+    device: str | None,
 ) -> None:
     """Score INPUTS of any number with BUNDLE, and write Parquet files.
 
@@ -78,16 +88,23 @@ def command(
     """
     from functools import partial
 
-    from sdpl.scale import OneProcess, Options, Settings, score
-    from sdpl.scale.tables import summary_lines
+    from sdpl.supervised import supervise
 
     if workers is not None and address is None:
         raise UserError("--workers is for --ray; one process uses all cores of this machine.")
     if device is not None and address is not None:
         raise UserError("--device is for one process; Ray gives each worker a GPU of its own.")
+    journal = supervise(tries, "-" in inputs) if address is None else None  # before anything that a fork would harm
+
+    from sdpl.scale import OneProcess, Options, Settings, score
+    from sdpl.scale.devices import parse_devices
+    from sdpl.scale.tables import summary_lines
+
     settings = Settings(keep, dtype, shard_size, image_column, key_column, embeddings or None)
-    options = Options(str(bundle), out, backend, threads, streams, precision, batch, settings, device)
-    engine: Callable[[Options], Engine] = OneProcess
+    options = Options(
+        str(bundle), out, backend, threads, streams, precision, batch, settings, parse_devices(device), image_timeout
+    )
+    engine: Callable[[Options], Engine] = partial(OneProcess, journal=journal)
     if address is not None:
         from sdpl.scale.ray_engine import RayEngine
 

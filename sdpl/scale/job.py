@@ -24,6 +24,7 @@ from sdpl.scale.storage import Store, is_url
 
 FORMAT_VERSION = 1
 JOB, INPUTS, LOCK = "job.json", "inputs.parquet", ".sdpl-score.lock"
+MOMENT_S = 2  # until the process of a run that was killed is gone
 FOOTERS = 16  # of finished shards, read at a time
 
 
@@ -134,7 +135,7 @@ def only_job(store: Store) -> Iterator[None]:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --out.") from None
     lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=MOMENT_S)
     except Timeout:
         raise UserError(f"{folder}: another sdpl-score is writing into this folder; wait for it.") from None
     except OSError as error:

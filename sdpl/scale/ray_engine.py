@@ -26,6 +26,8 @@ class RayEngine:
         import ray
 
         self._ray = ray
+        self.devices = 1
+        self._lost: set[int] = set()  # shards whose worker was lost
         self._started = not ray.is_initialized()
         if self._started:
             _connect(ray, address)
@@ -46,14 +48,15 @@ class RayEngine:
             raise
 
     def run(self, job_id: str, shards: Iterable[Shard], tick: Callable[[int], None]) -> Iterator[Outcome]:
-        """One shard at a time on each worker. A shard whose worker is lost is to be tried again."""
+        """One shard at a time on each worker. A shard whose worker is lost is to be tried again, carefully."""
         ray, queue = self._ray, iter(shards)
         running: dict[Any, tuple[Any, Shard]] = {}
 
         def begin(actor: Any) -> None:
             shard = next(queue, None)
             if shard is not None:
-                running[actor.score.remote(job_id, self.model, shard)] = (actor, shard)
+                careful = shard.index in self._lost
+                running[actor.score.remote(job_id, self.model, shard, careful)] = (actor, shard)
 
         for actor in self._actors:
             begin(actor)
@@ -64,6 +67,7 @@ class RayEngine:
                 try:
                     outcome = ray.get(reference)
                 except ray.exceptions.RayActorError:
+                    self._lost.add(shard.index)
                     outcome = Outcome(shard.index, failure=f"{shard.locations[0]}: its worker was lost.", again=True)
                 except ray.exceptions.RayTaskError as error:
                     cause = error.cause
@@ -115,7 +119,7 @@ class _Remote:
         self.worker: Worker | None = None
         self.failure: str | None = None
         try:
-            self.worker = Worker(options)
+            self.worker = Worker(options, leaves_when_hung=True)
         except UserError as error:
             self.failure = str(error)
 
@@ -127,14 +131,14 @@ class _Remote:
             return f"{host}: {self.failure}", host, None, (), 0
         return None, host, self.worker.model, self.worker.categories, self.worker.decoders
 
-    def score(self, job_id: str, model: Model, shard: Shard) -> Outcome:
+    def score(self, job_id: str, model: Model, shard: Shard, careful: bool = False) -> Outcome:
         """A worker that was restarted, perhaps on another machine, is looked at again before it scores."""
         if self.worker is None:
             return Outcome(shard.index, failure=self.failure, again=True)
         difference = model.difference(self.worker.model)
         if difference:
             return Outcome(shard.index, failure=f"a restarted worker differs: {difference}", again=True)
-        return self.worker.score_one(job_id, shard)
+        return self.worker.score_one(job_id, shard, careful)
 
 
 def _connect(ray: Any, address: str) -> None:

@@ -7,13 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdpl.errors import UserError, listed
 from sdpl.parquet import require_bounded
-from sdpl.pipeline import Reading
 from sdpl.preprocess import SUFFIXES
 from sdpl.scale.plan import Shard
 from sdpl.scale.storage import StorageError, is_url, open_file, read_bytes, reading
@@ -42,15 +40,12 @@ class Entry:
     source: str
     image: str | bytes | UserError
 
-    def load(self, reading: Reading) -> np.ndarray:
-        """The image, as it is read for a recognizer. Raises UserError for a bad image, StorageError when the storage
-        failed."""
-        image = self.image
-        if isinstance(image, UserError):
-            raise image
-        if isinstance(image, str) and is_url(image):
-            image = read_bytes(image)
-        return reading.load(image)
+    def fetched(self) -> str | bytes:
+        """Its encoded bytes, or a path on this machine. Raises UserError when it has none, StorageError when the
+        storage failed."""
+        if isinstance(self.image, UserError):
+            raise self.image
+        return read_bytes(self.image) if isinstance(self.image, str) and is_url(self.image) else self.image
 
 
 def read_shard(shard: Shard, columns: Columns) -> Iterator[Entry]:

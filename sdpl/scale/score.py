@@ -10,6 +10,7 @@ from sdpl.scale.output import Counts, Keep
 from sdpl.scale.plan import Shard, make_plan
 from sdpl.scale.storage import open_store
 from sdpl.scale.worker import Options, Outcome, Times, Worker
+from sdpl.supervised import Journal
 from sdpl.text import as_utf8
 
 Tick = Callable[[int], None]
@@ -21,6 +22,7 @@ class Engine(Protocol):
     workers: int
     machines: int
     decoders: int  # threads of each worker that decode
+    devices: int  # on which each worker runs the model
     model: Model
     categories: tuple[str, ...]
 
@@ -36,13 +38,29 @@ class OneProcess:
 
     workers = machines = 1
 
-    def __init__(self, options: Options):
-        self._worker = Worker(options)
-        self.model, self.decoders = self._worker.model, self._worker.decoders
+    def __init__(self, options: Options, journal: Journal | None = None):
+        """journal: of the process that started this one, and would start another."""
+        self._worker, self._journal = Worker(options, journal, leaves_when_hung=journal is not None), journal
+        self.model, self.decoders, self.devices = self._worker.model, self._worker.decoders, self._worker.devices
         self.categories = self._worker.categories
 
     def run(self, job_id: str, shards: Iterable[Shard], tick: Tick) -> Iterator[Outcome]:
-        yield from self._worker.score(job_id, shards, tick)
+        """Shards that were in work when a process died come last, one at a time and carefully."""
+        suspects: list[Shard] = []
+        yield from self._worker.score(job_id, self._trusted(shards, suspects), tick)
+        for shard in suspects:
+            if self._journal is None or self._journal.deaths[shard.index] < self._journal.tries:
+                yield from self._worker.score(job_id, [shard], tick, careful=True)
+            else:
+                why = f"ended the process {self._journal.deaths[shard.index]} times, and not by decoding one image"
+                yield Outcome(shard.index, failure=f"{shard.locations[0]}: {why}.")
+
+    def _trusted(self, shards: Iterable[Shard], suspects: list[Shard]) -> Iterator[Shard]:
+        for shard in shards:
+            if self._journal is not None and self._journal.deaths[shard.index]:
+                suspects.append(shard)
+            else:
+                yield shard
 
     def close(self) -> None:
         self._worker.close()
@@ -77,19 +95,19 @@ class Status:
             done, total = self.shards_done - self.shards_before, self.shards - self.shards_before
         return self.elapsed_s * (total - done) / done if done > 0 else None
 
-    def rates(self, workers: int, decoders: int) -> dict[str, float | None]:
+    def rates(self, engine: Engine) -> dict[str, float | None]:
         """Images per second: of this run, and what decoding and the model would do alone, over all workers."""
         n, decode, model = self.finished_images, self.times.decode, self.times.model
         return {
             "images_per_s": self.images / self.elapsed_s,
-            "decoding_per_s": n / decode * workers * decoders if decode else None,
-            "model_per_s": n / model * workers if model else None,
+            "decoding_per_s": n / decode * engine.workers * engine.decoders if decode else None,
+            "model_per_s": n / model * engine.workers * engine.devices if model else None,
         }
 
     def to_dict(self, engine: Engine) -> dict[str, Any]:
         """For a machine to read."""
         eta = self.eta_s()
-        numbers = {**self.rates(engine.workers, engine.decoders), "eta_s": eta, "elapsed_s": self.elapsed_s}
+        numbers = {**self.rates(engine), "eta_s": eta, "elapsed_s": self.elapsed_s}
         shown = {key: None if value is None else round(value, 3) for key, value in numbers.items()}
         counted = {"images": self.images, "bad": self.bad, "shards_done": self.shards_done, "shards": self.shards}
         return {**counted, "shards_failed": len(self.failures), **shown}
@@ -223,7 +241,7 @@ def _summary(engine: Engine, job: Job, status: Status, repeated: int, price_per_
         images_per_s=rate,
         images_per_cpu_s=status.finished_images / times.cpu if times.cpu else None,
         decoding_busy=times.decode / (elapsed * engine.workers * engine.decoders),
-        model_busy=times.model / (elapsed * engine.workers),
+        model_busy=times.model / (elapsed * engine.workers * engine.devices),
         workers=engine.workers,
         machines=engine.machines,
         target=engine.model.target,

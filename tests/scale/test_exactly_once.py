@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -88,9 +89,10 @@ def test_two_jobs_into_one_folder(bundle, many, unbroken, rows, tmp_path):
     first = subprocess.Popen(command(bundle, *many, "--out", out), stdout=subprocess.PIPE)
     while not list(out.glob("shard-*.parquet")):
         time.sleep(0.002)
-    os.kill(first.pid, signal.SIGSTOP)  # it stays in the middle of its work
+    (child,) = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+    os.kill(int(child), signal.SIGSTOP)  # it stays in the middle of its work
     second = subprocess.run(command(bundle, *many, "--out", out), capture_output=True, text=True)
-    os.kill(first.pid, signal.SIGCONT)
+    os.kill(int(child), signal.SIGCONT)
     assert second.returncode == 2
     assert "another sdpl-score is writing into this folder" in second.stderr
     first.communicate()

@@ -10,6 +10,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import crashing_decoder
 import pytest
 
 from sdpl.scale import Options
@@ -124,6 +125,23 @@ def test_a_shard_that_kills_its_workers_is_reported_and_the_rest_done(bundle, ta
     assert "1 of 4 shards failed; the same command tries them again" in errors
     assert "3 of 4 shards, 12 images" in output
     assert len(rows(tmp_path / "out")) == 12
+
+
+@pytest.mark.slow
+@needs_ray
+def test_images_that_kill_their_worker_are_rows_with_an_error(bundle, photos, write_tar, rows, tmp_path):
+    data = [photo.read_bytes() for photo in photos[:4]]
+    tars = [
+        write_tar(tmp_path / f"{name}.tar", [(f"{name}{k}.jpg", content) for k, content in enumerate(contents)])
+        for name, contents in (("a", data), ("b", [data[0], b"SIGSEGV", data[1]]), ("c", [b"FOREVER", *data]))
+    ]
+    words = (*tars, "--out", tmp_path / "out", "--image-timeout", 3)
+    output, errors = start(bundle, *words, environment=crashing_decoder.environment(tmp_path)).communicate(timeout=180)
+    assert "3 of 3 shards, 12 images, 2 with an error" in output, errors
+    found = {key: row["error"] for (_, key), row in rows(tmp_path / "out").items() if row["error"]}
+    assert found.keys() == {"b1", "c0"}
+    assert "ends the process that decodes it (SIGSEGV)" in found["b1"]
+    assert "takes too long to decode" in found["c0"]
 
 
 @pytest.mark.slow

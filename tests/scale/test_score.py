@@ -208,9 +208,9 @@ def test_a_named_input_that_is_not_there_begins_no_job(sdpl, fails, bundle, phot
 def test_what_disappears_later_does_not_end_the_job(sdpl, bundle, photos, rows, tmp_path, monkeypatch):
     first, second = (shutil.copy(photo, tmp_path) for photo in photos[:2])
 
-    def after_the_plan(options):
+    def after_the_plan(options, journal):
         (tmp_path / photos[0].name).unlink()
-        return OneProcess(options)
+        return OneProcess(options, journal)
 
     monkeypatch.setattr("sdpl.scale.OneProcess", after_the_plan)
     words = ["score", bundle, first, second, "--out", tmp_path / "out"]
