@@ -354,15 +354,16 @@ class Connection(asyncio.BufferedProtocol):
             return
         elif self._request is not None:
             self._check_body(waited)
-        elif self._unsent:
+        elif self._unsent or not self._pending:
             if waited > limits.idle_timeout_s:
-                self._transport.abort()
-        elif self._pending:
-            if waited > limits.header_timeout_s:
-                self._refuse(RefusalError("slow", "the head did not come in time."), close=True)
-        elif self._transport.is_closing():
+                self._end_idle()
+        elif waited > limits.header_timeout_s:
+            self._refuse(RefusalError("slow", "the head did not come in time."), close=True)
+
+    def _end_idle(self) -> None:
+        if self._unsent or self._transport.is_closing():
             self._transport.abort()  # it does not read what it asked for
-        elif waited > limits.idle_timeout_s:
+        else:
             self._transport.close()
 
     def _check_body(self, waited: float) -> None:
