@@ -30,3 +30,14 @@ def test_axe_finds_nothing(page):
     page.evaluate("document.querySelector('img').removeAttribute('alt')")
     found = {violation["id"] for violation in axe.run(page).response["violations"]}
     assert {"image-alt", "page-has-heading-one"} <= found
+
+
+def test_charts_fit_their_cards_with_text_that_can_be_read(page):
+    for chart in page.locator("picture img").all():
+        chart.scroll_into_view_if_needed()
+        natural, shown, card = chart.evaluate("one => [one.naturalWidth, one.width, one.closest('.card').clientWidth]")
+        assert shown <= card
+        assert shown > 0.85 * min(natural, 500)  # smallest text: 7 pt, or 8 CSS pixels
+    wide = page.evaluate("[...document.querySelectorAll('.card')].filter(c => c.scrollWidth > c.clientWidth).length")
+    tables = page.locator(".card.scroll:has(table)").count()
+    assert wide <= tables  # only tables scroll sideways
