@@ -182,7 +182,7 @@ def _best(
     return SampleScores(own.name, bars, under, more, float(scores[column]), picture, _peak(attention))
 
 
-def _name(data: LabelledImages, column: int) -> str:
+def _name(data: LabelledImages, column: int | np.signedinteger) -> str:
     """Of a category, as a card has room for it."""
     return shortened(data.categories[column], NAME)
 

@@ -83,7 +83,8 @@ def figure(draw: "Callable[[], matplotlib.figure.Figure]", alt: str) -> Figure:
             stream = io.BytesIO()
             drawn.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
             plot.close(drawn)
-        uris[name + "_narrow" * narrow] = f"data:image/svg+xml;base64,{base64.b64encode(_compact(stream.getvalue())).decode()}"
+        encoded = base64.b64encode(_compact(stream.getvalue())).decode()
+        uris[name + "_narrow" * narrow] = f"data:image/svg+xml;base64,{encoded}"
     return Figure(**uris, alt=alt)
 
 
