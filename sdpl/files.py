@@ -52,6 +52,17 @@ def replace_file(path: Path) -> Iterator[Path]:
             temporary.close()
 
 
+def share_file(source: Path, path: Path) -> None:
+    """Give `path` the content of a file beside it that is only ever replaced: a second name for it (a hard link), or a
+    copy where the file system has no such thing. Raises UserError as `replace_file`."""
+    with replace_file(path) as temporary:
+        temporary.unlink()
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
 @contextmanager
 def replace_folder(path: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
     """Yields a temporary sibling folder to fill; on success it takes the place of `path`.

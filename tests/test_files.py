@@ -8,7 +8,7 @@ import pytest
 
 from sdpl.atomic import SUFFIX, Temporary, exchange
 from sdpl.errors import UserError
-from sdpl.files import LOCK, only_one_run, recover_folder, replace_file, replace_folder
+from sdpl.files import LOCK, only_one_run, recover_folder, replace_file, replace_folder, share_file
 
 
 def names(folder):
@@ -79,6 +79,22 @@ def test_a_folder_that_is_not_ours_is_never_replaced(tmp_path):
     ):
         pass
     assert names(tmp_path) == ["thesis"]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_shared_file_stays_when_the_other_name_is_replaced(tmp_path, monkeypatch, has_links):
+    if not has_links:
+        monkeypatch.setattr(os, "link", lambda source, target: (_ for _ in ()).throw(OSError(errno.EPERM, "")))
+    for content in ("one", "two"):
+        with replace_file(tmp_path / "a") as temporary:
+            temporary.write_text(content)
+        share_file(tmp_path / "a", tmp_path / "b")
+        share_file(tmp_path / "a", tmp_path / "b")  # again, when they are one file already
+        assert (tmp_path / "b").read_text() == content
+    with replace_file(tmp_path / "a") as temporary:
+        temporary.write_text("three")
+    assert (tmp_path / "b").read_text() == "two"
+    assert names(tmp_path) == ["a", "b"]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])

@@ -34,7 +34,12 @@ class Scored:
 
 
 class Recognizer:
-    """Scores images with a bundle that `open` has opened. Thread-safe; use as a context manager, or call `close`."""
+    """Scores images with a bundle that `open` has opened. Thread-safe; use as a context manager, or call `close`.
+
+    A forked child may go on using it on a CPU: threads and engine begin anew there at its first call, from the bundle's
+    files, since neither ONNX Runtime's sessions nor OpenVINO's models can be used, or freed, in a child. An iterator of
+    results that was begun before the fork, and any call on a GPU, raise RuntimeError in the child: open it there.
+    """
 
     def __init__(self, bundle: Bundle, choice: Choice, device: int = 0):
         """device: the number of the GPU that the choice was made for, whether it takes one or not."""

@@ -17,13 +17,14 @@ from sdpl.server.settings import Settings
 
 @dataclass
 class Setup:
-    """What the supervisor gave. sockets: one listening socket."""
+    """What the supervisor gave. listener: where callers, or front ends, connect."""
 
     settings: Settings
     control: Channel
     counters: Counters
     listener: socket.socket
     engines: list[str]  # paths of their Unix sockets
+    unloaded: list[int]  # models that were taken out of service
 
 
 def receive_setup(fd: int) -> Setup:
@@ -34,7 +35,9 @@ def receive_setup(fd: int) -> Setup:
     listener_fd, counters_fd = message.fds
     counters = Counters(counters_fd, content["processes"], list(settings.models), content["row"])
     counters.clear_gauges()
-    return Setup(settings, Channel(sock), counters, socket.socket(fileno=listener_fd), content["engines"])
+    return Setup(
+        settings, Channel(sock), counters, socket.socket(fileno=listener_fd), content["engines"], content["unloaded"]
+    )
 
 
 def _first(sock: socket.socket) -> Message:
@@ -54,7 +57,7 @@ def main(kind: str, fd: int) -> None:
     if kind == "engine":
         from sdpl.server.engine import Engine
 
-        Engine(setup.settings, setup.listener, setup.control, setup.counters).run()
+        Engine(setup.settings, setup.listener, setup.control, setup.counters, setup.unloaded).run()
     else:
         from sdpl.server.frontend import serve
 

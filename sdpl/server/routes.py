@@ -168,7 +168,7 @@ class Infer:
     """An inference request. Its JSON is read first; then the bytes of pixels go straight into the engine's slots."""
 
     def __init__(self, app: App, request: Request, name: str, version: str):
-        self._app, self._request = app, request
+        self._app, self._request, self._names = app, request, (name, version)
         self._link, self._info = app.pick(name, version)
         request.info = self._info
         self._lease: Lease | None = None
@@ -194,6 +194,7 @@ class Infer:
     def filled(self) -> None:
         if self._ask is not None:
             return
+        self._link, self._info = self._app.pick(*self._names)  # again: the model may have been swapped meanwhile
         self._ask = ask = protocol.from_json(self._info, protocol.parse_json(self._json))
         self._json = bytearray()
         rest = self._request.length - self._json_size
@@ -264,7 +265,7 @@ def metrics(app: App) -> bytes:
             about = info.description
             lines.append(
                 f'sdpl_model_info{{model="{name}",target="{about["target"]}",library="{about["backend"].get("library")}",'
-                f'checkpoint="{about["checkpoint_sha256"][:12]}",generation="{info.generation:016x}"}} 1'
+                f'checkpoint="{about["checkpoint_sha256"][:12]}",generation="{about["generation"]:016x}"}} 1'
             )
     return ("\n".join(lines) + "\n").encode()
 

@@ -41,7 +41,8 @@ class Child:
     process: asyncio.subprocess.Process | None = None
     control: Channel | None = None
     ready: bool = False
-    models: dict[int, bool] = field(default_factory=dict)  # of an engine: which are ready
+    models: dict[int, str] = field(default_factory=dict)  # of an engine: "ready", "failed" or "unloaded"
+    unloaded: set[int] = field(default_factory=set)  # of an engine, also over restarts
 
     @property
     def name(self) -> str:
@@ -147,6 +148,7 @@ class Supervisor:
             "row": child.row,
             "processes": len(self._children),
             "engines": self._paths,
+            "unloaded": sorted(child.unloaded),
         }
         child.control.control(setup, (os.dup(child.listener.fileno()), os.dup(self._memory)))
         asyncio.get_running_loop().add_reader(ours, self._hear, child)
@@ -167,15 +169,20 @@ class Supervisor:
 
     def _told(self, child: Child, content: dict[str, Any]) -> None:
         if child.kind == "engine":
-            name = list(self.settings.models)[content["model"]]
-            first = content["model"] not in child.models
-            child.models[content["model"]] = content["ready"]
-            if first and not content["ready"] and not self._all_ready.is_set():
+            model, state = content["model"], content["state"]
+            first = model not in child.models
+            child.models[model] = state
+            if state == "unloaded":
+                child.unloaded.add(model)
+            else:
+                child.unloaded.discard(model)
+            if first and state == "failed" and not self._all_ready.is_set():
                 if not self._fatal.done():
                     self._fatal.set_result(content["reason"])
             elif content["reason"]:
-                self._say(f"{name}: {content['reason']}")
-            child.ready = len(child.models) == len(self.settings.models) and all(child.models.values())
+                self._say(f"{list(self.settings.models)[model]}: {content['reason']}")
+            settled = [state for state in child.models.values() if state != "failed"]
+            child.ready = len(settled) == len(self.settings.models)
         else:
             child.ready = content["ready"]
         if all(each.ready for each in self._children):
