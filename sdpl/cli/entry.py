@@ -22,10 +22,20 @@ def _leave(number: int, frame: "FrameType | None") -> None:
     os._exit(STATUS_INTERRUPTED)
 
 
+def _open_streams() -> None:
+    """Fill the place of a standard stream that a shell has closed (`>&-`): the next file would be taken for it."""
+    for handle in range(3):
+        try:
+            os.fstat(handle)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
 def _starts(module: str, prog_name: str) -> "Callable[[], None]":
     """A console script: the `command` of a module in this package."""
 
     def start() -> None:
+        _open_streams()
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) != signal.SIG_IGN:  # a shell's background job is not to be stopped by Ctrl-C
                 signal.signal(number, _leave)
