@@ -41,8 +41,11 @@ def expand(inputs: Iterable[str], recursive: bool = False, suffixes: tuple[str, 
 
 
 def _inside(folder: str, recursive: bool, suffixes: tuple[str, ...]) -> Iterator[str]:
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: the folder cannot be listed ({error.strerror}).")
+
     found = False
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=refuse):
         folders.sort()
         for name in sorted(names):
             if name.lower().endswith(suffixes):
