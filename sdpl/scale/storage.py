@@ -123,12 +123,15 @@ class LocalStore:
         self._folder = Path(location)
 
     def names(self) -> set[str]:
-        with suppress(FileNotFoundError):
+        try:
             return {entry.name for entry in os.scandir(self._folder)}
-        return set()
+        except FileNotFoundError:
+            return set()
+        except OSError as error:
+            raise UserError(f"{self._folder}: cannot be listed ({error.strerror}); choose another --out.") from None
 
     def has(self, name: str) -> bool:
-        return (self._folder / name).exists()
+        return os.path.exists(self._folder / name)
 
     def open(self, name: str) -> IO[bytes]:
         return open(self._folder / name, "rb")
