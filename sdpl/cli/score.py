@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sdpl.cli.command import Command
-from sdpl.cli.options import DEVICE, PATH, runtime_options
+from sdpl.cli.options import PATH, runtime_options
 from sdpl.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,7 +53,9 @@ EVERY_S = 5.0  # between lines of progress, where there is no terminal
 @click.option("--price-per-hour", type=click.FloatRange(min=0), help="Of one machine: estimates what a billion costs.")
 @click.option("--json", "as_json", is_flag=True, help="Print progress and summary as JSON, one object per line.")
 @runtime_options
-@DEVICE
+@click.option(
+    "--device", metavar="N,N|all", help="The GPUs' numbers, as sdpl-info lists them, or all.  [default: the first]"
+)
 def command(
     bundle: Path,
     inputs: tuple[str, ...],
@@ -76,7 +78,7 @@ def command(
     precision: str | None,
     threads: int | None,
     streams: int | None,
-    device: int | None,
+    device: str | None,
 ) -> None:
     """Score INPUTS of any number with BUNDLE, and write Parquet files.
 
@@ -95,10 +97,13 @@ def command(
     journal = supervise(tries, "-" in inputs) if address is None else None  # before anything that a fork would harm
 
     from sdpl.scale import OneProcess, Options, Settings, score
+    from sdpl.scale.devices import parse_devices
     from sdpl.scale.tables import summary_lines
 
     settings = Settings(keep, dtype, shard_size, image_column, key_column, embeddings or None)
-    options = Options(str(bundle), out, backend, threads, streams, precision, batch, settings, device, image_timeout)
+    options = Options(
+        str(bundle), out, backend, threads, streams, precision, batch, settings, parse_devices(device), image_timeout
+    )
     engine: Callable[[Options], Engine] = partial(OneProcess, journal=journal)
     if address is not None:
         from sdpl.scale.ray_engine import RayEngine

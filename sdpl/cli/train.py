@@ -1,6 +1,9 @@
 """sdpl-train"""
 
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -9,6 +12,27 @@ from sdpl.cli.bars import shown
 from sdpl.cli.command import Command
 from sdpl.cli.options import MAX_PIXELS, PAGE, PATH
 from sdpl.errors import Stopped, UserError
+
+HEARD_S = 2  # that a process waits which does not speak: when it ends, torchrun ends the others
+
+
+@contextmanager
+def _one_voice() -> Iterator[None]:
+    """Of the processes that torchrun started together one tells what is wrong; the others end without a word."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            try:
+                from sdpl.train.distributed import speaks
+
+                if is_silent := not speaks():
+                    time.sleep(HEARD_S)
+            except KeyboardInterrupt:  # torchrun ends this process, since another one has spoken and ended
+                is_silent = True
+            if is_silent:
+                raise click.exceptions.Exit(2) from None
+        raise
 
 
 @click.command("train", cls=Command)
@@ -29,6 +53,13 @@ def command(
     config: Path, out: Path, resume: bool, init: Path | None, page: Path | None, settings: tuple[str, ...]
 ) -> None:
     """Train as CONFIG (YAML) says; writes OUT/model.ckpt (as train.keep says), OUT/last.ckpt and OUT/log.csv."""
+    with _one_voice():
+        _train(config, out, resume, init, page, settings)
+
+
+def _train(
+    config: Path, out: Path, resume: bool, init: Path | None, page: Path | None, settings: tuple[str, ...]
+) -> None:
     if resume and init is not None:
         raise UserError("--init starts a new run and --resume goes on with one: leave out one of them.")
     if page is not None:

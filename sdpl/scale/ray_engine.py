@@ -26,6 +26,7 @@ class RayEngine:
         import ray
 
         self._ray = ray
+        self.devices = 1
         self._lost: set[int] = set()  # shards whose worker was lost
         self._started = not ray.is_initialized()
         if self._started:

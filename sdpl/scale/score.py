@@ -22,6 +22,7 @@ class Engine(Protocol):
     workers: int
     machines: int
     decoders: int  # threads of each worker that decode
+    devices: int  # on which each worker runs the model
     model: Model
     categories: tuple[str, ...]
 
@@ -40,7 +41,7 @@ class OneProcess:
     def __init__(self, options: Options, journal: Journal | None = None):
         """journal: of the process that started this one, and would start another."""
         self._worker, self._journal = Worker(options, journal, leaves_when_hung=journal is not None), journal
-        self.model, self.decoders = self._worker.model, self._worker.decoders
+        self.model, self.decoders, self.devices = self._worker.model, self._worker.decoders, self._worker.devices
         self.categories = self._worker.categories
 
     def run(self, job_id: str, shards: Iterable[Shard], tick: Tick) -> Iterator[Outcome]:
@@ -94,19 +95,19 @@ class Status:
             done, total = self.shards_done - self.shards_before, self.shards - self.shards_before
         return self.elapsed_s * (total - done) / done if done > 0 else None
 
-    def rates(self, workers: int, decoders: int) -> dict[str, float | None]:
+    def rates(self, engine: Engine) -> dict[str, float | None]:
         """Images per second: of this run, and what decoding and the model would do alone, over all workers."""
         n, decode, model = self.finished_images, self.times.decode, self.times.model
         return {
             "images_per_s": self.images / self.elapsed_s,
-            "decoding_per_s": n / decode * workers * decoders if decode else None,
-            "model_per_s": n / model * workers if model else None,
+            "decoding_per_s": n / decode * engine.workers * engine.decoders if decode else None,
+            "model_per_s": n / model * engine.workers * engine.devices if model else None,
         }
 
     def to_dict(self, engine: Engine) -> dict[str, Any]:
         """For a machine to read."""
         eta = self.eta_s()
-        numbers = {**self.rates(engine.workers, engine.decoders), "eta_s": eta, "elapsed_s": self.elapsed_s}
+        numbers = {**self.rates(engine), "eta_s": eta, "elapsed_s": self.elapsed_s}
         shown = {key: None if value is None else round(value, 3) for key, value in numbers.items()}
         counted = {"images": self.images, "bad": self.bad, "shards_done": self.shards_done, "shards": self.shards}
         return {**counted, "shards_failed": len(self.failures), **shown}
@@ -240,7 +241,7 @@ def _summary(engine: Engine, job: Job, status: Status, repeated: int, price_per_
         images_per_s=rate,
         images_per_cpu_s=status.finished_images / times.cpu if times.cpu else None,
         decoding_busy=times.decode / (elapsed * engine.workers * engine.decoders),
-        model_busy=times.model / (elapsed * engine.workers),
+        model_busy=times.model / (elapsed * engine.workers * engine.devices),
         workers=engine.workers,
         machines=engine.machines,
         target=engine.model.target,

@@ -8,7 +8,7 @@ MOST = 20  # categories listed in a summary
 
 def status_line(status: Status, engine: Engine) -> str:
     """How far a job is, in one line."""
-    rates = status.rates(engine.workers, engine.decoders)
+    rates = status.rates(engine)
     parts = [f"{status.images:,} images", f"{rates['images_per_s']:.1f}/s"]
     if rates["decoding_per_s"] and rates["model_per_s"]:
         parts.append(f"(alone: decoding {rates['decoding_per_s']:.0f}/s, model {rates['model_per_s']:.0f}/s)")

@@ -13,6 +13,7 @@ from sdpl.errors import UserError
 from sdpl.pipeline import Decoder, batched, read_ahead, run_groups
 from sdpl.preprocess import preprocess
 from sdpl.runtime import Recognizer
+from sdpl.scale.devices import Recognizers
 from sdpl.scale.isolated import Isolated
 from sdpl.scale.job import Model, Settings
 from sdpl.scale.output import Counts, Keep, Row, ShardWriter, read_metadata
@@ -27,9 +28,10 @@ AHEAD = 2  # batches that are read, beyond those that are decoded
 
 @dataclass(frozen=True)
 class Options:
-    """How a worker opens its bundle; paths must hold on its machine. backend, threads, streams, precision, device: as
-    of `Recognizer.open`; as many threads decode. batch_size: images per call; None for the backend's largest.
-    image_timeout_s: for decoding one image, where it can be held to it."""
+    """How a worker opens its bundle; paths must hold on its machine. backend, threads, streams, precision: as of
+    `Recognizer.open`; as many threads decode. devices: the GPUs' numbers; none for the first, if there is one.
+    batch_size: images per call; None for the backend's largest. image_timeout_s: for decoding one image, where it can
+    be held to it."""
 
     bundle: str
     out: str
@@ -39,13 +41,13 @@ class Options:
     precision: str | None = None
     batch_size: int | None = None
     settings: Settings = field(default_factory=Settings)
-    device: int | None = None
+    devices: tuple[int, ...] = ()
     image_timeout_s: float = 120.0
 
 
 @dataclass
 class Times:
-    """Seconds: of all, in the model, of the decoding threads' CPU, of this process's CPU."""
+    """Seconds: of all, in the model (of all devices), of the decoding threads' CPU, of this process's CPU."""
 
     wall: float = 0.0
     model: float = 0.0
@@ -86,19 +88,13 @@ class Worker:
         for one who starts another. Raises UserError when the bundle cannot be opened, nothing of it runs here, or it
         has no embeddings and they are asked for."""
         self.options, self._journal = options, journal
-        self._recognizer = Recognizer.open(
-            options.bundle,
-            options.backend,
-            options.threads,
-            options.streams,
-            options.precision,
-            device=options.device,
-        )
+        self._recognizers = Recognizers(self._opened, options.devices)
+        self._recognizer = self._recognizers.first
         self._decoder = Decoder(options.threads)
         backend = self._recognizer.backend
         self.batch_size = options.batch_size or backend.batch_sizes[-1]
         self.model = Model.of(self._recognizer.bundle, self._recognizer.target, self.batch_size)
-        self.decoders = self._decoder.workers
+        self.decoders, self.devices = self._decoder.workers, self._recognizers.count
         self._store = open_store(options.out)
         self._keep = Keep.parse(options.settings.keep)
         self._embedding_size = self._recognizer.embedding_size if options.settings.embeddings else None
@@ -130,7 +126,8 @@ class Worker:
 
         Raises UserError when the output cannot be written.
         """
-        scored = run_groups(self._decoder, read_ahead(self._groups(shards), AHEAD), self._load, self._run)
+        groups, ahead = read_ahead(self._groups(shards), AHEAD), self._recognizers.ahead
+        scored = run_groups(self._decoder, groups, self._load, self._run, ahead=ahead)
         writer: ShardWriter | None = None
         failure: UserError | None = None
         begin, cpu = time.perf_counter(), sum(os.times()[:2])
@@ -154,6 +151,7 @@ class Worker:
                 begin, cpu = now, cpu_now
         finally:
             scored.close()
+            groups.close()
             if writer is not None:
                 writer.abandon()
             if self._isolated is not None:
@@ -171,7 +169,7 @@ class Worker:
     def close(self) -> None:
         self._closed.set()
         self._decoder.close()
-        self._recognizer.close()
+        self._recognizers.close()
 
     def _groups(self, shards: Iterable[Shard]) -> Iterator[list[Entry | _End]]:
         for shard in shards:
@@ -206,20 +204,23 @@ class Worker:
                 os._exit(HUNG)
 
     def _run(self, images: np.ndarray) -> Iterable[Row]:
-        begin = time.perf_counter()
-        rows: Iterable[Row]
-        if self._embedding_size is None:
-            rows = zip(self._recognizer.scores(images), repeat(None))
-        else:
-            rows = zip(*self._recognizer.embeddings(images), strict=True)
-        with self._lock:
-            self._times.model += time.perf_counter() - begin
-        return rows
+        def call(recognizer: Recognizer) -> Iterable[Row]:
+            if self._embedding_size is None:
+                return zip(recognizer.scores(images), repeat(None))
+            return zip(*recognizer.embeddings(images), strict=True)
+
+        return self._recognizers.run(call)
+
+    def _opened(self, device: int | None, target: str | None) -> Recognizer:
+        own = self.options
+        precision = own.precision if target is None else None
+        return Recognizer.open(own.bundle, target or own.backend, own.threads, own.streams, precision, device=device)
 
     def _taken(self, wall: float, cpu: float) -> Times:
         """The times since the last shard; decoding counts when it happens, so it may be of the next shard."""
         with self._lock:
             times, self._times = self._times, Times()
+        times.model = self._recognizers.taken()
         times.wall, times.cpu = wall, cpu
         return times
 

@@ -196,7 +196,7 @@ API(cuDeviceGet, CUdevice* device, int index) {
   return CUDA_SUCCESS;
 }
 API(cuDeviceGetName, char* name, int size, CUdevice device) {
-  snprintf(name, size, "Host memory %d", device);
+  snprintf(name, size, numbers["alike"] ? "Host memory" : "Host memory %d", device);
   return CUDA_SUCCESS;
 }
 API(cuDeviceTotalMem, size_t* bytes, CUdevice) { LOCKED; *bytes = numbers["memory"]; return CUDA_SUCCESS; }
