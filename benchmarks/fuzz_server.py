@@ -3,9 +3,10 @@
     python benchmarks/fuzz_server.py BUNDLE [--requests 100000] [--out docs/benchmarks/fuzz_server.json]
 
 Starts its own server on the loopback interface. Requests are good ones with bytes changed, cut, doubled or put in,
-heads and sizes that lie, and structured JSON with wrong values; a share of them goes over gRPC. Between them a good
-request is sent, whose scores must be those of the recognizer. Counted: what was answered, the memory of the server's
-processes at the start and the end, and that all processes are still the same.
+heads and sizes that lie, bodies on requests that take none, and structured JSON with wrong values; a share goes over
+gRPC. Between them a good request is sent, whose scores must be those of the recognizer. Counted: what was answered,
+the memory of the server's processes at the start and the end, that all processes are still the same, and that they
+wrote nothing to their log.
 """
 
 import json
@@ -15,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +34,17 @@ GOOD_EVERY = 100  # requests
 GRPC_SHARE = 0.1
 CALLERS = 8
 WAIT_S = 0.05  # for an answer to a request that may not be whole
+METHODS = ["GET", "HEAD", "DELETE", "OPTIONS", "PUT", "PATCH", "CONNECT", "POST"]
+PATHS = [
+    "/",
+    "/v2",
+    "/v2/health/live",
+    "/metrics",
+    "/openapi.json",
+    "/v2/models/model",
+    "/v2/models/model/infer",
+    "/nowhere",
+]
 VALUES = [None, True, -1, 0, 1e308, "", "x" * 300, [], {}, [[]], 2**70, "\ud800", [0] * 50, {"a": {"b": {}}}]
 
 
@@ -51,7 +64,7 @@ class Fuzzer:
 
     def bad(self) -> bytes:
         """A request with something wrong; a few come out right all the same."""
-        kind = self.random.randrange(6)
+        kind = self.random.randrange(8)
         if kind == 0:
             return self._changed(self.good())
         if kind == 1:
@@ -62,6 +75,8 @@ class Fuzzer:
             return self._http(json.dumps(self._wrong(self.document)).encode(), self.image.tobytes())
         if kind == 4:
             return self._http(self._changed(json.dumps(self.document).encode()), self._changed(self.image.tobytes()))
+        if kind >= 6:
+            return self._unwanted_body()
         path = self.random.choice(["/v2/models/%00/infer", "/v2/repository/index", "/recognize", "/v2/models//config"])
         body = self.random.randbytes(self.random.randrange(200))
         return f"POST {path} HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
@@ -76,6 +91,20 @@ class Fuzzer:
     def _http(self, text: bytes, data: bytes) -> bytes:
         head = f"POST /v2/models/model/infer HTTP/1.1\r\nHost: x\r\nInference-Header-Content-Length: {len(text)}\r\n"
         return f"{head}Content-Length: {len(text) + len(data)}\r\n\r\n".encode() + text + data
+
+    def _unwanted_body(self) -> bytes:
+        """A body on a request that needs none, as it should be or changed, with another request behind it."""
+        method, path = self.random.choice(METHODS), self.random.choice(PATHS)
+        body = self.random.randbytes(self.random.choice([0, 1, 200, 70_000]))
+        head = f"{method} {path} HTTP/1.{self.random.randrange(2)}\r\n".encode()
+        head += self.random.choice([b"", b"Expect: 100-continue\r\n", b"Connection: Upgrade\r\nUpgrade: h2c\r\n"])
+        if self.random.random() < 0.5:
+            framed = b"Transfer-Encoding: chunked\r\n\r\n" + (b"%x\r\n%b\r\n" % (len(body), body) if body else b"")
+            framed += b"0\r\n\r\n"
+        else:
+            framed = b"Content-Length: %d\r\n\r\n" % len(body) + body
+        whole = head + framed + self.random.choice([b"", b"GET /v2 HTTP/1.1\r\n\r\n"])
+        return self._changed(whole) if self.random.random() < 0.3 else whole
 
     def _lying_head(self) -> bytes:
         good, number = self.good(), str(self.random.choice([-1, 0, 1, 7, 10**6, 10**10, 10**30, "x", "1,1", ""]))
@@ -117,7 +146,7 @@ def ask(port: int, request: bytes, wait_s: float) -> tuple[str, bytes]:
             while True:
                 head, found, body = received.partition(b"\r\n\r\n")
                 length = re.search(rb"content-length: (\d+)", head)
-                if found and (length is None or len(body) >= int(length[1])):
+                if found and (length is None or request.startswith(b"HEAD") or len(body) >= int(length[1])):
                     return head[9:12].decode(), body
                 data = sock.recv(65536)
                 if not data:
@@ -145,13 +174,17 @@ def main(bundle: Path, requests: int, seed: int, out: Path | None) -> None:
     with Recognizer.open(bundle, "cpu:fp32", threads=1) as recognizer:
         fuzzer = Fuzzer(seed, recognizer.image_size)
         expected = recognizer.scores(fuzzer.image)[0]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        ports = [int(re.search(r":(\d+)/?$", process.stdout.readline())[1]) for _ in range(2)]
-        result = run(fuzzer, expected, process.pid, ports, requests)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        try:
+            ports = [int(re.search(r":(\d+)/?$", process.stdout.readline())[1]) for _ in range(2)]
+            result = run(fuzzer, expected, process.pid, ports, requests)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+        log.seek(0)
+        written = log.read()
+    assert not written, written
     result |= {"environment": environment(), "seed": seed, "exit_status": process.returncode}
     print(json.dumps(result, indent=2))
     if out is not None:

@@ -2,6 +2,7 @@
 driver. For benchmarks and tests; products use engines.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class TorchEncoder:
         for key in [key for key in self._pools if key[0] == stream]:
             del self._pools[key]
 
-    def enqueue(self, batch: int, image: int, u: int, g: int, stream: int) -> None:
+    def enqueue(self, batch: int, image: int, outputs: Sequence[int], stream: int) -> None:
         m = self.module
         self.prepare(batch, stream)  # images on the GPU come in any number
         try:
@@ -70,7 +71,7 @@ class TorchEncoder:
                 torch.cuda.use_mem_pool(self._pools[stream, batch]),
             ):
                 results = m(self._tensor(image, (batch, m.side, m.side, 3), "|u1"))
-                for pointer, result, size in zip((u, g), results, (m.joint, m.embed), strict=True):
+                for pointer, result, size in zip(outputs, results, (m.joint, m.embed), strict=True):
                     self._tensor(pointer, (batch, m.locations, size), self._typestr).copy_(result)
         except torch.OutOfMemoryError as error:
             raise OutOfMemoryError(f"the GPU has too little free memory for batch {batch}: {error}") from None

@@ -42,6 +42,7 @@ def make(head: dict[str, np.ndarray], module: PatchEncoder, encoder: Encoder, mo
         preprocessing=SimpleNamespace(image_size=module.side),
         map_size=(side, side),
         categories=range(len(head["v"])),
+        embedding_size=module.embed,
     )
     bundle: Any = SimpleNamespace(manifest=manifest, head=lambda target: head)
     target: Any = SimpleNamespace(profile=Profile(min=1, opt=min(8, most), max=most))
@@ -86,10 +87,10 @@ def head_us(backend: TwoStage, batch: int) -> float:
     """Device time of the kernel alone in microseconds, of many launches in one graph."""
     device = backend._device
     with backend._slots.take(first=True) as slot, device.current():
-        bucket = backend._bucket(slot, batch, with_attention=False)
+        bucket = backend._bucket(slot, batch, None)
         graph = device.capture(
             slot.stream,
-            lambda: [backend._head.enqueue(batch, bucket.pointers, False, slot.stream) for _ in range(LAUNCHES)],
+            lambda: [backend._head.enqueue(batch, bucket.pointers, None, slot.stream) for _ in range(LAUNCHES)],
         )
 
         def call() -> None:

@@ -1,6 +1,7 @@
 """sdpl: multi-label image recognition with partial labels, from training to production."""
 
 import importlib
+import os
 
 TYPE_CHECKING = False  # without `typing`: a command's first line (`sdpl.cli.entry`) comes after this
 if TYPE_CHECKING:
@@ -11,6 +12,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 __all__ = ["Recognition", "Recognizer", "__version__"]
+
+
+# ONNX Runtime 1.29 and later send usage data from a thread that begins with the import and can abort the process, or
+# hang a forked child, at exit. Only this variable, set before the import, keeps it from beginning.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> "Any":

@@ -8,7 +8,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, TypeVar, cast
@@ -17,8 +17,12 @@ import numpy as np
 
 from sdpl.cores import available_cores
 from sdpl.errors import UserError
+from sdpl.forks import begin_anew_in_children
 
 __all__ = ["Decoder", "available_cores", "batched", "read_ahead", "run_groups", "stream"]
+
+CLOSED = "these images cannot be read: what reads them was closed"
+MOST_WAITED = 10.0  # seconds for the end of a thread that reads ahead
 
 Source = TypeVar("Source")
 Row = TypeVar("Row")
@@ -27,11 +31,18 @@ Decoded = list[tuple[Source, np.ndarray | UserError]]  # of one group: each sour
 
 
 class Decoder:
-    """A pool of decoding threads. Thread-safe; use as a context manager, or call `close`."""
+    """A pool of decoding threads. Thread-safe; use as a context manager, or call `close`.
+
+    In a forked child it has threads of its own; what was begun before the fork cannot go on there.
+    """
 
     def __init__(self, workers: int | None = None):
         """workers: threads; None for as many as this process has cores."""
         self.workers = workers or available_cores()
+        self.after_fork()
+        begin_anew_in_children(self)
+
+    def after_fork(self) -> None:
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="sdpl-decode")
 
     def groups(
@@ -43,16 +54,19 @@ class Decoder:
         least one more and at most that or twice as many images as there are threads are decoded or being decoded, so
         groups may go on for ever. Closing the iterator cancels what has not begun.
         """
+        pool = self._pool
         waiting: deque[list[tuple[Source, Future[np.ndarray]]]] = deque()
         pending = 0  # images in `waiting`
         try:
             for group in groups:
-                waiting.append([(source, self._pool.submit(load, source)) for source in group])
+                self._require(pool)
+                waiting.append([(source, self.submit(load, source)) for source in group])
                 pending += len(group)
                 while len(waiting) > 1 and pending - len(waiting[0]) >= 2 * self.workers:
                     pending -= len(waiting[0])
                     yield _collect(waiting.popleft())
             while waiting:
+                self._require(pool)
                 yield _collect(waiting.popleft())
         finally:
             for begun in waiting:
@@ -60,12 +74,20 @@ class Decoder:
                     future.cancel()
 
     def submit(self, load: Callable[[Source], Result], source: Source) -> Future[Result]:
-        """One source alone."""
-        return self._pool.submit(load, source)
+        """One source alone. Raises RuntimeError when this is closed."""
+        try:
+            return self._pool.submit(load, source)
+        except RuntimeError:  # of the pool, which speaks of futures
+            raise RuntimeError(CLOSED) from None
 
     def close(self) -> None:
         """Stop the threads; what has not begun is cancelled."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _require(self, pool: ThreadPoolExecutor) -> None:
+        """Raise RuntimeError in a forked child: threads of the parent's pool never finish there."""
+        if pool is not self._pool:
+            raise RuntimeError("this stream of images was begun before the process was forked: begin it in the child")
 
     def __enter__(self) -> "Decoder":
         return self
@@ -134,10 +156,12 @@ def batched(items: Iterable[Source], size: int) -> Iterator[list[Source]]:
         yield batch
 
 
-def read_ahead(items: Iterable[Source], most: int) -> Iterator[Source]:
+def read_ahead(items: Iterable[Source], most: int) -> Generator[Source, None, None]:
     """The items, made in a thread of their own up to `most` ahead of their use: reading from afar then overlaps.
 
-    An error of `items` is raised where it would have come. Closing the iterator ends the thread at its next item.
+    An error of `items` is raised where it would have come. Closing the iterator waits until the thread has ended, which
+    it does at its next item: one that is inside a C++ library while Python ends would abort the process. One that hangs
+    in a dead storage is left behind after a while.
     """
     ready: queue.Queue[tuple[Source | None, BaseException | None]] = queue.Queue(most)
     closed = threading.Event()
@@ -157,7 +181,8 @@ def read_ahead(items: Iterable[Source], most: int) -> Iterator[Source]:
         except BaseException as error:  # raised where the items are used
             put(None, error)
 
-    threading.Thread(target=make, name="sdpl-read", daemon=True).start()
+    thread = threading.Thread(target=make, name="sdpl-read", daemon=True)
+    thread.start()
     try:
         while True:
             item, error = ready.get()
@@ -168,6 +193,7 @@ def read_ahead(items: Iterable[Source], most: int) -> Iterator[Source]:
             yield cast(Source, item)
     finally:
         closed.set()
+        thread.join(MOST_WAITED)
 
 
 def _collect(group: list[tuple[Source, Future[np.ndarray]]]) -> Decoded[Source]:
@@ -177,4 +203,6 @@ def _collect(group: list[tuple[Source, Future[np.ndarray]]]) -> Decoded[Source]:
             images.append((source, future.result()))
         except UserError as error:
             images.append((source, error))
+        except CancelledError:
+            raise RuntimeError(CLOSED) from None
     return images

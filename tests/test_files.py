@@ -8,7 +8,7 @@ import pytest
 
 from sdpl.atomic import SUFFIX, Temporary, exchange
 from sdpl.errors import UserError
-from sdpl.files import LOCK, only_one_run, recover_folder, replace_file, replace_folder
+from sdpl.files import LOCK, only_one_run, recover_folder, replace_file, replace_folder, share_file
 
 
 def names(folder):
@@ -81,17 +81,40 @@ def test_a_folder_that_is_not_ours_is_never_replaced(tmp_path):
     assert names(tmp_path) == ["thesis"]
 
 
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_shared_file_stays_when_the_other_name_is_replaced(tmp_path, monkeypatch, has_links):
+    if not has_links:
+        monkeypatch.setattr(os, "link", lambda source, target: (_ for _ in ()).throw(OSError(errno.EPERM, "")))
+    for content in ("one", "two"):
+        with replace_file(tmp_path / "a") as temporary:
+            temporary.write_text(content)
+        share_file(tmp_path / "a", tmp_path / "b")
+        share_file(tmp_path / "a", tmp_path / "b")  # again, when they are one file already
+        assert (tmp_path / "b").read_text() == content
+    with replace_file(tmp_path / "a") as temporary:
+        temporary.write_text("three")
+    assert (tmp_path / "b").read_text() == "two"
+    assert names(tmp_path) == ["a", "b"]
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
 def test_errors_of_the_system_become_one_line(tmp_path, code):
     for place in (replace_file(tmp_path / "a"), replace_folder(tmp_path / "b", lambda p: True)):
-        with pytest.raises(UserError, match=f"cannot write .*{os.strerror(code)}; nothing was changed"), place:
+        with (
+            pytest.raises(UserError, match=f"cannot write .*{os.strerror(code)}; nothing was changed") as raised,
+            place,
+        ):
             raise OSError(code, os.strerror(code))
+        assert ("Free space" in str(raised.value)) == (code == errno.ENOSPC)
     assert names(tmp_path) == []
 
 
 def test_a_parent_that_is_a_file_is_named(tmp_path):
     (tmp_path / "a").write_text("")
-    with pytest.raises(UserError, match="cannot write"), replace_file(tmp_path / "a" / "b"):
+    with (
+        pytest.raises(UserError, match=r"cannot write .* nothing was changed there. Choose another place"),
+        replace_file(tmp_path / "a" / "b"),
+    ):
         pass
 
 

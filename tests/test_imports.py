@@ -1,6 +1,9 @@
 """Who may import whom (docs/structure.md), and what must not be loaded."""
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +43,15 @@ def imported_rooms(path: Path) -> set[str]:
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("sdpl."):
             names.add(node.value)  # importlib.import_module("sdpl.runtime")
     return {name.split(".")[1] for name in names if name.startswith("sdpl.")} & ROOMS.keys()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in Linux's /proc")
+def test_onnx_runtime_begins_no_thread_that_sends_usage_data():
+    code = "import os, sdpl, numpy; n = len(os.listdir('/proc/self/task')); import onnxruntime; "
+    code += "print(len(os.listdir('/proc/self/task')) - n)"
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert run.stdout == "0\n"
 
 
 def test_every_folder_is_a_room():

@@ -181,10 +181,15 @@ def load_module(where: Context, code: bytes) -> Any:
         try:
             return call("cuModuleLoadData", code)
         except DriverError as error:
-            raise UserError(
-                f"the driver ({version()}) cannot load the kernel for compute capability {where.capability} ({error}): "
-                "update the driver, or export again."
-            ) from None
+            raise unloadable(where.capability, error) from None
+
+
+def unloadable(capability: str, error: Exception) -> UserError:
+    """What to say of a cubin that the driver refused."""
+    return UserError(
+        f"the driver ({version()}) cannot load the kernel for compute capability {capability} "
+        f"({str(error).rstrip(' -')}): update the driver, or export again."
+    )
 
 
 def launch(function: Any, plan: Launch, stream: int, arguments: tuple[int | np.generic, ...]) -> None:

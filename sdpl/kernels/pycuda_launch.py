@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from sdpl.kernels.compile import covering, cubin
-from sdpl.kernels.launch import Kernels
+from sdpl.kernels.compile import cubin
+from sdpl.kernels.driver import call, require_on
+from sdpl.kernels.launch import Kernels, supported, unloadable
 from sdpl.kernels.plan import Launch
 
 
@@ -25,7 +26,11 @@ class PyCudaKernels(Kernels):
         device = driver.Context.get_device()
         capability = "{}{}".format(*device.compute_capability())
         multiprocessors = device.get_attribute(driver.device_attribute.MULTIPROCESSOR_COUNT)
-        return multiprocessors, driver.module_from_buffer(code or cubin(covering(capability) or capability, self.dtype))
+        code = code or cubin(supported(capability), self.dtype)
+        try:
+            return multiprocessors, driver.module_from_buffer(code)
+        except driver.Error as error:
+            raise unloadable(capability, error) from None
 
     def close(self) -> None:
         """PyCUDA unloads the code once nothing refers to it."""
@@ -33,7 +38,7 @@ class PyCudaKernels(Kernels):
         self._functions.clear()
 
     def _require_here(self, pointer: int, name: str) -> None:
-        """Nothing: PyCUDA allocates in its current context, which is the one that is launched in."""
+        require_on(int(call("cuCtxGetDevice")), pointer, name)
 
     def _function(self, entry: str) -> Any:
         return self._module.get_function(entry)

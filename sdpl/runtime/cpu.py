@@ -14,6 +14,7 @@ import numpy as np
 from sdpl.bundle import Bundle
 from sdpl.cores import available_cores, physical_cores
 from sdpl.errors import UserError
+from sdpl.forks import begin_anew_in_children, never_free
 from sdpl.manifest import Target
 
 BATCH_SIZES = (1, 2, 4, 8, 16)  # more gain nothing, and take memory
@@ -34,7 +35,8 @@ class Cores:
     def of(cls, threads: int | None = None, streams: int | None = None) -> "Cores":
         """threads: None for every physical core that this process has. Raises UserError for more than there are."""
         here = available_cores()
-        threads, streams = threads or physical_cores(), streams or 1
+        threads = whole_number("--threads", threads) or physical_cores()
+        streams = whole_number("--streams", streams) or 1
         for option, asked in (("--threads", threads), ("--streams", streams)):
             if asked > here:
                 raise UserError(f"{option} {asked}: this process has {here} cores (affinity and cgroup limits count).")
@@ -47,23 +49,46 @@ class Cores:
         return f"{self.threads} thread{'s' if self.threads > 1 else ''}{streams}"
 
 
-class CpuModel(ABC):
-    """A whole model, image -> scores, attention, embedding, on a CPU. Thread-safe. An engine fills in `infer` and
-    `release`."""
+def whole_number(option: str, value: int | None) -> int | None:
+    """The value of an option that is None or at least 1. Raises UserError."""
+    if value is not None and (not isinstance(value, int | np.integer) or value < 1):
+        raise UserError(f"{option} {value!r}: expected a whole number, at least 1.")
+    return value
 
-    def __init__(self, cores: Cores, description: dict[str, str]):
+
+class CpuModel(ABC):
+    """A whole model, image -> scores, attention, embedding, on a CPU. Thread-safe. An engine fills in `load`, `infer`.
+
+    In a forked child it is loaded anew at the first call: engines have threads, which a child has not.
+    """
+
+    def __init__(self, bundle: Bundle, target: Target, cores: Cores, description: dict[str, str]):
+        """Raises UserError when the model cannot be loaded."""
         self._cores, self._open = cores, True
         self._description = {**description, "threads": str(cores)}
-        self._pool = ThreadPoolExecutor(cores.streams, "sdpl-stream") if cores.streams > 1 else None
-        self._calls, self._idle = 0, threading.Condition()  # running now; told when one ends
+        self._source = (bundle, target, cores)
+        self._engine: Any = self.load(*self._source)
+        self._begin()
+        begin_anew_in_children(self)
+
+    @abstractmethod
+    def load(self, bundle: Bundle, target: Target, cores: Cores) -> Any:
+        """The engine, ready to run. Raises UserError."""
 
     @abstractmethod
     def infer(self, outputs: list[str], images: np.ndarray) -> list[np.ndarray]:
         """These outputs for uint8 [B,S,S,3]."""
 
-    @abstractmethod
-    def release(self) -> None:
-        """Let the engine go."""
+    def after_fork(self) -> None:
+        if self._engine is not None:
+            never_free(self._engine)
+        self._engine = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pool = ThreadPoolExecutor(self._cores.streams, "sdpl-stream") if self._cores.streams > 1 else None
+        self._calls, self._idle = 0, threading.Condition()  # running now; told when one ends
+        self._loading = threading.Lock()
 
     @property
     def batch_sizes(self) -> Sequence[int]:
@@ -100,7 +125,7 @@ class CpuModel(ABC):
             self._idle.wait_for(lambda: self._calls == 0)  # what other threads run is finished first
         if self._pool is not None:
             self._pool.shutdown(wait=True)
-        self.release()
+        self._engine = None
 
     def _run(self, outputs: list[str], images: np.ndarray) -> list[np.ndarray]:
         """One batch, divided among the streams."""
@@ -116,6 +141,9 @@ class CpuModel(ABC):
                 self._idle.notify_all()
 
     def _run_open(self, outputs: list[str], images: np.ndarray) -> list[np.ndarray]:
+        with self._loading:
+            if self._engine is None:
+                self._engine = self.load(*self._source)
         images = np.ascontiguousarray(images)
         parts = np.array_split(images, min(self._cores.streams, len(images)))
         if self._pool is None or len(parts) == 1:
@@ -147,6 +175,16 @@ class OnnxRuntimeCpu(CpuModel):
     def __init__(self, bundle: Bundle, target: Target, cores: Cores):
         import onnxruntime
 
+        about = {
+            "backend": "onnxruntime-cpu",
+            "library": f"onnxruntime {onnxruntime.__version__}",
+            "provider": "CPUExecutionProvider",
+        }
+        super().__init__(bundle, target, cores, about)
+
+    def load(self, bundle: Bundle, target: Target, cores: Cores) -> Any:
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = max(1, cores.threads // cores.streams)  # the callers' own threads work too
@@ -157,7 +195,7 @@ class OnnxRuntimeCpu(CpuModel):
         failures: tuple[type[Exception], ...] = (ValueError, *own)  # ValueError: names that are not UTF-8
         self._path, self._failures = path, failures
         try:
-            self._session = onnxruntime.InferenceSession(
+            session = onnxruntime.InferenceSession(
                 path,
                 options,
                 providers=["CPUExecutionProvider"],
@@ -165,24 +203,16 @@ class OnnxRuntimeCpu(CpuModel):
             )
         except failures as error:
             raise UserError(f"{path}: ONNX Runtime cannot load it ({str(error).splitlines()[0]}).") from None
-        (image,), (scores, attention, *_) = self._session.get_inputs(), self._session.get_outputs()
+        (image,), (scores, attention, *_) = session.get_inputs(), session.get_outputs()
         require_shapes(bundle, path, image.shape, scores.shape, attention.shape)
-        about = {
-            "backend": "onnxruntime-cpu",
-            "library": f"onnxruntime {onnxruntime.__version__}",
-            "provider": "CPUExecutionProvider",
-        }
-        super().__init__(cores, about)
+        return session
 
     def infer(self, outputs: list[str], images: np.ndarray) -> list[np.ndarray]:
         try:
-            results: list[np.ndarray] = self._session.run(outputs, {"image": images})
+            results: list[np.ndarray] = self._engine.run(outputs, {"image": images})
         except self._failures as error:
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"{self._path}: ONNX Runtime cannot run it ({reason}). Export the checkpoint again."
             ) from None
         return results
-
-    def release(self) -> None:
-        self._session = None

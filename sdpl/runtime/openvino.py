@@ -24,6 +24,12 @@ class OpenVinoCpu(CpuModel):
     def __init__(self, bundle: Bundle, target: Target, cores: Cores):
         import openvino
 
+        about = {"backend": "openvino", "library": f"openvino {openvino.__version__.split('-')[0]}", "provider": "CPU"}
+        super().__init__(bundle, target, cores, about)
+
+    def load(self, bundle: Bundle, target: Target, cores: Cores) -> "Requests":
+        import openvino
+
         self._tensor = openvino.Tensor
         path = model_path(bundle, target)
         config: dict[str, Any] = {
@@ -37,37 +43,40 @@ class OpenVinoCpu(CpuModel):
         if folder is not None:
             config["CACHE_DIR"] = str(folder)
         try:
-            self._model: Any = openvino.Core().compile_model(path, "CPU", config)
+            model = openvino.Core().compile_model(path, "CPU", config)
         except RuntimeError as error:
             raise UserError(f"{path}: OpenVINO cannot load it ({_first_reason(str(error))}).") from None
-        ports = (self._model.input("image"), self._model.output("scores"), self._model.output("attention"))
+        ports = (model.input("image"), model.output("scores"), model.output("attention"))
         require_shapes(bundle, path, *(_shape(port) for port in ports))
-        self._requests: SimpleQueue[Any] = SimpleQueue()
-        for _ in range(cores.streams):
-            self._requests.put(self._model.create_infer_request())
-        about = {"backend": "openvino", "library": f"openvino {openvino.__version__.split('-')[0]}", "provider": "CPU"}
-        super().__init__(cores, about)
+        return Requests(model, cores.streams)
 
     def infer(self, outputs: list[str], images: np.ndarray) -> list[np.ndarray]:
         if not images.flags.writeable:  # OpenVINO takes no address of what may not be written
             images = images.copy()
-        with self._request() as request:
+        engine: Requests = self._engine
+        with engine.one() as request:
             request.set_input_tensor(self._tensor(images, shared_memory=True))
             request.infer()
             return [request.get_tensor(name).data.copy() for name in outputs]
 
-    def release(self) -> None:
-        self._model, self._requests = None, SimpleQueue()
+
+class Requests:
+    """A compiled model with a request for each stream."""
+
+    def __init__(self, model: Any, streams: int):
+        self.model = model
+        self._free: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(streams):
+            self._free.put(model.create_infer_request())
 
     @contextmanager
-    def _request(self) -> Iterator[Any]:
+    def one(self) -> Iterator[Any]:
         """A free request; waits while there is none."""
-        requests = self._requests
-        request = requests.get()
+        request = self._free.get()
         try:
             yield request
         finally:
-            requests.put(request)
+            self._free.put(request)
 
 
 def cache_folder(bundle: Bundle) -> Path | None:

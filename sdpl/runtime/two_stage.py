@@ -7,6 +7,7 @@ in a slot (`sdpl.runtime.slots`).
 """
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Protocol
@@ -57,7 +58,10 @@ class Encoder(Protocol):
 
 
 class TwoStage:
-    """A target on a GPU. Thread-safe: two calls overlap, further ones wait. Owns its encoder, kernels and resize."""
+    """A target on a GPU. Thread-safe: two calls overlap, further ones wait. Owns its encoder, kernels and resize.
+
+    A forked child cannot use it (CUDA knows no forks): calls raise RuntimeError there.
+    """
 
     def __init__(
         self,
@@ -71,7 +75,7 @@ class TwoStage:
     ):
         """kernels: None for an encoder that is the whole model and writes its outputs. resize: of decoded
         images on this GPU, to the bundle's image size; None leaves that to the CPU."""
-        self.name = name
+        self.name, self._pid = name, os.getpid()
         self._probability = bundle.manifest.probability
         self._encoder, self._device, self._resize = encoder, device, resize
         self._profile = target.profile or Profile()
@@ -150,6 +154,8 @@ class TwoStage:
 
     def close(self) -> None:
         """Wait for what is on its way, then free everything, the encoder and the kernels too."""
+        if os.getpid() != self._pid:  # what it holds is the parent's
+            return
         slots = self._slots.close()
         with self._device.current():
             for slot in slots:
@@ -166,6 +172,11 @@ class TwoStage:
     def _run(self, images: Any, more: More) -> tuple[np.ndarray, np.ndarray]:
         """logits [B,C], and attention [B,C,L] or embeddings [B,E] if asked for, else [0], of uint8 [B,S,S,3] on the
         host or on this GPU, or of a list of decoded images."""
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                "this process was forked from the one that opened the recognizer: a GPU's work does not "
+                "go on in a child; open it there"
+            )
         with self._device.current():
             source = self._input(images)
             logits = np.empty((len(source), self._sizes.C), np.float32)

@@ -30,18 +30,12 @@ class App:
     def __init__(self, settings: Settings, sockets: Sequence[str], counters: Counters):
         """sockets: paths of the engines' Unix sockets."""
         self.settings, self.counters = settings, counters
-        self.links = [Link(path, settings, counters, self._wake) for path in sockets]
+        self.links = [Link(path, settings, counters) for path in sockets]
         self.decoder = Decoder(max(1, available_cores() // settings.workers))
         self.log = AccessLog(settings.access_log, counters)
         self.tracer = Tracer(settings.otlp_endpoint)
         self.draining = False
         self.names = list(settings.models)
-        self._changes: asyncio.Event = asyncio.Event()
-
-    def _wake(self) -> None:
-        """Whoever waits for a change of a model looks again."""
-        self._changes.set()
-        self._changes = asyncio.Event()
 
     # Choosing
 
@@ -112,6 +106,11 @@ class App:
     def ready(self) -> bool:
         return not self.draining and all(any(name in link.models for link in self.links) for name in self.names)
 
+    @property
+    def settled(self) -> bool:
+        """Whether every engine has made every model ready, or was told not to."""
+        return all(link.states.get(name) in ("ready", "unloaded") for link in self.links for name in self.names)
+
     def states(self) -> list[dict[str, str]]:
         """The repository index."""
         found = []
@@ -156,20 +155,18 @@ class App:
             raise RefusalError("forbidden", "loading and unloading is off: start sdpl-serve with --allow-repository.")
         if name not in self.names:
             raise RefusalError("not_found", f"no model {name[:100]!r}: {nearest(name[:100], self.names)}")
-        index = self.names.index(name)
-        before = {link: link.announcements.get(name, 0) for link in self.links}
-        for link in self.links:
-            link.command({action: index})
+        if not all(link.connected for link in self.links):
+            raise RefusalError("unavailable", "an engine is being restarted; try again.", 1)
+        orders = [link.order({action: self.names.index(name)}) for link in self.links]
         try:
             async with asyncio.timeout(LOAD_TIMEOUT_S):
-                while any(link.announcements.get(name, 0) <= count for link, count in before.items()):
-                    await self._changes.wait()
+                reasons = await asyncio.gather(*orders)
         except TimeoutError:
             raise RefusalError(
                 "deadline", f"model {name!r}: {action} takes longer than {LOAD_TIMEOUT_S:g} s."
             ) from None
-        if action == "load" and self.reason(name):
-            raise RefusalError("invalid", f"model {name!r} was not loaded: {self.reason(name)}")
+        if reason := next((reason for reason in reasons if reason), ""):
+            raise RefusalError("invalid", f"model {name!r} was not loaded: {reason}")
 
     async def drained(self, busy: Any) -> None:
         """Wait until `busy()` is false, at most `drain_s`."""

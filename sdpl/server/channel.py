@@ -24,8 +24,8 @@ MAX_FDS = 16
 class Message:
     """One message.
 
-    SUBMIT: a is the model's generation, b the deadline and c the time of sending (ns of the monotonic clock).
-    RESULT: a is the generation, b the wait in ns, c the run in us << 16 | images of its batch.
+    SUBMIT: a is the line's number, b the deadline and c the time of sending (ns of the monotonic clock).
+    RESULT: a is the line's number, b the wait in ns, c the run in us << 16 | images of its batch.
     CONTROL: `content`, and the file descriptors that came with it.
     """
 

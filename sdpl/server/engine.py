@@ -1,17 +1,16 @@
 """The engine process: one device, all models. Takes rows from the front ends, batches, runs, and answers each row once.
 
 One thread does everything but loading: between two batches it reads what has come in, drops what is late or cancelled,
-and takes the next batch. A bundle is opened and proved in a second thread while the old one serves.
+and takes the next batch. A bundle is opened and proved in a second thread (`loading.py`) while the old one serves.
 """
 
+import itertools
 import os
-import queue
 import selectors
 import socket
 import sys
-import threading
 import time
-from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,11 +36,11 @@ from sdpl.server.channel import (
     Message,
 )
 from sdpl.server.counters import Counters
+from sdpl.server.loading import Loading, Tell
 from sdpl.server.serving import Serving, make_ready
 from sdpl.server.settings import Settings
 
 SMOOTHING = 0.2  # weight of the newest batch in the time of one image
-RETRY_S = 10.0  # before a bundle that is not served at all is tried again
 FAILURES_IN_A_ROW = 3  # calls of the engine that fail before the process gives up and is started anew
 
 
@@ -56,17 +55,19 @@ class Row:
 
 @dataclass(eq=False)
 class Front:
-    """One front end that is connected. arenas: by model and generation. heard: the last announcement it has read."""
+    """One front end that is connected. arenas: by line. heard: the last announcement it has read."""
 
     channel: Channel
-    arenas: dict[tuple[int, int], Arena] = field(default_factory=dict)
+    arenas: dict[int, Arena] = field(default_factory=dict)
     heard: int = 0
 
 
 @dataclass(eq=False)
 class Line:
-    """One generation of a model with its line of rows. retired_at: the announcement after which no more rows come."""
+    """A bundle that serves, with its line of rows. number: its own in this process; the same bundle loaded again has
+    another. retired_at: the announcement after which no more rows come."""
 
+    number: int
     model: int
     serving: Serving
     batcher: Batcher[Row]
@@ -76,27 +77,37 @@ class Line:
 class Engine:
     """Serves front ends on a listening Unix socket until `control` says stop or closes."""
 
-    def __init__(self, settings: Settings, listener: socket.socket, control: Channel, counters: Counters):
-        self._settings, self._counters = settings, counters
+    def __init__(
+        self,
+        settings: Settings,
+        listener: socket.socket,
+        control: Channel,
+        counters: Counters,
+        unloaded: Collection[int] = (),
+    ):
+        """unloaded: models that were taken out of service before this process was started."""
+        self._settings, self._counters, self._unloaded = settings, counters, unloaded
         self._names, self._paths = list(settings.models), list(settings.models.values())
         self._listener, self._control = listener, control
         self._fronts: dict[int, Front] = {}  # by the file descriptor of its channel
         self._current: dict[int, Line] = {}  # by model
         self._retiring: list[Line] = []
         self._states: dict[int, dict[str, Any]] = {}  # the last announcement of each model
-        self._unloaded: set[int] = set()
         self._announced = 0
+        self._numbers = itertools.count(1)
         self._failed_in_a_row = 0
-        self._to_load: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._loaded: deque[tuple[int, Serving | str]] = deque()
+        self._loading = Loading(self._make, self._wake)
         self._wake_out, self._wake_in = socket.socketpair()
         self._wake_out.setblocking(False)
         self._stopping = False
 
     def run(self) -> None:
-        threading.Thread(target=self._load, name="sdpl-load", daemon=True).start()
+        self._loading.start()
         for model in range(len(self._names)):
-            self._to_load.put(model)
+            if model in self._unloaded:
+                self._unload(model)
+            else:
+                self._loading.load(model)
         selector = selectors.DefaultSelector()
         self._listener.setblocking(False)
         for each in (self._listener, self._control, self._wake_out):
@@ -104,7 +115,8 @@ class Engine:
         self._selector = selector
         while not self._stopping:
             self._read(self._pause())
-            self._swap_loaded()
+            self._loading.retry()
+            self._take_loaded()
             self._drop()
             line = self._next_line()
             if line is not None:
@@ -115,9 +127,10 @@ class Engine:
 
     def _pause(self) -> float | None:
         """Seconds to wait for messages: none while a batch may leave."""
-        times = [line.batcher.ready_at() for line in self._lines()]
-        ready = min((t for t in times if t is not None), default=None)
-        return None if ready is None else max(0.0, (ready - time.monotonic_ns()) / 1e9)
+        times = [at / 1e9 for line in self._lines() if (at := line.batcher.ready_at()) is not None]
+        if (retry := self._loading.next_retry) is not None:
+            times.append(retry)
+        return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _read(self, timeout: float | None) -> None:
         for key, events in self._selector.select(timeout):
@@ -149,17 +162,16 @@ class Engine:
         except ClosedError:
             self._stopping = True
 
-    def _command(self, content: dict[str, Any]) -> None:
+    def _command(self, content: dict[str, Any], tell: Tell | None = None) -> None:
         """{"load": model} or {"unload": model} as asked for, {"replaced": model} when it is another on disk."""
         if "load" in content:
-            self._unloaded.discard(content["load"])
-            self._to_load.put(content["load"])
-        if "replaced" in content and content["replaced"] not in self._unloaded:
-            self._to_load.put(content["replaced"])
+            self._loading.load(content["load"], tell)
+        if "replaced" in content:
+            self._loading.replaced(content["replaced"])
         if "unload" in content:
-            self._unloaded.add(content["unload"])
-            self._retire_current(content["unload"])
-            self._announce(content["unload"], None, "unloaded on request")
+            self._unload(content["unload"])
+            if tell is not None:
+                tell("")
 
     def _hear(self, front: Front, events: int) -> None:
         try:
@@ -173,32 +185,30 @@ class Engine:
             self._lose(front)
 
     def _take(self, front: Front, message: Message) -> None:
-        key = (message.model, message.a)
+        if message.kind == CONTROL:
+            self._take_control(front, message)
+            return
+        line = next((line for line in self._lines() if line.number == message.a), None)
         if message.kind == SUBMIT:
-            line = next((n for n in self._lines() if (n.model, n.serving.generation) == key), None)
             if line is None:  # it was unloaded while this was on its way
                 self._answer(front, message.model, message.slot, message.a, CANCELLED)
                 return
             row = Row(front, message.slot, bool(message.status & WITH_ATTENTION))
             line.batcher.add(row, message.c, message.b)
-        elif message.kind == CANCEL:
-            for line in self._lines():
-                if (line.model, line.serving.generation) == key:
-                    for attention in (False, True):
-                        line.batcher.cancel(Row(front, message.slot, attention))
-        elif message.kind == CONTROL:
-            self._take_control(front, message)
+        elif message.kind == CANCEL and line is not None:
+            for attention in (False, True):
+                line.batcher.cancel(Row(front, message.slot, attention))
 
     def _take_control(self, front: Front, message: Message) -> None:
         content = message.content
         if "arena" in content:
-            model, generation, count, (side, categories, map_size) = content["arena"]
-            geometry = Geometry(side, categories, tuple(map_size))
-            front.arenas[model, generation] = Arena(message.fds[0], count, geometry)
+            line, count, (side, categories, map_size) = content["arena"]
+            front.arenas[line] = Arena(message.fds[0], count, Geometry(side, categories, tuple(map_size)))
             for fd in message.fds:
                 os.close(fd)
         front.heard = max(front.heard, content.get("heard", 0))
-        self._command(content)
+        if "order" in content:  # to load or unload, from a caller that waits for it
+            self._command(content, lambda reason: self._tell(front, {"order": content["order"], "reason": reason}))
 
     def _lose(self, front: Front) -> None:
         self._selector.unregister(front.channel)
@@ -209,10 +219,8 @@ class Engine:
 
     # What goes out
 
-    def _answer(
-        self, front: Front, model: int, slot: int, generation: int, status: int, b: int = 0, c: int = 0
-    ) -> None:
-        self._send(front, HEADER.pack(RESULT, status, model, slot, generation, b, c))
+    def _answer(self, front: Front, model: int, slot: int, line: int, status: int) -> None:
+        self._send(front, HEADER.pack(RESULT, status, model, slot, line, 0, 0))
 
     def _send(self, front: Front, data: bytes) -> None:
         try:
@@ -222,6 +230,8 @@ class Engine:
             pass  # its end comes through `_read` too
 
     def _tell(self, front: Front, content: dict[str, Any]) -> None:
+        if front.channel.fileno() not in self._fronts:  # it was lost meanwhile
+            return
         try:
             front.channel.control(content)
             self._watch(front)
@@ -234,63 +244,75 @@ class Engine:
         if self._selector.get_key(front.channel).events != events:
             self._selector.modify(front.channel, events)
 
-    def _announce(self, model: int, serving: Serving | None, reason: str) -> None:
-        """Tell all front ends, and the supervisor, what a model is now."""
+    def _announce(self, model: int, reason: str, state: str = "") -> None:
+        """Tell all front ends, and the supervisor, what a model is now: "ready", "failed" or "unloaded"."""
         self._announced += 1
-        state = {
+        line = self._current.get(model)
+        state = state or ("ready" if line is not None else "failed")
+        content = {
             "model": model,
             "announcement": self._announced,
-            "serving": serving.describe() if serving else None,
+            "line": line.number if line else 0,
+            "serving": line.serving.describe() if line else None,
+            "state": state,
             "reason": reason,
         }
-        self._states[model] = state
+        self._states[model] = content
         self._counters.set_server("gpu_used_bytes", 1e6 * (gpu_used_mb() or 0))
         for front in self._fronts.values():
-            self._tell(front, state)
-        self._control.control({"model": model, "ready": serving is not None, "reason": reason})
+            self._tell(front, content)
+        self._control.control({"model": model, "state": state, "reason": reason})
 
     # Models
+
+    def _make(self, model: int) -> Serving:
+        """In the thread that loads. Raises UserError."""
+        path = self._paths[model]
+        try:
+            return make_ready(path, self._settings)
+        except UserError:
+            raise
+        except Exception as error:  # a library's own; it is told, and the server goes on
+            raise UserError(f"{path}: {type(error).__name__}: {error}") from error
+
+    def _wake(self) -> None:
+        self._wake_in.send(b"\0")
 
     def _lines(self) -> list[Line]:
         return [*self._current.values(), *self._retiring]
 
-    def _load(self) -> None:
-        """In a thread: make bundles ready, one after another."""
-        while True:
-            model = self._to_load.get()
-            try:
-                result: Serving | str = make_ready(self._paths[model], self._settings)
-            except UserError as error:
-                result = str(error)
-            except Exception as error:  # a library's own; it is told, and the server goes on
-                result = f"{self._paths[model]}: {type(error).__name__}: {error}"
-            self._loaded.append((model, result))
-            self._wake_in.send(b"\0")
+    def _unload(self, model: int) -> None:
+        self._loading.unload(model)
+        self._retire_current(model)
+        self._announce(model, "unloaded on request", "unloaded")
 
-    def _swap_loaded(self) -> None:
-        while self._loaded:
-            model, result = self._loaded.popleft()
-            current = self._current.get(model)
-            if isinstance(result, str):
-                if current is not None:
-                    self._counters.add(model, "reload_failures")
-                self._announce(model, current.serving if current else None, result)
-                if current is None and model not in self._unloaded:
-                    again = threading.Timer(RETRY_S, self._to_load.put, (model,))
-                    again.daemon = True
-                    again.start()
+    def _take_loaded(self) -> None:
+        for job in self._loading.finished():
+            if isinstance(job.result, Serving):
+                self._swap(job.model, job.result)
+                job.tell("")
                 continue
-            if current is not None and current.serving.generation == result.generation:
-                result.recognizer.close()
-                self._announce(model, current.serving, "")
-                continue
-            if current is not None:
-                self._counters.add(model, "reloads")
-            self._retire_current(model)
-            delay = int(self._settings.max_delay_ms * 1e6)
-            self._current[model] = Line(model, result, Batcher(result.batch_sizes, delay))
-            self._counters.set(model, "seconds_per_image", result.seconds_per_image)
-            self._announce(model, result, "")
+            assert job.result is not None
+            if job.model in self._current:
+                self._counters.add(job.model, "reload_failures")
+            else:
+                self._loading.retry_later(job.model)
+            self._announce(job.model, job.result)
+            job.tell(job.result)
+
+    def _swap(self, model: int, serving: Serving) -> None:
+        current = self._current.get(model)
+        if current is not None and current.serving.generation == serving.generation:
+            serving.recognizer.close()
+            self._announce(model, "")
+            return
+        if current is not None:
+            self._counters.add(model, "reloads")
+        self._retire_current(model)
+        batcher: Batcher[Row] = Batcher(serving.batch_sizes, int(self._settings.max_delay_ms * 1e6))
+        self._current[model] = Line(next(self._numbers), model, serving, batcher)
+        self._counters.set(model, "seconds_per_image", serving.seconds_per_image)
+        self._announce(model, "")
 
     def _retire_current(self, model: int) -> None:
         line = self._current.pop(model, None)
@@ -299,14 +321,14 @@ class Engine:
             self._retiring.append(line)
 
     def _retire(self) -> None:
-        """Close generations that no front end can send rows for any more."""
+        """Close lines that no front end can send rows for any more."""
         for line in list(self._retiring):
             heard = min((front.heard for front in self._fronts.values()), default=line.retired_at or 0)
             if len(line.batcher) == 0 and heard >= (line.retired_at or 0):
                 self._retiring.remove(line)
                 line.serving.recognizer.close()
                 for front in self._fronts.values():
-                    front.arenas.pop((line.model, line.serving.generation), None)
+                    front.arenas.pop(line.number, None)
 
     # Batches
 
@@ -315,7 +337,7 @@ class Engine:
         for line in self._lines():
             for rows, status in zip(line.batcher.drop(now), (EXPIRED, CANCELLED), strict=True):
                 for row in rows:
-                    self._answer(row.front, line.model, row.slot, line.serving.generation, status)
+                    self._answer(row.front, line.model, row.slot, line.number, status)
             self._counters.set(line.model, "queued", len(line.batcher))
 
     def _next_line(self) -> Line | None:
@@ -326,7 +348,7 @@ class Engine:
 
     def _run_batch(self, line: Line) -> None:
         batch = line.batcher.take()
-        model, generation = line.model, line.serving.generation
+        model = line.model
         rows = [row for row, _ in batch]
         start = time.monotonic_ns()
         try:
@@ -340,7 +362,7 @@ class Engine:
         fronts = {id(row.front): row.front for row in rows}
         c = min(run_ns // 1000, (1 << 46) - 1) << 16 | len(rows)
         for row, arrival in batch:
-            packed = HEADER.pack(RESULT, status, model, row.slot, generation, max(0, start - arrival), c)
+            packed = HEADER.pack(RESULT, status, model, row.slot, line.number, max(0, start - arrival), c)
             by_front.setdefault(id(row.front), []).append(packed)
         for key, packed_rows in by_front.items():
             self._send(fronts[key], b"".join(packed_rows))
@@ -350,8 +372,7 @@ class Engine:
 
     def _score(self, line: Line, rows: list[Row]) -> None:
         """Run the rows and write their results where their images lie."""
-        key = (line.model, line.serving.generation)
-        arenas = [row.front.arenas[key] for row in rows]
+        arenas = [row.front.arenas[line.number] for row in rows]
         first, slots = rows[0], [row.slot for row in rows]
         neighbours = slots == list(range(first.slot, first.slot + len(rows))) and all(a is arenas[0] for a in arenas)
         if neighbours:

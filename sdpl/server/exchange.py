@@ -1,6 +1,6 @@
 """What passes between the HTTP transport and what a server does with requests."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -55,8 +55,9 @@ class Exchange(Protocol):
 class Routes(Protocol):
     """What a server does with requests."""
 
-    def begin(self, request: Request) -> Exchange:
-        """A head has come in. Raises RefusalError."""
+    def route(self, request: Request) -> Response | Callable[[], Exchange]:
+        """A head has come in: the answer itself where no body is wanted, else what receives the body, to be called once
+        its length is known. Both raise RefusalError."""
 
     def refusal(self, request: Request | None, refused: RefusalError) -> Response:
         """How a refusal looks."""

@@ -73,7 +73,7 @@ async def _report(app: App, http: Server, control: Channel) -> None:
     told = False
     while True:
         app.counters.set_server("connections", len(http.connections))
-        if app.ready and not told:
+        if app.settled and not told:
             told = True
             control.control({"ready": True})
         await asyncio.sleep(0.02 if not told else 0.5)

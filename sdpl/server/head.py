@@ -1,5 +1,6 @@
 """The head of an HTTP/1.1 request, parsed by httptools and checked."""
 
+import contextlib
 import time
 from typing import Any
 from urllib.parse import parse_qs, unquote
@@ -39,19 +40,21 @@ def parse_head(data: bytes, peer: str) -> tuple[Request, tuple[Any, Head] | None
     head = Head()
     parser = httptools.HttpRequestParser(head)
     try:
-        parser.feed_data(data)
+        with contextlib.suppress(httptools.HttpParserUpgrade):  # no other protocol is spoken: the request is as without
+            parser.feed_data(data)
         method, url = parser.get_method().decode("ascii"), httptools.parse_url(head.url)
-    except httptools.HttpParserUpgrade:
-        raise RefusalError("invalid", "this server does not switch protocols.") from None
     except (httptools.HttpParserError, UnicodeDecodeError):
         raise RefusalError("invalid", "the head is malformed.") from None
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers}
     lengths = [value for name, value in head.headers if name == b"content-length"]
+    closes = any(name == b"connection" and b"close" in value.lower() for name, value in head.headers)
     chunked = "transfer-encoding" in headers
     if len(lengths) > 1 or (lengths and (chunked or not lengths[0].isdigit() or len(lengths[0]) > 18)):
         raise RefusalError("invalid", "its Content-Length is malformed.")
     if chunked and headers["transfer-encoding"].lower() != "chunked":
         raise RefusalError("invalid", f"unknown Transfer-Encoding {headers['transfer-encoding']!r}.")
+    if chunked and "upgrade" in headers:  # the parser takes what follows for another protocol
+        raise RefusalError("invalid", "Transfer-Encoding and Upgrade do not go together here.")
     query = {name: values[-1] for name, values in parse_qs((url.query or b"").decode("latin-1"), True).items()}
     request = Request(
         method=method,
@@ -59,7 +62,7 @@ def parse_head(data: bytes, peer: str) -> tuple[Request, tuple[Any, Head] | None
         query=query,
         headers=headers,
         length=int(lengths[0]) if lengths else 0,
-        keep_alive=parser.should_keep_alive(),
+        keep_alive=not closes and parser.get_http_version() == "1.1",  # (the parser forgets it once it is through)
         started_ns=time.monotonic_ns(),
         peer=peer,
     )

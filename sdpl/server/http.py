@@ -5,6 +5,7 @@ httptools parses heads and chunked bodies; a body with a length goes past it. Wh
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 import httptools
@@ -14,7 +15,7 @@ from sdpl.server.head import MAX_HEAD, Head, parse_head
 from sdpl.server.refusal import RefusalError
 
 SCRATCH = 1 << 16
-KEEP_REFUSED = 4 << 20  # bytes of a refused body that are read and dropped so that the connection can stay open
+KEEP_UNWANTED = 4 << 20  # bytes of a body that nobody wants that are dropped so that the connection can stay open
 LINGER_S = 2.0
 STATUS = {
     200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
@@ -56,7 +57,7 @@ class Server:
 
 
 class Connection(asyncio.BufferedProtocol):
-    """One client. It is in one of four states: reading a head, receiving a body, answering, dropping a refused body."""
+    """One client. It reads a head, receives a body, answers, or drops a body that nobody wants."""
 
     _scratch = memoryview(bytearray(SCRATCH))  # for heads and dropped bodies: each use ends before the next begins
 
@@ -69,12 +70,12 @@ class Connection(asyncio.BufferedProtocol):
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
         self._chunks: tuple[Any, Head] | None = None  # of a chunked body
+        self._receive: Callable[[], Exchange] | None = None  # what takes it once it is whole
         self._body: memoryview | None = None  # where the body goes now
         self._filled = 0  # bytes of it
         self._remaining = 0  # bytes of the whole body that are still to come
-        self._refusal: Response | None = None  # waits until the rest of its body has been dropped
-        self._dropping = False
-        self._unread = False  # of a chunked body that was refused
+        self._response: Response | None = None  # waits until the rest of an unwanted body has been dropped
+        self._unread = False  # of a chunked body that nobody wants
         self._closing = False
         self._since = time.monotonic()  # when this state began
         self._paused = False
@@ -127,13 +128,14 @@ class Connection(asyncio.BufferedProtocol):
     # Receiving
 
     def _feed(self, data: bytes) -> None:
-        if self._dropping:
+        if self._response is not None:
             dropped = min(len(data), self._remaining)
             self._remaining -= dropped
             data = data[dropped:]
             if self._remaining:
                 return
-            self._dropped()
+            response, self._response = self._response, None
+            self._write(self._request, response)
         if self._chunks is not None:
             self._feed_chunks(data)
             return
@@ -157,23 +159,24 @@ class Connection(asyncio.BufferedProtocol):
             return
         head, rest = self._pending[: end + 4], self._pending[end + 4 :]
         self._pending = b""
+        self._since, limit = time.monotonic(), self._server.limits.max_body
         try:
-            request, chunks = parse_head(head, self._peer)
+            request, self._chunks = parse_head(head, self._peer)
             self._request, self._remaining = request, request.length
-            if chunks is None and request.length > self._server.limits.max_body:
-                raise RefusalError(
-                    "too_large", f"the body has {request.length} bytes (limit {self._server.limits.max_body})."
-                )
-        except RefusalError as refused:
-            self._refuse(refused, close=True)
+            if request.length > limit:
+                raise RefusalError("too_large", f"the body has {request.length} bytes (limit {limit}).")
+            found = self._server.routes.route(request)
+        except Exception as error:
+            self._refuse(_refusal(error), rest)
             return
-        self._since = time.monotonic()
-        if chunks is not None:
-            self._chunks = chunks
+        if isinstance(found, Response):
+            self._reply(found, rest)
+        elif self._chunks is None:
+            self._begin(found, rest)
+        else:
+            self._receive = found
             self._expected(request)
             self._feed_chunks(rest)
-            return
-        self._begin(rest)
 
     def _read_next(self) -> None:
         """The request behind the one that was answered; not at once, so that a long row of them nests no calls."""
@@ -181,12 +184,12 @@ class Connection(asyncio.BufferedProtocol):
             self._since = time.monotonic()
             self._read_head()
 
-    def _begin(self, rest: bytes) -> None:
+    def _begin(self, receive: Callable[[], Exchange], rest: bytes) -> None:
         assert self._request is not None
         try:
-            self._exchange = self._server.routes.begin(self._request)
+            self._exchange = receive()
         except Exception as error:
-            self._refuse(_refusal(error), rest=rest)
+            self._refuse(_refusal(error), rest)
             return
         if not rest:
             self._expected(self._request)
@@ -229,20 +232,19 @@ class Connection(asyncio.BufferedProtocol):
         """A chunked body: gathered by httptools, and then treated like one with a length."""
         assert self._chunks is not None
         assert self._request is not None
+        assert self._receive is not None
         parser, head = self._chunks
         try:
             parser.feed_data(data)
         except httptools.HttpParserError:
-            self._refuse(RefusalError("invalid", "the chunked body is malformed."), close=True)
+            self._refuse(RefusalError("invalid", "the chunked body is malformed."))
             return
         if len(head.body) > self._server.limits.max_body:
-            self._refuse(
-                RefusalError("too_large", f"the body has more than {self._server.limits.max_body} bytes."), close=True
-            )
+            self._refuse(RefusalError("too_large", f"the body has more than {self._server.limits.max_body} bytes."))
         elif head.complete:
             self._chunks, self._request.keep_alive = None, False  # what follows on the connection is not looked at
             self._request.length = self._remaining = len(head.body)
-            self._begin(bytes(head.body))
+            self._begin(self._receive, bytes(head.body))
 
     def _expected(self, request: Request) -> None:
         if request.headers.get("expect", "").lower() == "100-continue":
@@ -267,26 +269,24 @@ class Connection(asyncio.BufferedProtocol):
         self._write(request, response)
 
     def _refuse(self, refused: RefusalError, rest: bytes = b"", close: bool = False) -> None:
-        """Answer without the body having been read. A short rest of it is dropped, so that the client reads on."""
+        self._reply(self._server.routes.refusal(self._request, refused), rest, close)
+
+    def _reply(self, response: Response, rest: bytes = b"", close: bool = False) -> None:
+        """Answer without the body having been read. A short rest of it is dropped, so that the client reads on; more
+        than that, or one that the client still asks about, ends the connection."""
         request = self._request
-        self._unread = self._chunks is not None
-        self._exchange = self._body = self._chunks = None
+        self._unread = self._chunks is not None or request is None  # how much is to come, nobody knows
+        self._exchange = self._body = self._chunks = self._receive = None
         dropped = min(len(rest), self._remaining)
         self._pending = rest[dropped:]  # the next request, of a caller that does not wait for answers
         self._remaining -= dropped
-        response = self._server.routes.refusal(request, refused)
-        expecting = request is not None and "expect" in request.headers
-        if close or expecting or self._remaining > KEEP_REFUSED:
+        asks = request is not None and "expect" in request.headers
+        if close or self._unread or (self._remaining and asks) or self._remaining > KEEP_UNWANTED:
             self._write(request, response, close=True)
         elif self._remaining:
-            self._refusal, self._dropping = response, True
+            self._response = response
         else:
             self._write(request, response)
-
-    def _dropped(self) -> None:
-        response, self._refusal, self._dropping = self._refusal, None, False
-        if response is not None:
-            self._write(self._request, response)
 
     def _write(self, request: Request | None, response: Response, close: bool = False) -> None:
         if self._transport.is_closing():
@@ -320,10 +320,12 @@ class Connection(asyncio.BufferedProtocol):
 
     def _linger(self) -> None:
         """Close after what was written has gone out. While a client still sends, a close would reset the connection
-        before it reads the answer: what it sends is dropped for a little while first."""
+        before it reads the answer: it sees the end at once, and what it sends is dropped for a little while."""
         self._closing = True
         self._body = None
         if self._remaining or self._unread:
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
             asyncio.get_running_loop().call_later(LINGER_S, self._transport.close)
         else:
             self._transport.close()
@@ -352,10 +354,12 @@ class Connection(asyncio.BufferedProtocol):
         """Cut off a body that comes too slowly."""
         assert self._request is not None
         limits, received = self._server.limits, self._request.length - self._remaining
+        if self._chunks is not None:
+            received = len(self._chunks[1].body)
         if waited > limits.header_timeout_s and received < waited * limits.min_bytes_per_s:
             if self._exchange is not None:
                 self._exchange.abandon()
-            self._dropping = False
+            self._response = None
             self._refuse(RefusalError("slow", "the body comes too slowly."), close=True)
 
     def close_if_idle(self) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import math
 import socket
 import time
@@ -11,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from sdpl.server.arena import Arena, Geometry, Slots, make_memory
+from sdpl.server.arena import Arena, Geometry, Slots, fitting, make_memory
 from sdpl.server.channel import (
     CANCEL,
     CANCELLED,
-    CONTROL,
     DONE,
     EXPIRED,
     HEADER,
@@ -31,15 +31,17 @@ from sdpl.server.refusal import RefusalError
 from sdpl.server.settings import Settings
 
 RETRY_S = 0.05
+GRACE_S = 10.0  # beyond its deadline a caller waits so long for an engine that says nothing
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One generation of a model, as its engine announced it."""
+    """A bundle that an engine serves, as it announced it. line: its number in that engine; the same bundle loaded again
+    has another."""
 
     index: int
     name: str
-    generation: int
+    line: int
     geometry: Geometry
     categories: tuple[str, ...]
     thresholds: np.ndarray  # [C]
@@ -53,7 +55,7 @@ class ModelInfo:
 
 @dataclass(eq=False)
 class Hold:
-    """One generation's slots in this front end."""
+    """One line's slots in this front end."""
 
     info: ModelInfo
     arena: Arena
@@ -64,15 +66,17 @@ class Hold:
 class Link:
     """The connection to one engine; it is made again whenever it is lost."""
 
-    def __init__(self, path: str, settings: Settings, counters: Counters, changed: Callable[[], None]):
-        """path: of the engine's Unix socket. changed: called when a model comes, goes or changes."""
-        self._path, self._settings, self._counters, self._changed = path, settings, counters, changed
+    def __init__(self, path: str, settings: Settings, counters: Counters):
+        """path: of the engine's Unix socket."""
+        self._path, self._settings, self._counters = path, settings, counters
         self._names = list(settings.models)
         self._channel: Channel | None = None
-        self._holds: dict[tuple[int, int], Hold] = {}
+        self._holds: dict[int, Hold] = {}  # by line
         self.models: dict[str, ModelInfo] = {}  # ready, by name
+        self.states: dict[str, str] = {}  # of models that were heard of: "ready", "failed" or "unloaded"
         self.reasons: dict[str, str] = {}  # why a model is not ready, or its newest bundle was not taken
-        self.announcements: dict[str, int] = {}  # of each model, how many were heard
+        self._orders: dict[int, asyncio.Future[str]] = {}  # to load and unload, whose answers are to come
+        self._numbers = itertools.count(1)
         self.in_hand = 0
         self._writing = False
         self._unheard: int | None = None  # an announcement whose consequences are not done with
@@ -103,7 +107,7 @@ class Link:
 
     def admit(self, info: ModelInfo, rows: int) -> float:
         """The seconds that so many images would wait. Raises RefusalError when that is too long."""
-        hold = self._holds.get((info.index, info.generation))
+        hold = self._holds.get(info.line)
         if hold is None:
             raise RefusalError("unavailable", f"{info.name}: its engine is being restarted; try again.", 1)
         if rows > hold.arena.count:
@@ -120,7 +124,7 @@ class Link:
     def lease(self, info: ModelInfo, rows: int) -> "Lease":
         """Slots for so many images, side by side. Raises RefusalError when they are not to be had now."""
         wait = self.admit(info, rows)
-        hold = self._holds[info.index, info.generation]
+        hold = self._holds[info.line]
         start = hold.slots.take(rows)
         if start is None:
             raise RefusalError(
@@ -135,29 +139,32 @@ class Link:
         models = range(len(self._names))
         return sum(counters.total(m, "in_hand") * counters.largest(m, "seconds_per_image") for m in models) / engines
 
-    def command(self, content: dict[str, Any]) -> None:
-        """Send {"load": model} or {"unload": model}."""
-        if self._channel is None:
-            raise RefusalError("unavailable", "the engine is being restarted; try again.", 1)
-        self._guarded(lambda channel: channel.control(content))
+    def order(self, content: dict[str, Any]) -> "asyncio.Future[str]":
+        """Send {"load": model} or {"unload": model}: why it was not done, "" when it was. Awaiting it raises
+        RefusalError when the engine is lost before it answers."""
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        number = next(self._numbers)
+        self._orders[number] = future
+        self._guarded(lambda channel: channel.control({**content, "order": number}))
+        return future
 
     # What leases do
 
     def submit(self, lease: "Lease", attention: bool, deadline_ns: int) -> None:
         hold, info = lease.hold, lease.hold.info
-        if self._channel is None or self._holds.get((info.index, info.generation)) is not hold:
+        if self._channel is None or self._holds.get(info.line) is not hold:
             raise RefusalError("unavailable", f"{info.name}: its engine was restarted meanwhile; try again.", 1)
         status, now = WITH_ATTENTION if attention else 0, time.monotonic_ns()
         packed = []
         for slot in range(lease.start, lease.start + lease.rows):
             hold.leases[slot] = lease
-            packed.append(HEADER.pack(SUBMIT, status, info.index, slot, info.generation, deadline_ns, now))
+            packed.append(HEADER.pack(SUBMIT, status, info.index, slot, info.line, deadline_ns, now))
         self._guarded(lambda channel: channel.send(b"".join(packed)))
 
     def cancel(self, lease: "Lease") -> None:
         info = lease.hold.info
         slots = range(lease.start, lease.start + lease.rows)
-        packed = b"".join(HEADER.pack(CANCEL, 0, info.index, slot, info.generation, 0, 0) for slot in slots)
+        packed = b"".join(HEADER.pack(CANCEL, 0, info.index, slot, info.line, 0, 0) for slot in slots)
         self._guarded(lambda channel: channel.send(packed))
 
     def give_back(self, lease: "Lease") -> None:
@@ -200,14 +207,18 @@ class Link:
             for message in self._channel.receive():
                 if message.kind == RESULT:
                     self._result(message)
-                elif message.kind == CONTROL:
+                elif "order" in message.content:
+                    future = self._orders.pop(message.content["order"])
+                    if not future.done():  # nobody waits any more
+                        future.set_result(message.content["reason"])
+                else:
                     self._announced(message.content)
         except ClosedError:
             if not lost.done():
                 lost.set_result(None)
 
     def _result(self, message: Message) -> None:
-        hold = self._holds.get((message.model, message.a))
+        hold = self._holds.get(message.a)
         lease = hold.leases.pop(message.slot, None) if hold else None
         if lease is not None:
             lease.answered(message.status, message.b, message.c >> 16, message.c & 0xFFFF)
@@ -216,40 +227,37 @@ class Link:
         index, serving = content["model"], content["serving"]
         name = self._names[index]
         self.models.pop(name, None)
-        self.reasons[name] = content["reason"]
-        self.announcements[name] = self.announcements.get(name, 0) + 1
+        self.states[name], self.reasons[name] = content["state"], content["reason"]
         if serving is not None:
             side, categories, map_size = serving["geometry"].values()
             info = ModelInfo(
                 index=index,
                 name=name,
-                generation=serving["generation"],
+                line=content["line"],
                 geometry=Geometry(side, categories, tuple(map_size)),
                 categories=tuple(serving["categories"]),
                 thresholds=np.array(serving["thresholds"]),
                 description=serving,
             )
             self.models[name] = info
-            if (index, info.generation) not in self._holds:
+            if info.line not in self._holds:
                 self._attach(info)
         self._unheard = content["announcement"]
         self._forget_old()
-        self._changed()
 
     def _attach(self, info: ModelInfo) -> None:
         """Make slots for a model and share them with the engine."""
-        g, settings = info.geometry, self._settings
-        share = settings.queue_bytes // (settings.workers * len(settings.models) * len(settings.devices))
-        count = max(share // g.image_bytes, 2)
+        g = info.geometry
+        count = fitting(self._settings.arena_bytes, g)
         fd = make_memory(count, g)
         hold = Hold(info, Arena(fd, count, g), Slots(count))
-        self._holds[info.index, info.generation] = hold
+        self._holds[info.line] = hold
         shape = (g.image_size, g.categories, g.map_size)
-        self._guarded(lambda c: c.control({"arena": (info.index, info.generation, count, shape)}, (fd,)))
+        self._guarded(lambda c: c.control({"arena": (info.line, count, shape)}, (fd,)))
 
     def _forget_old(self) -> None:
-        """Drop slots of generations that are gone once nobody uses them; only then the engine may close those."""
-        current = {(info.index, info.generation) for info in self.models.values()}
+        """Drop slots of lines that are gone once nobody uses them; only then the engine may close those."""
+        current = {info.line for info in self.models.values()}
         for key in [key for key, hold in self._holds.items() if key not in current and hold.slots.used == 0]:
             del self._holds[key]
         if self._unheard is not None and self._holds.keys() <= current:
@@ -266,11 +274,14 @@ class Link:
         self._channel, self._writing, self._unheard = None, False, None
         holds, self._holds = self._holds, {}
         self.reasons = dict.fromkeys(self._names, "its engine is being restarted")
-        self.models = {}
+        self.models, self.states = {}, {}
+        orders, self._orders = self._orders, {}
+        for future in orders.values():
+            if not future.done():
+                future.set_exception(RefusalError("unavailable", "the engine was lost meanwhile; try again.", 1))
         for hold in holds.values():
             for lease in set(hold.leases.values()):
                 lease.lost()
-        self._changed()
 
 
 class Lease:
@@ -306,10 +317,20 @@ class Lease:
 
     async def run(self, attention: bool, deadline_ns: int) -> None:
         """Have the images scored. Raises RefusalError when they were not; CancelledError has them dropped."""
-        self._future = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._future = loop.create_future()
         self.link.submit(self, attention, deadline_ns)
         self._open = self.rows
-        await self._future
+        late = loop.call_later((deadline_ns - time.monotonic_ns()) / 1e9 + GRACE_S, self._give_up)
+        try:
+            await self._future
+        finally:
+            late.cancel()
+
+    def _give_up(self) -> None:
+        """The engine, which drops what is late, has not said so."""
+        if self._future is not None and not self._future.done():
+            self._future.set_exception(RefusalError("deadline", "the engine did not answer before the deadline."))
 
     def release(self) -> None:
         """Give the slots back: now, or, while the engine still has some of them, when it answers."""

@@ -18,8 +18,7 @@ from sdpl.server.recognize import Recognize
 from sdpl.server.refusal import RefusalError
 
 JSON_LENGTH = "inference-header-content-length"
-NOTHING = memoryview(b"")
-OPEN = ("", "v2/health/live", "v2/health/ready", "openapi.json")  # paths that need no token
+OPEN = ("", "v2/health/live", "v2/health/ready", "openapi.json")  # need no token; see `is_open`
 PAGE = "page.html"
 
 
@@ -39,18 +38,18 @@ class Routes:
             "v2/models/stats": lambda _: as_json({"model_stats": [app.statistics(name) for name in app.names]}),
         }
 
-    def begin(self, request: Request) -> Exchange:
+    def route(self, request: Request) -> Response | Callable[[], Exchange]:
         path = request.path.strip("/")
-        if path not in OPEN:
+        parts = path.split("/")
+        if not is_open(path, parts):
             self.app.authorize(request.headers.get("authorization"))
         plain = self._documents.get(path)
         if plain is not None:
             allow(request, "GET", "HEAD")
-            return Now(plain(request))
+            return plain(request)
         if path == "recognize":
             allow(request, "POST")
-            return Recognize(self.app, request)
-        parts = path.split("/")
+            return lambda: Recognize(self.app, request)
         if parts[:2] == ["v2", "models"] and len(parts) > 2:
             return self._model(request, parts[2], parts[3:])
         if parts[:2] == ["v2", "repository"]:
@@ -101,36 +100,36 @@ class Routes:
         status = 200 if app.ready else 503
         return as_json({"ready": app.ready, "draining": app.draining, "models": app.states()}, status)
 
-    def _model(self, request: Request, name: str, rest: list[str]) -> Exchange:
+    def _model(self, request: Request, name: str, rest: list[str]) -> Response | Callable[[], Exchange]:
         app, version = self.app, ""
         if rest[:1] == ["versions"] and len(rest) > 1:
             version, rest = rest[1], rest[2:]
         match rest:
             case ["infer"]:
                 allow(request, "POST")
-                return Infer(app, request, name, version)
+                return lambda: Infer(app, request, name, version)
             case []:
                 allow(request, "GET", "HEAD")
-                return Now(as_json(description.metadata(app.model(name, version))))
+                return as_json(description.metadata(app.model(name, version)))
             case ["config"]:
                 allow(request, "GET", "HEAD")
-                return Now(as_json(description.config(app.model(name, version))))
+                return as_json(description.config(app.model(name, version)))
             case ["ready"]:
                 allow(request, "GET", "HEAD")
                 app.model(name, version)
-                return Now(as_json({"name": name, "ready": True}))
+                return as_json({"name": name, "ready": True})
             case ["stats"]:
                 allow(request, "GET", "HEAD")
                 app.model(name, version)
-                return Now(as_json({"model_stats": [app.statistics(name)]}))
+                return as_json({"model_stats": [app.statistics(name)]})
         raise RefusalError("not_found", f"no path {request.path[:100]!r} of a model: infer, config, ready or stats.")
 
-    def _repository(self, request: Request, rest: list[str]) -> Exchange:
+    def _repository(self, request: Request, rest: list[str]) -> Callable[[], Exchange]:
         app = self.app
         match rest:
             case ["index"]:
                 allow(request, "POST", "GET")
-                return Later(request, lambda body: index(app, body))
+                return lambda: Later(request, lambda body: index(app, body))
             case ["models", name, ("load" | "unload") as action]:
                 allow(request, "POST")
 
@@ -138,28 +137,10 @@ class Routes:
                     await app.change(name, action)
                     return as_json({})
 
-                return Later(request, change)
+                return lambda: Later(request, change)
         raise RefusalError(
             "not_found", f"no path {request.path[:100]!r}: index, models/NAME/load or models/NAME/unload."
         )
-
-
-class Now:
-    """An answer that is there already."""
-
-    memory = NOTHING
-
-    def __init__(self, response: Response):
-        self._response = response
-
-    def filled(self) -> None:
-        """A body that nobody reads."""
-
-    async def answer(self) -> Response:
-        return self._response
-
-    def abandon(self) -> None:
-        """Nothing is held."""
 
 
 class Later:
@@ -187,7 +168,7 @@ class Infer:
     """An inference request. Its JSON is read first; then the bytes of pixels go straight into the engine's slots."""
 
     def __init__(self, app: App, request: Request, name: str, version: str):
-        self._app, self._request = app, request
+        self._app, self._request, self._names = app, request, (name, version)
         self._link, self._info = app.pick(name, version)
         request.info = self._info
         self._lease: Lease | None = None
@@ -213,6 +194,7 @@ class Infer:
     def filled(self) -> None:
         if self._ask is not None:
             return
+        self._link, self._info = self._app.pick(*self._names)  # again: the model may have been swapped meanwhile
         self._ask = ask = protocol.from_json(self._info, protocol.parse_json(self._json))
         self._json = bytearray()
         rest = self._request.length - self._json_size
@@ -251,7 +233,6 @@ class Infer:
         return response
 
     def abandon(self) -> None:
-        self.memory = NOTHING
         lease, self._lease = self._lease, None
         if lease is not None:
             lease.release()
@@ -259,6 +240,14 @@ class Infer:
 
 def as_json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(status, [json.dumps(content).encode()], headers=headers or {})
+
+
+def is_open(path: str, parts: list[str]) -> bool:
+    """Whether a path needs no token: the page, its description, and health, that of single models too, as over gRPC."""
+    match parts:
+        case ["v2", "models", _, "ready"] | ["v2", "models", _, "versions", _, "ready"]:
+            return True
+    return path in OPEN
 
 
 def allow(request: Request, *methods: str) -> None:
@@ -284,7 +273,7 @@ def metrics(app: App) -> bytes:
             about = info.description
             lines.append(
                 f'sdpl_model_info{{model="{name}",target="{about["target"]}",library="{about["backend"].get("library")}",'
-                f'checkpoint="{about["checkpoint_sha256"][:12]}",generation="{info.generation:016x}"}} 1'
+                f'checkpoint="{about["checkpoint_sha256"][:12]}",generation="{about["generation"]:016x}"}} 1'
             )
     return ("\n".join(lines) + "\n").encode()
 

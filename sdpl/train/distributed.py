@@ -1,17 +1,21 @@
 """The processes of one run: this one alone, or those that `torchrun` started."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 import torch
 from torch import distributed
-from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  # PyTorch documents them
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # PyTorch documents them
 from torch.distributed.rendezvous import rendezvous
 
 from sdpl.errors import UserError
+
+STORE_S = 10  # to reach torchrun's store
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,25 @@ def processes(device: torch.device) -> Iterator[Processes]:
     distributed.init_process_group(backend, store=attempt, rank=rank, world_size=size)
     try:
         yield Processes(rank, size, store)
+    except (Exception, KeyboardInterrupt):
+        speaks()  # before the group ends: what the others see then is its consequence
+        raise
     finally:
         distributed.destroy_process_group()
+
+
+def speaks() -> bool:
+    """Whether this process tells the user why it ends: alone always, of those that torchrun started together the first
+    that asks. It is told the same as often as it asks."""
+    if world_size() == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    rank, attempt = os.environ["RANK"], os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(*place, is_master=False, timeout=timedelta(seconds=STORE_S))
+        return bool(store.compare_set(f"sdpl speaks {attempt}", "", rank) == rank.encode())
+    except RuntimeError:  # torchrun is gone; twice is better than never
+        return True
 
 
 def world_size() -> int:
@@ -85,6 +106,8 @@ def choose_device(name: str) -> torch.device:
     """ "auto" is the GPU (with torchrun: this process's own) or the CPU. Raises UserError for one that is not here."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d{1,3})?", name):
+        raise UserError(f"train.device = {name!r}: expected auto, cpu, cuda, or one GPU such as cuda:1.")
     try:
         device = torch.device(name)
         if device.type == "cuda" and world_size() > 1:

@@ -19,7 +19,7 @@ class EpochLog:
     train_loss: float
     val_mAP: float  # noqa: N815, the field writes it so; percent, on the known labels of the validation split
     unreadable: int  #: images skipped so far in this run, each counted once
-    seconds: float
+    seconds: float  #: of learning and validating; writing the checkpoint comes on top
 
     def line(self, epochs: int) -> str:
         """The epoch as it is shown; epochs: of the whole run."""

@@ -17,7 +17,7 @@ from sdpl.data.reading import Unreadable, batches
 from sdpl.errors import UserError, listed
 from sdpl.evaluate.metrics import per_category_average_precision
 from sdpl.evaluate.thresholds import DEFAULT, fit_thresholds
-from sdpl.files import only_one_run, replace_file
+from sdpl.files import only_one_run, replace_file, share_file
 from sdpl.progress import Progress, Report, Steps, silent
 from sdpl.train.callbacks import Callback, Callbacks, StepLog
 from sdpl.train.checkpoint import load_state, save_checkpoint
@@ -143,6 +143,7 @@ class _Run:
         self.ap: dict[str, float | None] = {}  # of the newest epoch
         self.snapshots: list[dict[str, Any]] = []  # of the attention, after some epochs
         self.callbacks = Callbacks([])
+        self.lines: Report = silent  # told about the run
         self.pace = Pace(len(self.train_data), len(self.val_data), config.train.epochs, model.words.device)
         self.shuffle = torch.Generator().manual_seed(config.train.seed)
         self.shuffle_state = self.shuffle.get_state()  # at the start of the current epoch
@@ -160,7 +161,7 @@ class _Run:
 
     def train(self, report: Report, callbacks: Sequence[Callback] = ()) -> None:
         """All epochs that are still to do, a line for each to `report`."""
-        self.callbacks, best = Callbacks(callbacks), None
+        self.callbacks, self.lines, best = Callbacks(callbacks), report, None
         try:
             while self.epoch < self.config.train.epochs:
                 log = self.run_epoch()
@@ -188,8 +189,7 @@ class _Run:
         if is_best and math.isfinite(val_mAP):
             self.best_mAP = val_mAP
         kept = ["model.ckpt"] if is_best or self.keeps_last else []
-        for name in (*kept, *(["best.ckpt"] if is_best and self.best_too else []), "last.ckpt"):
-            self._save(name)  # last.ckpt at the end: a stop between them loses no best
+        self._save(*kept, *(["best.ckpt"] if is_best and self.best_too else []), "last.ckpt")
         if self.group.is_first:
             write_csv(self.out / "log.csv", self.history)
         self.callbacks.on_epoch(log, self.ap)
@@ -228,7 +228,9 @@ class _Run:
                 t = self.learner.text_features()  # [C,E]
             self.snapshots.append(snapshot(self.epoch, self.model, t, self.val_data, self.val_features))
 
-    def _save(self, name: str) -> None:
+    def _save(self, *names: str) -> None:
+        """Write the checkpoint under these names, in this order. It is large, with the frozen towers in it, and is
+        written once: `last.ckpt` at the end, so that a stop between two names loses no best."""
         if not self.group.is_first:
             return
         resume = {
@@ -245,7 +247,10 @@ class _Run:
             "rng": torch.get_rng_state(),
         }
         with self.learner.averaged():
-            save_checkpoint(self.out / name, self.config, self.model, self.proof_images, resume, self.thresholds)
+            first, *others = (self.out / name for name in names)
+            save_checkpoint(first, self.config, self.model, self.proof_images, resume, self.thresholds)
+        for other in others:
+            share_file(first, other)
 
     def _scale_attention(self) -> None:
         """Start the attention as sharp as `model.attention_spread` says, on the maps of training images, evenly taken.
@@ -281,7 +286,10 @@ class _Run:
             self.step, self.loss_sum = i + 1, self.loss_sum + loss * len(chunks[i])
             self.pace.step(len(chunks[i]), loss)
             self.callbacks.on_step(StepLog(self.epoch + 1, i + 1, self.learner.steps, loss, lr, self.pace.images_per_s))
-            steps.advance(len(chunks[i]), self.pace.note(self.epoch, steps.done + len(chunks[i])))
+            done = steps.done + len(chunks[i])
+            steps.advance(len(chunks[i]), self.pace.note(self.epoch, done))
+            if estimate := self.pace.estimate(self.epoch, done):
+                self.lines(Progress(estimate))
             if every and self.step % every == 0 and self.step < len(chunks):
                 self._save("last.ckpt")
         if self.unreadable.images.issuperset(self.train_data.images):

@@ -1,4 +1,4 @@
-"""How fast a run goes: the words beside its bar, and a warning when the loss rises."""
+"""How fast a run goes: an estimate after its first steps, the words beside its bar, a warning when the loss rises."""
 
 import sys
 import time
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+SETTLED = 10  # steps, after which the run's time is estimated
 RISE = 1.1  # times the lowest epoch's mean loss so far
 
 
@@ -15,6 +16,8 @@ class Pace:
     def __init__(self, train_images: int, val_images: int, epochs: int, device: torch.device):
         self.train_images, self.val_images, self.epochs, self.device = train_images, val_images, epochs, device
         self.images, self.seconds, self.losses = 0, 0.0, 0.0  # of this epoch, by this process
+        self.steps, self.first = 0, (0, 0.0)  # done by this process; the first one's images and seconds
+        self.is_estimated = False
         self.last = time.monotonic()
 
     def start_epoch(self) -> None:
@@ -24,6 +27,9 @@ class Pace:
     def step(self, images: int, loss: float) -> None:
         """One step with so many images and this mean loss."""
         now = time.monotonic()
+        self.steps += 1
+        if self.steps == 1:
+            self.first = images, now - self.last
         self.images, self.seconds = self.images + images, self.seconds + now - self.last
         self.losses, self.last = self.losses + loss * images, now
 
@@ -34,18 +40,36 @@ class Pace:
     def note(self, epoch: int, done: int) -> str:
         """Beside the bar. epoch: from 0; done: images of it."""
         epoch_left = (self.train_images - done) / self.images_per_s
-        per_epoch = (self.train_images + self.val_images) / self.images_per_s
-        run_left = epoch_left + self.val_images / self.images_per_s + (self.epochs - epoch - 1) * per_epoch
+        run_left = self._images_left(epoch, done) / self.images_per_s
         return (
             f"loss {self.losses / max(self.images, 1):.3f}, {self.images_per_s:.0f} images/s, "
             f"{memory_mb(self.device):,.0f} MB; left: epoch {duration(epoch_left)}, run {duration(run_left)}"
         )
 
+    def estimate(self, epoch: int, done: int) -> str | None:
+        """What the run will take, once: from its first steps, but for the very first, in which much is loaded.
+        Validation is taken to be as slow as training, so it is rather too long. epoch and done: as `note`."""
+        if self.is_estimated or (self.steps < SETTLED and done < self.train_images):
+            return None
+        self.is_estimated = True
+        images, seconds = self.first if self.steps > 1 else (0, 0.0)
+        rate = (self.images - images) / max(self.seconds - seconds, 1e-9)
+        epoch_s, left_s = (self.train_images + self.val_images) / rate, self._images_left(epoch, done) / rate
+        return (
+            f"estimate after {self.steps} step{'s' * (self.steps > 1)}: {duration(epoch_s)} an epoch, "
+            f"{duration(left_s)} to the end of the run, at {rate:,.3g} images/s; "
+            f"memory up to now: {memory_mb(self.device):,.0f} MB"
+        )
+
+    def _images_left(self, epoch: int, done: int) -> int:
+        """Of the run, with those that are validated on."""
+        return (self.epochs - epoch) * (self.train_images + self.val_images) - done
+
 
 def duration(seconds: float) -> str:
     """A length of time as a person says it: "42 s", "3 min", "5 h 10 min"."""
     if seconds < 60:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.0f} s" if seconds >= 1 or not seconds else "under 1 s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 

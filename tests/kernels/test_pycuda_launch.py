@@ -20,6 +20,7 @@ def recording_driver(calls: list):
     device = SimpleNamespace(compute_capability=lambda: (8, 6), get_attribute={"multiprocessors": 82}.get)
     function = lambda *values, **where: calls.append((values, where))  # noqa: E731
     return SimpleNamespace(
+        Error=RuntimeError,
         Context=SimpleNamespace(get_device=lambda: device),
         device_attribute=SimpleNamespace(MULTIPROCESSOR_COUNT="multiprocessors"),
         module_from_buffer=lambda code: calls.append(code) or SimpleNamespace(get_function=lambda entry: function),

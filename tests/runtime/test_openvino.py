@@ -76,11 +76,11 @@ def test_a_second_opening_takes_what_was_compiled(cpu_bundle, proof):
     images, _ = proof
     with Recognizer.open(cpu_bundle, "openvino:fp32") as recognizer:
         expected = recognizer.scores(images)
-        assert not recognizer.backend._model.get_property("LOADED_FROM_CACHE")
+        assert not recognizer.backend._engine.model.get_property("LOADED_FROM_CACHE")
     folder = cpu_bundle / "cache" / f"openvino-{fingerprint()}"
     (blob,) = folder.glob("*.blob")
     with Recognizer.open(cpu_bundle, "openvino:fp32") as recognizer:
-        assert recognizer.backend._model.get_property("LOADED_FROM_CACHE")
+        assert recognizer.backend._engine.model.get_property("LOADED_FROM_CACHE")
         np.testing.assert_array_equal(recognizer.scores(images), expected)
     if HAS_BF16:  # the other precision of the same graph keeps its own
         with Recognizer.open(cpu_bundle, "openvino:bf16") as recognizer:

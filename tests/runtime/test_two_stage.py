@@ -1,6 +1,7 @@
 """The two stages of a GPU backend on the driver of host memory: scores are PyTorch's, and nothing leaks."""
 
 import ctypes
+import os
 import threading
 import time
 
@@ -433,6 +434,22 @@ def test_a_gpu_without_room_for_two_slots_goes_on_with_one(make, proof):
     in_threads(*(lambda i=i: results.update({i: recognizer.scores(images[i : i + 2])}) for i in range(4)))
     for i in range(4):
         np.testing.assert_allclose(results[i], expected[i : i + 2], atol=EXACT)
+
+
+def test_a_forked_child_is_told(make, proof):
+    recognizer, _, _ = make()
+    images, expected = proof
+    recognizer.scores(images)
+    child = os.fork()
+    if child == 0:
+        try:
+            recognizer.scores(images)
+        except RuntimeError as error:
+            recognizer.close()
+            os._exit(7 if "open it there" in str(error) else 1)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    np.testing.assert_allclose(recognizer.scores(images), expected, atol=EXACT)
 
 
 def test_the_first_slot_takes_the_memory_of_the_second(make, proof):

@@ -1,5 +1,6 @@
 """benchmarks/two_stage.py on the driver of host memory: everything of it but what PyTorch does on a GPU."""
 
+import inspect
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,9 @@ import torch
 import two_stage
 from host_driver import get
 from host_encoder import HostEncoder
-from torch_encoder import PatchEncoder
+from torch_encoder import PatchEncoder, TorchEncoder
+
+from sdpl.runtime.two_stage import Encoder
 
 pytestmark = [pytest.mark.slow, pytest.mark.host_driver]
 
@@ -70,3 +73,9 @@ def test_every_measurement_runs(parts):
         "soak",
     }
     assert found["soak"]["free_bytes_before"] == found["soak"]["free_bytes_after"]
+
+
+def test_pytorch_s_encoder_is_called_as_any_other():
+    for name, method in vars(Encoder).items():
+        if inspect.isfunction(method) and not name.startswith("_"):
+            assert inspect.signature(getattr(TorchEncoder, name)) == inspect.signature(method), name

@@ -108,6 +108,17 @@ def test_recognize_takes_a_body_and_a_form(server, recognizer, photo):
     assert json.loads(body)["scores"] == answer["scores"]
 
 
+def test_recognize_refuses_parameters_that_it_does_not_have(server, photo):
+    status, answer = server.post("/recognize?topk=3", photo)
+    assert (status, answer["error"]) == (400, "no parameter 'topk': did you mean 'top_k'?")
+    for number in ("0", "x", "11", "9" * 5000):
+        status, answer = server.post(f"/recognize?top_k={number}", photo)
+        assert status == 400
+        assert "expected a whole number from 1 to 10" in answer["error"]
+    status, answer = server.post("/recognize?labels", photo)
+    assert (status, answer["error"]) == (400, "no parameter 'labels': known: attention, model, threshold, top_k")
+
+
 def test_chunked_bodies_and_expect_continue(server, photo):
     connection = server.connect()
     pieces, chunked = iter([photo[:1000], photo[1000:]]), {"Transfer-Encoding": "chunked"}
@@ -231,10 +242,86 @@ def test_malformed_heads_are_refused_and_the_connection_ends(server, head):
     assert received.startswith((b"HTTP/1.1 400", b"HTTP/1.1 431"))
 
 
+def test_a_caller_that_goes_on_sending_reads_why_it_was_refused(server):
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=10) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nX: ")
+        for _ in range(20):
+            sock.sendall(b"a" * 5_000)
+            time.sleep(0.01)
+        received = b""
+        while data := sock.recv(65536):
+            received += data
+    assert received.startswith(b"HTTP/1.1 431")
+
+
+@pytest.mark.parametrize("head", [b"GET /v2 HTTP/1.1\r\nConnection: close\r\n\r\n", b"GET /v2 HTTP/1.0\r\n\r\n"])
+def test_a_connection_ends_when_the_caller_says_so(server, head):
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=10) as sock:
+        sock.sendall(head)
+        received = b""
+        while data := sock.recv(65536):
+            received += data
+    assert b"connection: close" in received
+
+
+def test_an_offer_of_another_protocol_is_not_taken_up(server, photo):
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": ""}
+    assert server.request("GET", "/v2/health/live", headers=offer)[0] == 200
+    assert server.request("POST", "/recognize", photo, offer)[0] == 200
+    status, _, body = server.request("POST", "/recognize", iter([photo]), offer | {"Transfer-Encoding": "chunked"})
+    assert status == 400
+    assert b"Upgrade" in body
+
+
 def test_a_body_beyond_the_limit_is_refused_before_it_is_sent(server):
     with socket.create_connection(("127.0.0.1", server.http_port), timeout=10) as sock:
         sock.sendall(b"POST /recognize HTTP/1.1\r\nContent-Length: 10000000000\r\n\r\n")
         assert sock.recv(1000).startswith(b"HTTP/1.1 413")
+
+
+LENGTH, CHUNKS = b"Content-Length: 3\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+MEGABYTES = b"Content-Length: 3000000\r\n\r\n" + bytes(3_000_000)
+ASKING = b"Expect: 100-continue\r\n" + LENGTH
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "expected"),
+    [
+        *[("GET", path, 200) for path in ("/", "/v2", "/v2/health/live", "/metrics", "/v2/models/model/ready")],
+        ("GET", "/nowhere", 404),
+        ("HEAD", "/v2", 200),
+        ("DELETE", "/v2/models/model", 405),
+        ("OPTIONS", "/recognize", 405),
+    ],
+)
+def test_a_body_that_nobody_wants_is_dropped(server, method, path, expected):
+    head = f"{method} {path} HTTP/1.1\r\nHost: a\r\n".encode()
+    live = b"GET /v2/health/live HTTP/1.1\r\nConnection: close\r\n\r\n"
+    for body, in_two in ((LENGTH, False), (LENGTH, True), (MEGABYTES, True), (ASKING, False)):
+        received = talk(server, [head, body + live] if in_two else [head + body + live])
+        assert received.startswith(b"HTTP/1.1 %d" % expected)
+        assert received.endswith(b'{"live": true}')  # the connection goes on
+    assert talk(server, [head + CHUNKS]).startswith(b"HTTP/1.1 %d" % expected)
+    end = ASKING.index(b"abc")
+    asked = talk(server, [head + ASKING[:end]])
+    assert asked.startswith(b"HTTP/1.1 %d" % expected)  # and not 100: nobody waits for the body
+    assert b"connection: close" in asked
+    assert not any("Traceback" in line for line in server.lines)
+
+
+def talk(server, pieces: list[bytes]) -> bytes:
+    """All that a server sends back until it closes, or says that it will."""
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=10) as sock:
+        for piece in pieces:
+            sock.sendall(piece)
+            time.sleep(0.02 * (len(pieces) > 1))  # so that the server reads it alone
+        received = b""
+        while data := sock.recv(65536):
+            received += data
+            head, _, rest = received.rpartition(b"HTTP/1.1 ")[2].partition(b"\r\n\r\n")
+            if b"connection: close" in head and rest:
+                return received
+        return received
 
 
 def test_an_image_with_too_many_pixels_is_refused(server):

@@ -16,14 +16,12 @@ import grpc
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from serving import Server, binary_request, serving, until
+from serving import INFER, Callers, binary_request, replace, serving, until, with_manifest
 
 from sdpl.bundle import PROOF, sha256
-from sdpl.files import replace_folder
 from sdpl.manifest import MANIFEST
-from sdpl.server.messages import message
+from sdpl.server.messages import message, methods
 
-INFER = "/v2/models/model/infer"
 IN_HAND = 'sdpl_in_hand{model="model"}'
 
 
@@ -33,51 +31,12 @@ def own(bundle, tmp_path) -> Path:
     return Path(shutil.copytree(bundle, tmp_path / "model.sdpl"))
 
 
-def replace(path: Path, change) -> None:
-    """Put a changed copy in a bundle's place, in one step, as sdpl-export does."""
-    with replace_folder(path, lambda _: True) as folder:
-        shutil.copytree(path, folder, dirs_exist_ok=True)
-        change(folder)
-
-
-def with_manifest(folder: Path, change) -> None:
-    content = json.loads((folder / MANIFEST).read_text())
-    change(content)
-    (folder / MANIFEST).write_text(json.dumps(content))
-
-
 def wrong_proof(folder: Path) -> None:
     """Scores that the model does not give, with a fitting hash."""
     tensors = load_file(folder / PROOF)
     save_file(tensors | {"scores": 1 - tensors["scores"]}, folder / PROOF)
     record = {"sha256": sha256(folder / PROOF), "size": (folder / PROOF).stat().st_size}
     with_manifest(folder, lambda content: content["files"].update({PROOF: record}))
-
-
-class Callers:
-    """Threads that send the same request again and again, and keep what they got."""
-
-    def __init__(self, server: Server, body: bytes, headers: dict, count: int = 4):
-        self._server, self._body, self._headers = server, body, headers
-        self.answers: list[tuple[int, bytes]] = []
-        self._going = True
-        self._threads = [threading.Thread(target=self._run) for _ in range(count)]
-        for thread in self._threads:
-            thread.start()
-
-    def _run(self) -> None:
-        while self._going:
-            try:
-                status, _, body = self._server.request("POST", INFER, self._body, self._headers)
-            except OSError as error:
-                status, body = 0, str(error).encode()
-            self.answers.append((status, body))
-
-    def stop(self) -> list[tuple[int, bytes]]:
-        self._going = False
-        for thread in self._threads:
-            thread.join(60)
-        return self.answers
 
 
 @pytest.mark.slow
@@ -173,6 +132,15 @@ def test_sigterm_finishes_what_was_accepted(own, images):
             server.get("/v2/health/live")
 
 
+def needs_token(channel: grpc.Channel, name: str, metadata: tuple = ()) -> bool:
+    """Whether a method refuses an empty request for its token."""
+    try:
+        channel.unary_unary(f"/inference.GRPCInferenceService/{name}")(b"", timeout=10, metadata=metadata)
+    except grpc.RpcError as error:
+        return error.code() == grpc.StatusCode.UNAUTHENTICATED
+    return False
+
+
 @pytest.mark.slow
 def test_token_tls_and_limits(own, images, tmp_path):
     token = tmp_path / "token"
@@ -186,16 +154,27 @@ def test_token_tls_and_limits(own, images, tmp_path):
         bearer = {"Authorization": "Bearer 0123456789abcdef"}
         assert server.request("GET", "/v2/models/model", headers=bearer)[0] == 200
         with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
-            ask = channel.unary_unary(
-                "/inference.GRPCInferenceService/ServerMetadata",
-                message("ServerMetadataRequest").SerializeToString,
-                message("ServerMetadataResponse").FromString,
-            )
-            with pytest.raises(grpc.RpcError) as caught:
-                ask(message("ServerMetadataRequest")(), timeout=10)
-            assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
             metadata = (("authorization", "Bearer 0123456789abcdef"),)
-            assert ask(message("ServerMetadataRequest")(), timeout=10, metadata=metadata).name == "sdpl"
+            for name in methods():
+                assert needs_token(channel, name) == (name not in ("ServerLive", "ServerReady", "ModelReady")), name
+                assert not needs_token(channel, name, metadata), name
+        for path in (
+            "/v2/health/live",
+            "/v2/health/ready",
+            "/v2/models/model/ready",
+            "/v2/models/model/versions/1/ready",
+        ):
+            assert server.get(path)[0] == 200
+        paths = (
+            "/v2",
+            "/v2/models/model/config",
+            "/v2/models/ready",
+            "/v2/models/model/x/ready",
+            "/metrics",
+            "/nowhere",
+        )
+        for path in (*paths, "/v2/health/live/ready", "/v2/repository/index"):
+            assert server.get(path)[0] == 401, path
         held = [socket.create_connection(("127.0.0.1", server.http_port)) for _ in range(40)]
         until(lambda: held[-1].recv(12) == b"HTTP/1.1 503")
         for sock in held:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -16,14 +17,14 @@ pytestmark = pytest.mark.slow
 class Echo:
     """Answers with the body it was sent."""
 
-    def begin(self, request: Request) -> Exchange:
+    def route(self, request: Request) -> Callable[[], Exchange]:
         if request.path == "/defect":
             raise ZeroDivisionError
 
         async def answer(body: bytes) -> Response:
             return Response(body=[body])
 
-        return Later(request, answer)
+        return lambda: Later(request, answer)
 
     def refusal(self, request, refused: RefusalError) -> Response:
         return Response(refused.reason.http, [str(refused).encode()])
@@ -83,6 +84,13 @@ def test_a_slow_caller_that_is_fast_enough_is_answered():
     answer, _ = asyncio.run(talk(request, b"abcd", 0.05))
     assert answer.startswith(b"HTTP/1.1 200")
     assert answer.endswith(b"abcd")
+
+
+def test_a_chunked_body_is_as_slow_as_its_bytes_come_and_not_cut_off_before():
+    request = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2000\r\n" + b"a" * 0x2000
+    answer, _ = asyncio.run(talk(request, b"\r\n1\r\nb\r\n0\r\n\r\n", 0.1))
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.endswith(b"ab")
 
 
 def test_a_defect_is_told_with_a_status_and_not_by_silence():

@@ -32,12 +32,13 @@ FLAGS = (
 SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
-def build(folder: Path) -> dict[str, str]:
-    """Compile the driver and the emulated kernels into a folder; the environment of a process that is to use them."""
+def build(folder: Path, driver: str = "driver.cpp", flags: tuple[str, ...] = ()) -> dict[str, str]:
+    """Compile the driver and the emulated kernels into a folder; the environment of a process that is to use them.
+    driver: which source of the folder `driver` it is made from. flags: further ones of the compiler."""
     if shutil.which("g++") is None:
         pytest.skip("the driver of host memory needs g++")
     library = folder / "libcuda.so.1"
-    commands = [[*FLAGS, "-I", cuda_headers(), str(HERE / "driver.cpp"), "-o", str(library), "-ldl", "-lpthread"]]
+    commands = [[*FLAGS, *flags, "-I", cuda_headers(), str(HERE / driver), "-o", str(library), "-ldl", "-lpthread"]]
     commands.append([*FLAGS, str(HERE / "nvml.cpp"), "-o", str(folder / "libnvidia-ml.so.1")])
     kernels = [folder / "kernels-resize.so"]
     commands.append(_emulated(RESIZE_SOURCE, ["resize_pass"], kernels[0]))

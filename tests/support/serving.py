@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from sdpl.files import replace_folder
+from sdpl.manifest import MANIFEST
+
+INFER = "/v2/models/model/infer"
 START_S = 60
 
 
@@ -60,13 +65,17 @@ class Server:
         return self.process.wait(60)
 
 
+def environment() -> dict[str, str]:
+    """Of a process that finds what this one finds."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+
+
 @contextmanager
 def serving(*words: object) -> Iterator[Server]:
     """`sdpl serve WORDS` on free ports, ready; ended and waited for on the way out."""
     command = [sys.executable, "-m", "sdpl", "serve", *map(str, words), "--http-port", "0", "--grpc-port", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(), start_new_session=True
     )
     lines: list[str] = []
     reader = threading.Thread(target=lambda: lines.extend(process.stdout), daemon=True)
@@ -85,6 +94,32 @@ def serving(*words: object) -> Iterator[Server]:
         process.stdout.close()
 
 
+class Callers:
+    """Threads that send the same request again and again, and keep what they got."""
+
+    def __init__(self, server: Server, body: bytes, headers: dict, count: int = 4):
+        self._server, self._body, self._headers = server, body, headers
+        self.answers: list[tuple[int, bytes]] = []
+        self._going = True
+        self._threads = [threading.Thread(target=self._run) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self) -> None:
+        while self._going:
+            try:
+                status, _, body = self._server.request("POST", INFER, self._body, self._headers)
+            except OSError as error:
+                status, body = 0, str(error).encode()
+            self.answers.append((status, body))
+
+    def stop(self) -> list[tuple[int, bytes]]:
+        self._going = False
+        for thread in self._threads:
+            thread.join(60)
+        return self.answers
+
+
 def until(true, seconds: float = 30) -> None:
     """Wait until something is true; fails when it does not become so."""
     end = time.monotonic() + seconds
@@ -101,6 +136,19 @@ def _ports(process: subprocess.Popen, lines: list[str], with_grpc: bool) -> tupl
     until(lambda: process.poll() is not None or (found("serving ") and (found("gRPC:") or not with_grpc)), START_S)
     assert process.poll() is None, "".join(lines)
     return found("serving "), found("gRPC:")
+
+
+def replace(path: Path, change) -> None:
+    """Put a changed copy in a bundle's place, in one step, as sdpl-export does."""
+    with replace_folder(path, lambda _: True) as folder:
+        shutil.copytree(path, folder, dirs_exist_ok=True)
+        change(folder)
+
+
+def with_manifest(folder: Path, change) -> None:
+    content = json.loads((folder / MANIFEST).read_text())
+    change(content)
+    (folder / MANIFEST).write_text(json.dumps(content))
 
 
 def binary_request(images: np.ndarray, outputs: object = None, **parameters: object) -> tuple[bytes, dict[str, str]]:

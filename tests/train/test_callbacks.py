@@ -1,13 +1,15 @@
 """A run tells what it does: a summary, steps, epochs, its end; warnings; a line now and then where no terminal is."""
 
+import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from sdpl.cli.bars import shown
 from sdpl.progress import Steps
-from sdpl.train import loop
+from sdpl.train import loop, pace
 from sdpl.train.callbacks import Callback
 from sdpl.train.config_files import read_config
 from sdpl.train.loop import train
@@ -79,16 +81,18 @@ def test_categories_that_cannot_be_learned_are_named(config):
     labels[:, 3] = -1
     labels[labels[:, 5] < 0, 5] = 0
     assert list(label_warnings(data.with_labels(labels))) == [
-        "warning: no known positive training label for 1 categories (three): they cannot be learned",
-        "warning: no known negative training label for 1 categories (five): they cannot be learned",
+        "warning: no known positive training label for 1 category (three): they cannot be learned",
+        "warning: no known negative training label for 1 category (five): they cannot be learned",
     ]
 
 
 def test_time_left_is_said_as_people_say_it():
-    assert [duration(s) for s in (0, 59, 61, 3540, 18600)] == ["0 s", "59 s", "1 min", "59 min", "5 h 10 min"]
-    pace = Pace(100, 20, 3, torch.device("cpu"))
-    pace.images, pace.seconds, pace.losses = 50, 10.0, 100.0
-    note = pace.note(epoch=0, done=50)
+    assert [duration(s) for s in (0, 0.2, 59, 61, 3540, 18600)] == [
+        "0 s", "under 1 s", "59 s", "1 min", "59 min", "5 h 10 min"
+    ]  # fmt: skip
+    own = Pace(100, 20, 3, torch.device("cpu"))
+    own.images, own.seconds, own.losses = 50, 10.0, 100.0
+    note = own.note(epoch=0, done=50)
     assert note.startswith("loss 2.000, 5 images/s, ")
     assert note.endswith("left: epoch 10 s, run 1 min")  # 10 + 4 + 2 * 24 s
 
@@ -100,3 +104,37 @@ def test_without_a_terminal_a_long_step_is_a_line_now_and_then(capsys):
     with shown(every=1e9) as report:
         Steps(report, "epoch 1 training", 40).advance(10, "loss 3.2")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("seconds", [4, 3600])
+def test_the_estimate_comes_from_the_run_s_own_steps(config, tmp_path, monkeypatch, seconds):
+    clock = itertools.count(0, seconds)  # every step takes so long
+    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(pace, "memory_mb", lambda device: 1000.0 * seconds)
+    lines = []
+    train(read_config(config(train={"epochs": 3})), tmp_path / "run", report=lines.append)
+    (line,) = [str(line) for line in lines if str(line).startswith("estimate")]
+    rate = 10 / (2 * seconds)  # the second and the third step, of 8 and 2 images
+    epoch, left = (18 + 6) / rate, (6 + 2 * 24) / rate
+    assert line == (
+        f"estimate after 3 steps: {duration(epoch)} an epoch, {duration(left)} to the end of the run, "
+        f"at {rate:.3g} images/s; memory up to now: {1000 * seconds:,} MB"
+    )
+
+
+def test_a_long_epoch_is_estimated_after_a_few_steps_and_once():
+    own = Pace(1000, 200, 2, torch.device("cpu"))
+    said = []
+    for step in range(1, 51):
+        own.last -= 1 if step > 1 else 60  # so long ago; the first step loads
+        own.step(10, 1.0)
+        said.append(own.estimate(0, 10 * step))
+    assert [step for step, line in enumerate(said, 1) if line] == [10]
+    assert said[9].startswith("estimate after 10 steps: 2 min an epoch, 4 min to the end of the run, at 10 images/s")
+
+
+def test_a_single_step_is_estimated_by_itself():
+    own = Pace(8, 2, 2, torch.device("cpu"))
+    own.last -= 9
+    own.step(8, 1.0)
+    assert own.estimate(0, 8).startswith("estimate after 1 step: 11 s an epoch, 14 s to the end")

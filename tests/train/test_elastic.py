@@ -10,16 +10,20 @@ import torch
 from configs import write_config
 from sdpl.train.checkpoint import load_checkpoint
 
-# Rank 1 of the first attempt kills itself at the step that DIE names; LATE makes it the last to come to the second.
+# Rank 1 of the first attempt kills itself at the step that DIE names, or fails by an error of the user at the one that
+# FAILS names; LATE makes it the last to come to the second.
 SCRIPT = """
 import os, signal, sys, time
 from sdpl.cli import main
+from sdpl.errors import UserError
 from sdpl.train.step import Learner
 step = Learner.step
 dies = os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
 def step_or_die(self, *rest, **named):
     if dies and str(self.steps) == os.environ.get("DIE"):
         os.kill(os.getpid(), signal.SIGKILL)
+    if dies and str(self.steps) == os.environ.get("FAILS"):
+        raise UserError("photo.jpg: is damaged.")
     return step(self, *rest, **named)
 Learner.step = step_or_die
 if not dies and os.environ["RANK"] == "1":
@@ -83,3 +87,30 @@ def test_torchrun_itself_starts_a_killed_rank_again(torchrun, whole, tmp_path, m
     assert "exitcode: -9" in result.stderr
     assert result.returncode == 0, result.stderr
     assert_equal_runs(whole, tmp_path / "parts")
+
+
+def said(result):
+    """What sdpl said of an error; other lines are torchrun's."""
+    return [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_is_said_once(torchrun, configured, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAILS", "2")
+    before = set(configured.parent.glob("sdpl-error-*"))
+    result = torchrun(tmp_path / "run")
+    assert result.returncode == 1
+    assert said(result) == ["error: photo.jpg: is damaged."]
+    assert set(configured.parent.glob("sdpl-error-*")) == before  # none of what the other process then saw
+
+
+@pytest.mark.slow
+def test_an_error_of_all_is_one_line_and_ours_is_the_last_word(configured, tmp_path):
+    options = ["--standalone", "--nproc-per-node", "2", "-m", "sdpl"]
+    words = ["train", str(configured), "--out", str(tmp_path / "run"), "--set", "train.epochs=many"]
+    command = [sys.executable, "-m", "sdpl.train.torchrun", *options, *words]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "train.epochs = 'many'" in line

@@ -257,21 +257,34 @@ def test_a_stop_between_the_two_checkpoints_loses_no_best(sdpl, config, tmp_path
     values = iter([10.0, 90.0, 50.0])
     monkeypatch.setattr(keeping, "MAX_AP_ERROR", 1.0)
     monkeypatch.setattr(loop._Run, "_validate", lambda self: next(values))
-    original, saved = loop.save_checkpoint, []
+    original, shared = loop.share_file, []
 
-    def stop_at_fourth(path, *rest):
-        saved.append(path.name)
-        if len(saved) == 4:  # epoch 2 has written one of its two
+    def stop_at_second(source, path):
+        shared.append(path.name)
+        if len(shared) == 2:  # epoch 2 has written one of its two
             raise KeyboardInterrupt
-        original(path, *rest)
+        original(source, path)
 
-    monkeypatch.setattr(loop, "save_checkpoint", stop_at_fourth)
+    monkeypatch.setattr(loop, "share_file", stop_at_second)
     path = config(train={"epochs": 3})
     sdpl("train", path, "--out", tmp_path / "run")
-    monkeypatch.setattr(loop, "save_checkpoint", original)
+    assert shared == ["last.ckpt"] * 2
+    monkeypatch.setattr(loop, "share_file", original)
     values = iter([90.0, 50.0])
     assert sdpl("train", path, "--out", tmp_path / "run", "--resume").exit_code == 0
     assert load_checkpoint(tmp_path / "run" / "model.ckpt")["resume"]["epoch"] == 2
+
+
+def test_an_epoch_writes_the_frozen_towers_once(sdpl, config, tmp_path, monkeypatch):
+    values = iter([10.0, 90.0, 50.0])
+    monkeypatch.setattr(keeping, "MAX_AP_ERROR", 1.0)
+    monkeypatch.setattr(loop._Run, "_validate", lambda self: next(values))
+    original, written = torch.save, []
+    monkeypatch.setattr(torch, "save", lambda content, path: (written.append(path.name), original(content, path)))
+    assert sdpl("train", config(train={"epochs": 3}), "--out", tmp_path / "run").exit_code == 0
+    assert [name.split(".")[1] for name in written] == ["model", "model", "last"]  # .model.ckpt.<random>.sdpl-tmp
+    epochs = [load_checkpoint(tmp_path / "run" / name)["resume"]["epoch"] for name in ("model.ckpt", "last.ckpt")]
+    assert epochs == [2, 3]
 
 
 def test_resuming_on_other_data_is_refused(sdpl, fails, config, scenes, tmp_path):

@@ -79,7 +79,7 @@ def test_the_page_of_a_run_that_was_stopped_shows_all_epochs(sdpl, fails, config
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop._Run, "run_epoch", stop_after_two)
-        assert sdpl("train", path, "--out", tmp_path / "run", "--report", tmp_path / "r.html").exit_code == 2
+        assert sdpl("train", path, "--out", tmp_path / "run", "--report", tmp_path / "r.html").exit_code == 130
     assert not (tmp_path / "r.html").exists()
     result = sdpl("train", path, "--out", tmp_path / "run", "--resume", "--report", tmp_path / "r.html")
     assert result.stdout.splitlines()[-1] == f"report: {tmp_path / 'r.html'}"

@@ -220,6 +220,7 @@ API(cuDevicePrimaryCtxRetain, CUcontext* context, CUdevice device) {
 }
 API(cuCtxSetCurrent, CUcontext context) { current = (Context*)context; return CUDA_SUCCESS; }
 API(cuCtxGetCurrent, CUcontext* context) { *context = (CUcontext)current; return CUDA_SUCCESS; }
+API(cuCtxGetDevice, CUdevice* device) { NEEDS_CONTEXT; *device = current->device; return CUDA_SUCCESS; }
 API(cuCtxSynchronize) { NEEDS_CONTEXT; COUNTED; ALLOWED; return drain_all(); }
 
 API(cuMemAlloc, CUdeviceptr* address, size_t size) {
