@@ -56,7 +56,7 @@ def throughput(
         for i, photo in enumerate(islice(cycle(find_images([photos])), count)):
             (folder / f"{i:06d}.jpg").write_bytes(photo.read_bytes())
         tar = write_tar(Path(name) / "photos.tar", sorted(folder.iterdir()))
-        words = [bundle, "--backend", backend, "--json"]
+        words = [bundle.resolve(), "--backend", backend, "--json"]
         seconds: dict[str, list[dict[str, float]]] = {"predict, folder": [], "score, folder": [], "score, tar": []}
         summaries = []
         if before is not None:
