@@ -16,6 +16,7 @@ from sdpl.atomic import Temporary, exchange, lock, remove_leftovers
 from sdpl.errors import UserError
 
 LOCK = ".sdpl.lock"  # stays in the folders in which bundles are swapped; taking it away again would break the lock
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # there may be room later
 
 
 @contextmanager
@@ -25,9 +26,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(
-            f"cannot write {path}: {reason}; nothing was changed there. Free space or choose another place."
-        ) from error
+        fix = "Free space or choose" if error.errno in FULL else "Choose"
+        raise UserError(f"cannot write {path}: {reason}; nothing was changed there. {fix} another place.") from error
 
 
 @contextmanager

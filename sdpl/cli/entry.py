@@ -22,13 +22,18 @@ def _leave(number: int, frame: "FrameType | None") -> None:
     os._exit(STATUS_INTERRUPTED)
 
 
+def leave_when_stopped() -> None:
+    """From here on SIGINT and SIGTERM end the process with our line, until a command cleans up instead."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # a shell's background job is not to be stopped by Ctrl-C
+            signal.signal(number, _leave)
+
+
 def _starts(module: str, prog_name: str) -> "Callable[[], None]":
     """A console script: the `command` of a module in this package."""
 
     def start() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) != signal.SIG_IGN:  # a shell's background job is not to be stopped by Ctrl-C
-                signal.signal(number, _leave)
+        leave_when_stopped()
         from importlib import import_module
 
         import_module(f"sdpl.cli.{module}").command(prog_name=prog_name)

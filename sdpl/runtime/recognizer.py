@@ -16,8 +16,10 @@ from sdpl.pipeline import Decoder, stream
 from sdpl.preprocess import ImageSource, preprocess
 from sdpl.preprocess.inputs import ChannelOrder, ImageInput, as_source, is_one_image
 from sdpl.runtime.backends import Choice, Wanted, open_backend
+from sdpl.runtime.cpu import whole_number
 from sdpl.runtime.decoding import Decoding
 from sdpl.runtime.recognition import Recognition
+from sdpl.text import counted
 
 Source = TypeVar("Source")
 
@@ -45,7 +47,7 @@ class Recognizer:
         """device: the number of the GPU that the choice was made for, whether it takes one or not."""
         self.bundle, self.device = bundle, device
         self.target, self.backend, self.skipped = choice.target, choice.backend, choice.skipped
-        self.chosen = choice.reason
+        self.chosen, self._closed = choice.reason, False
 
     @classmethod
     def open(
@@ -78,7 +80,7 @@ class Recognizer:
         return cls(bundle, open_backend(bundle, wanted), wanted.device)
 
     def __repr__(self) -> str:
-        size = f"{len(self.categories)} categories, {self.image_size} px"
+        size = f"{counted(len(self.categories))}, {self.image_size} px"
         return f"Recognizer({str(self.bundle.path)!r}: {self}, {size})"
 
     def __str__(self) -> str:
@@ -116,6 +118,9 @@ class Recognizer:
     def attention(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
         """Scores [B,C] and, for each category, where the model looked: float32 [B,C,h,w], adding up to 1."""
         self._check(images)
+        if images.shape[0] == 0:
+            empty = np.zeros((0, len(self.categories)), np.float32)
+            return empty, np.zeros((*empty.shape, *self.bundle.manifest.map_size), np.float32)
         return self._maps(images)
 
     @property
@@ -209,7 +214,9 @@ class Recognizer:
         """
         if with_attention and with_embedding:
             raise ValueError("expected with_attention or with_embedding, got both: a pass over the images gives one")
-        size = batch_size or self.backend.batch_sizes[-1]
+        if self._closed:
+            raise RuntimeError("this recognizer is closed")
+        size = whole_number("batch_size", batch_size) or self.backend.batch_sizes[-1]
         run = self._attended if with_attention else self._with_embeddings if with_embedding else self._scored
         if not self.backend.resizes:
             yield from stream(self.decoder, sources, self.preprocess, run, size)
@@ -218,7 +225,9 @@ class Recognizer:
         yield from stream(self.decoder, sources, decoding.load, lambda images: run(decoding.used(images)), size, list)
 
     def recognition(self, scores: np.ndarray, threshold: float | None = None) -> Recognition:
-        """The recognition of one image's scores [C]."""
+        """The recognition of one image's scores [C]. Raises UserError for a threshold outside 0..1."""
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise UserError(f"threshold {threshold!r}: expected a number from 0 to 1.")
         thresholds = self.bundle.manifest.thresholds if threshold is None else [threshold] * len(self.categories)
         order = np.argsort(-scores, kind="stable")
         labels = tuple(self.categories[c] for c in order if scores[c] >= thresholds[c])
@@ -230,6 +239,7 @@ class Recognizer:
 
     def close(self) -> None:
         """Free the engine and the threads that decode."""
+        self._closed = True
         self.backend.close()
         if "decoder" in vars(self):
             self.decoder.close()

@@ -151,6 +151,7 @@ class Worker:
                 begin, cpu = now, cpu_now
         finally:
             scored.close()
+            groups.close()
             if writer is not None:
                 writer.abandon()
             if self._isolated is not None:

@@ -275,7 +275,7 @@ class Connection(asyncio.BufferedProtocol):
         """Answer without the body having been read. A short rest of it is dropped, so that the client reads on; more
         than that, or one that the client still asks about, ends the connection."""
         request = self._request
-        self._unread = self._chunks is not None
+        self._unread = self._chunks is not None or request is None  # how much is to come, nobody knows
         self._exchange = self._body = self._chunks = self._receive = None
         dropped = min(len(rest), self._remaining)
         self._pending = rest[dropped:]  # the next request, of a caller that does not wait for answers
@@ -320,10 +320,12 @@ class Connection(asyncio.BufferedProtocol):
 
     def _linger(self) -> None:
         """Close after what was written has gone out. While a client still sends, a close would reset the connection
-        before it reads the answer: what it sends is dropped for a little while first."""
+        before it reads the answer: it sees the end at once, and what it sends is dropped for a little while."""
         self._closing = True
         self._body = None
         if self._remaining or self._unread:
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
             asyncio.get_running_loop().call_later(LINGER_S, self._transport.close)
         else:
             self._transport.close()

@@ -55,7 +55,8 @@ def read_weights(path: Path) -> WeightsFile:
         require_tensors(weights.state, path)
         return weights
     except (*UNREADABLE, *DAMAGED) as error:
-        reason = "it is no file of tensors" if isinstance(error, UnpicklingError) else _first_line(error)
+        is_foreign = isinstance(error, UnpicklingError | KeyError | AttributeError)
+        reason = "it is no file of tensors" if is_foreign else _first_line(error)
         raise UserError(f"{path}: cannot be loaded as weights ({reason}).") from None
 
 
@@ -132,6 +133,13 @@ def quick_gelu(config: ModelConfig, model_cfg: dict[str, Any]) -> bool | None:
     )
 
 
+def require_architecture(backbone: str) -> None:
+    """Raise UserError for a name that open_clip does not know."""
+    if open_clip.get_model_config(backbone) is None:
+        hint = nearest(backbone, open_clip.list_models())
+        raise UserError(f"model.backbone = {backbone!r} is no open_clip model; {hint}")
+
+
 def pretrained_tag(config: ModelConfig) -> dict[str, Any]:
     """open_clip's record of a weights tag; empty for a file or random weights."""
     if config.weights is None or Path(config.weights).is_file():
@@ -139,6 +147,13 @@ def pretrained_tag(config: ModelConfig) -> dict[str, Any]:
     tag: dict[str, Any] = open_clip.get_pretrained_cfg(config.backbone, config.weights)
     if not tag:
         known = open_clip.list_pretrained_tags_by_model(config.backbone)
+        if not known:
+            if config.backbone_config is None:
+                require_architecture(config.backbone)
+            raise UserError(
+                f"model.weights = {config.weights!r} is no file, and for {config.backbone} no weights are published: "
+                "name a file, or null for random ones."
+            )
         raise UserError(
             f"model.weights = {config.weights!r} is neither a file nor a tag of {config.backbone}; "
             + nearest(config.weights, known)
@@ -205,7 +220,8 @@ def _downloaded(config: ModelConfig) -> Path:
     url = tag.get("url") or f"https://huggingface.co/{repository}"
     raise UserError(
         f"model.weights = {config.weights!r} is not on this machine and cannot be downloaded: fetch {url} elsewhere, "
-        f"put the file anywhere here, and set model.weights to its path."
+        "put the file anywhere here, and set model.weights to its path; or model.weights=null, random ones, to try "
+        "the rest."
     )
 
 

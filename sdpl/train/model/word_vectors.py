@@ -14,6 +14,7 @@ from numpy.lib import format as npy
 
 from sdpl.data.categories import require_distinct, words
 from sdpl.errors import UserError, listed
+from sdpl.text import counted
 
 SHIPPED = {"glove-coco80": "coco80", "glove-voc20": "voc20"}
 DAMAGED = (zipfile.BadZipFile, zlib.error, RuntimeError)  # RuntimeError: encrypted
@@ -119,7 +120,7 @@ def _of_names(names: list[str], vectors: np.ndarray, source: str, categories: Se
     rows = {words(name): row for row, name in enumerate(names)}
     missing = [name for name in categories if words(name) not in rows]
     if missing:
-        raise UserError(f"{source}: has no vector for {len(missing)} categories: {_with_nearest(missing, names)}.")
+        raise UserError(f"{source}: has no vector for {counted(len(missing))}: {_with_nearest(missing, names)}.")
     return vectors[[rows[words(name)] for name in categories]].astype(np.float32)  # [C,W]
 
 
