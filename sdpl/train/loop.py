@@ -162,6 +162,8 @@ class _Run:
     def train(self, report: Report, callbacks: Sequence[Callback] = ()) -> None:
         """All epochs that are still to do, a line for each to `report`."""
         self.callbacks, self.lines, best = Callbacks(callbacks), report, None
+        if self.epoch == self.config.train.epochs:
+            report(Progress(f"all {self.epoch} epochs are done; a larger train.epochs goes on."))
         try:
             while self.epoch < self.config.train.epochs:
                 log = self.run_epoch()

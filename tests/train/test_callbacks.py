@@ -138,3 +138,16 @@ def test_a_single_step_is_estimated_by_itself():
     own.last -= 9
     own.step(8, 1.0)
     assert own.estimate(0, 8).startswith("estimate after 1 step: 11 s an epoch, 14 s to the end")
+
+
+def test_a_finished_run_that_is_resumed_says_so(config, tmp_path):
+    lines = []
+    train(read_config(config()), tmp_path / "run")
+    train(read_config(config()), tmp_path / "run", resume=True, report=lines.append)
+    assert [str(line) for line in lines][-1] == "all 2 epochs are done; a larger train.epochs goes on."
+
+
+def test_one_step_is_not_spoken_of_as_many(config, tmp_path):
+    lines = []
+    train(read_config(config(train={"epochs": 1, "batch_size": 64})), tmp_path / "run", report=lines.append)
+    assert any("; 1 epoch of 1 step with 18 images; " in str(line) for line in lines)
