@@ -1,7 +1,7 @@
 """Metrics of multi-label recognition. Unknown labels (0) count nowhere. NumPy and scikit-learn only."""
 
 import numpy as np
-from sklearn.metrics import average_precision_score, precision_recall_curve, precision_score, recall_score
+from sklearn.metrics import average_precision_score, precision_recall_curve
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray, interpolation: str = "none") -> float:
@@ -61,14 +61,21 @@ def f1_metrics(
         best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
         np.put_along_axis(predicted, best, True, axis=1)
     known, truth = labels != 0, labels > 0
-    overall = {"OP": precision_score, "OR": recall_score}
-    result = {name: float(metric(truth[known], predicted[known], zero_division=0)) for name, metric in overall.items()}
-    columns = [(truth[known[:, c], c], predicted[known[:, c], c]) for c in range(labels.shape[1]) if known[:, c].any()]
-    for name, metric in (("CP", precision_score), ("CR", recall_score)):
-        result[name] = float(np.mean([metric(t, p, zero_division=0) for t, p in columns])) if columns else 0.0
+    predicted &= known
+    hits, said, there = (matrix.sum(axis=0) for matrix in (predicted & truth, predicted, truth))  # [C] each
+    each = known.any(axis=0)  # [C], whether anything is known of the category
+    result = {"OP": float(_share(hits.sum(), said.sum())), "OR": float(_share(hits.sum(), there.sum()))}
+    for name, of in (("CP", said), ("CR", there)):
+        result[name] = float(_share(hits[each], of[each]).mean()) if each.any() else 0.0
     result["OF1"] = _harmonic(result["OP"], result["OR"])
     result["CF1"] = _harmonic(result["CP"], result["CR"])
     return {name: result[name] for name in ("OP", "OR", "OF1", "CP", "CR", "CF1")}
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole, 0 where there is none."""
+    share: np.ndarray = part / np.maximum(whole, 1)
+    return share
 
 
 def _harmonic(a: float, b: float) -> float:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from sklearn.metrics import precision_score, recall_score
 
 from sdpl.evaluate.calibration import calibration
 from sdpl.evaluate.metrics import (
@@ -62,6 +63,20 @@ def test_unknown_labels_do_not_count_in_f1():
     labels = LABELS.copy()
     labels[1, 0] = 0  # a false positive becomes unknown
     assert f1_metrics(SCORES, labels, 0.5)["OP"] == pytest.approx(3 / 4)
+
+
+@pytest.mark.parametrize("categories", [1, 7])
+def test_precision_and_recall_are_those_of_scikit_learn(categories):
+    rng = np.random.RandomState(0)
+    scores, labels = rng.uniform(size=(30, categories)), rng.choice([-1, 0, 1], size=(30, categories))
+    labels[:, 0] = np.where(labels[:, 0] > 0, 0, labels[:, 0])  # a category without a positive
+    columns = [(labels[known, c] > 0, scores[known, c] >= 0.5) for c, known in enumerate((labels != 0).T)]
+    result = f1_metrics(scores, labels)
+    for each, overall, metric in (("CP", "OP", precision_score), ("CR", "OR", recall_score)):
+        assert result[each] == pytest.approx(np.mean([metric(*column, zero_division=0) for column in columns]))
+        assert result[overall] == pytest.approx(
+            metric(*map(np.concatenate, zip(*columns, strict=True)), zero_division=0)
+        )
 
 
 def test_shapes_are_named():
