@@ -108,7 +108,8 @@ def _server(
     from sdpl.files import write_json
     from sdpl.runtime.bench import benchmark_bundle
     from sdpl.runtime.tables import latency_table
-    from sdpl.server.load import draw_loads, load_table, measure_server
+    from sdpl.server.load import measure_server
+    from sdpl.server.load_table import draw_loads, load_table
 
     bundle, backend, precision, threads, streams, device, sizes = direct
     with shown("measuring") as report:

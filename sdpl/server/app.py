@@ -14,7 +14,8 @@ from sdpl.errors import UserError, nearest
 from sdpl.pipeline import Decoder, available_cores
 from sdpl.preprocess import preprocess
 from sdpl.server.counters import HISTOGRAMS, Counters
-from sdpl.server.link import Lease, Link, ModelInfo
+from sdpl.server.lease import Lease, ModelInfo
+from sdpl.server.link import Link
 from sdpl.server.log import AccessLog
 from sdpl.server.protocol import Ask
 from sdpl.server.refusal import RefusalError

@@ -4,7 +4,7 @@ from typing import Any
 
 from sdpl import __version__
 from sdpl.preprocess import FORMATS
-from sdpl.server.link import ModelInfo
+from sdpl.server.lease import ModelInfo
 
 EXTENSIONS = (
     "binary_tensor_data", "classification", "model_configuration", "model_repository", "model_repository(unload)",

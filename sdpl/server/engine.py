@@ -11,10 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from sdpl.errors import UserError
 from sdpl.runtime.environment import gpu_used_mb
@@ -36,42 +33,12 @@ from sdpl.server.channel import (
     Message,
 )
 from sdpl.server.counters import Counters
+from sdpl.server.line import Front, Line, Row, count, score
 from sdpl.server.loading import Loading, Tell
 from sdpl.server.serving import Serving, make_ready
 from sdpl.server.settings import Settings
 
-SMOOTHING = 0.2  # weight of the newest batch in the time of one image
 FAILURES_IN_A_ROW = 3  # calls of the engine that fail before the process gives up and is started anew
-
-
-@dataclass(frozen=True)
-class Row:
-    """One image in line: whose, and where it lies."""
-
-    front: "Front"
-    slot: int
-    attention: bool
-
-
-@dataclass(eq=False)
-class Front:
-    """One front end that is connected. arenas: by line. heard: the last announcement it has read."""
-
-    channel: Channel
-    arenas: dict[int, Arena] = field(default_factory=dict)
-    heard: int = 0
-
-
-@dataclass(eq=False)
-class Line:
-    """A bundle that serves, with its line of rows. number: its own in this process; the same bundle loaded again has
-    another. retired_at: the announcement after which no more rows come."""
-
-    number: int
-    model: int
-    serving: Serving
-    batcher: Batcher[Row]
-    retired_at: int | None = None
 
 
 class Engine:
@@ -352,7 +319,7 @@ class Engine:
         rows = [row for row, _ in batch]
         start = time.monotonic_ns()
         try:
-            self._score(line, rows)
+            score(line, rows)
             status, self._failed_in_a_row = DONE, 0
         except Exception as error:  # a GPU that is gone, no memory: the rows are answered, and the process lives on
             status, self._failed_in_a_row = FAILED, self._failed_in_a_row + 1
@@ -366,38 +333,6 @@ class Engine:
             by_front.setdefault(id(row.front), []).append(packed)
         for key, packed_rows in by_front.items():
             self._send(fronts[key], b"".join(packed_rows))
-        self._count(line, batch, start, run_ns)
+        count(self._counters, line, batch, start, run_ns)
         if self._failed_in_a_row >= FAILURES_IN_A_ROW:
             raise SystemExit(f"{self._names[model]}: the engine failed {FAILURES_IN_A_ROW} times in a row")
-
-    def _score(self, line: Line, rows: list[Row]) -> None:
-        """Run the rows and write their results where their images lie."""
-        arenas = [row.front.arenas[line.number] for row in rows]
-        first, slots = rows[0], [row.slot for row in rows]
-        neighbours = slots == list(range(first.slot, first.slot + len(rows))) and all(a is arenas[0] for a in arenas)
-        if neighbours:
-            images = arenas[0].images[first.slot : first.slot + len(rows)]  # [B,S,S,3], no copy
-        else:
-            images = np.stack([arena.images[slot] for arena, slot in zip(arenas, slots, strict=True)])  # [B,S,S,3]
-        attention = None
-        if any(row.attention for row in rows):
-            scores, attention = line.serving.recognizer.attention(images)  # [B,C], [B,C,h,w]
-        else:
-            scores = line.serving.recognizer.scores(images)  # [B,C]
-        for i, (arena, slot) in enumerate(zip(arenas, slots, strict=True)):
-            arena.scores[slot] = scores[i]
-            if attention is not None and rows[i].attention:
-                arena.attention[slot] = attention[i]
-
-    def _count(self, line: Line, batch: list[tuple[Row, int]], start: int, run_ns: int) -> None:
-        counters, model = self._counters, line.model
-        line.serving.seconds_per_image += SMOOTHING * (run_ns / 1e9 / len(batch) - line.serving.seconds_per_image)
-        counters.set(model, "seconds_per_image", line.serving.seconds_per_image)
-        counters.set(model, "last_inference", time.time_ns() // 1_000_000)
-        counters.set(model, "queued", len(line.batcher))
-        counters.add(model, "batches")
-        counters.add(model, "images", len(batch))
-        counters.observe(model, "run_seconds", run_ns / 1e9)
-        counters.observe(model, "batch_images", len(batch))
-        for _, arrival in batch:
-            counters.observe(model, "wait_seconds", max(0, start - arrival) / 1e9)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sdpl.server.refusal import RefusalError
 
 if TYPE_CHECKING:
-    from sdpl.server.link import ModelInfo
+    from sdpl.server.lease import ModelInfo
 
 
 @dataclass(eq=False)

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from sdpl.server import description, protocol
 from sdpl.server.app import App, retry_after
-from sdpl.server.link import Lease, ModelInfo
+from sdpl.server.lease import Lease, ModelInfo
 from sdpl.server.messages import PACKAGE, SERVICE, message, methods, split
 from sdpl.server.protocol import Ask, TensorSpec
 from sdpl.server.refusal import RefusalError

@@ -7,7 +7,6 @@ import math
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,6 @@ import numpy as np
 from sdpl.server.arena import Arena, Geometry, Slots, fitting, make_memory
 from sdpl.server.channel import (
     CANCEL,
-    CANCELLED,
-    DONE,
-    EXPIRED,
     HEADER,
     RESULT,
     SUBMIT,
@@ -27,40 +23,11 @@ from sdpl.server.channel import (
     Message,
 )
 from sdpl.server.counters import Counters
+from sdpl.server.lease import Hold, Lease, ModelInfo
 from sdpl.server.refusal import RefusalError
 from sdpl.server.settings import Settings
 
 RETRY_S = 0.05
-GRACE_S = 10.0  # beyond its deadline a caller waits so long for an engine that says nothing
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """A bundle that an engine serves, as it announced it. line: its number in that engine; the same bundle loaded again
-    has another."""
-
-    index: int
-    name: str
-    line: int
-    geometry: Geometry
-    categories: tuple[str, ...]
-    thresholds: np.ndarray  # [C]
-    description: dict[str, Any]
-
-    @property
-    def version(self) -> str:
-        """Models here have one version at a time."""
-        return "1"
-
-
-@dataclass(eq=False)
-class Hold:
-    """One line's slots in this front end."""
-
-    info: ModelInfo
-    arena: Arena
-    slots: Slots
-    leases: dict[int, "Lease"] = field(default_factory=dict)  # by slot, of rows that the engine has
 
 
 class Link:
@@ -121,7 +88,7 @@ class Link:
             )
         return wait
 
-    def lease(self, info: ModelInfo, rows: int) -> "Lease":
+    def lease(self, info: ModelInfo, rows: int) -> Lease:
         """Slots for so many images, side by side. Raises RefusalError when they are not to be had now."""
         wait = self.admit(info, rows)
         hold = self._holds[info.line]
@@ -150,7 +117,7 @@ class Link:
 
     # What leases do
 
-    def submit(self, lease: "Lease", attention: bool, deadline_ns: int) -> None:
+    def submit(self, lease: Lease, attention: bool, deadline_ns: int) -> None:
         hold, info = lease.hold, lease.hold.info
         if self._channel is None or self._holds.get(info.line) is not hold:
             raise RefusalError("unavailable", f"{info.name}: its engine was restarted meanwhile; try again.", 1)
@@ -161,13 +128,13 @@ class Link:
             packed.append(HEADER.pack(SUBMIT, status, info.index, slot, info.line, deadline_ns, now))
         self._guarded(lambda channel: channel.send(b"".join(packed)))
 
-    def cancel(self, lease: "Lease") -> None:
+    def cancel(self, lease: Lease) -> None:
         info = lease.hold.info
         slots = range(lease.start, lease.start + lease.rows)
         packed = b"".join(HEADER.pack(CANCEL, 0, info.index, slot, info.line, 0, 0) for slot in slots)
         self._guarded(lambda channel: channel.send(packed))
 
-    def give_back(self, lease: "Lease") -> None:
+    def give_back(self, lease: Lease) -> None:
         lease.hold.slots.give_back(lease.start, lease.rows)
         if self._unheard is not None:
             self._forget_old()
@@ -282,92 +249,3 @@ class Link:
         for hold in holds.values():
             for lease in set(hold.leases.values()):
                 lease.lost()
-
-
-class Lease:
-    """Slots for the images of one request, from reserving to reading the results.
-
-    Fill `memory` (or `images`), `await run(...)`, read `scores` and `attention`, and call `release` in any case.
-    """
-
-    def __init__(self, link: Link, hold: Hold, start: int, rows: int):
-        self.link, self.hold, self.start, self.rows = link, hold, start, rows
-        self.wait_ns = self.run_ns = self.batch = 0
-        self._open = 0  # rows that the engine has
-        self._status = DONE
-        self._released = False
-        self._future: asyncio.Future[None] | None = None
-
-    @property
-    def memory(self) -> memoryview:
-        size = self.hold.arena.geometry.image_bytes
-        return self.hold.arena.bytes[self.start * size : (self.start + self.rows) * size]
-
-    @property
-    def images(self) -> np.ndarray:
-        return self.hold.arena.images[self.start : self.start + self.rows]  # [B,S,S,3]
-
-    @property
-    def scores(self) -> np.ndarray:
-        return self.hold.arena.scores[self.start : self.start + self.rows]  # [B,C]
-
-    @property
-    def attention(self) -> np.ndarray:
-        return self.hold.arena.attention[self.start : self.start + self.rows]  # [B,C,h,w]
-
-    async def run(self, attention: bool, deadline_ns: int) -> None:
-        """Have the images scored. Raises RefusalError when they were not; CancelledError has them dropped."""
-        loop = asyncio.get_running_loop()
-        self._future = loop.create_future()
-        self.link.submit(self, attention, deadline_ns)
-        self._open = self.rows
-        late = loop.call_later((deadline_ns - time.monotonic_ns()) / 1e9 + GRACE_S, self._give_up)
-        try:
-            await self._future
-        finally:
-            late.cancel()
-
-    def _give_up(self) -> None:
-        """The engine, which drops what is late, has not said so."""
-        if self._future is not None and not self._future.done():
-            self._future.set_exception(RefusalError("deadline", "the engine did not answer before the deadline."))
-
-    def release(self) -> None:
-        """Give the slots back: now, or, while the engine still has some of them, when it answers."""
-        self._released = True
-        if self._open:
-            self.link.cancel(self)
-        else:
-            self.link.give_back(self)
-
-    def answered(self, status: int, wait_ns: int, run_us: int, batch: int) -> None:
-        """One row's answer."""
-        self._open -= 1
-        self._status = self._status or status
-        self.wait_ns, self.run_ns, self.batch = max(self.wait_ns, wait_ns), self.run_ns + run_us * 1000, batch
-        if self._open:
-            return
-        if self._released:
-            self.link.give_back(self)
-        elif self._future is not None and not self._future.done():
-            refused = self._refusal()
-            self._future.set_exception(refused) if refused else self._future.set_result(None)
-
-    def lost(self) -> None:
-        """The engine died with these rows."""
-        self._open = 0
-        if self._released:
-            self.link.give_back(self)
-        elif self._future is not None and not self._future.done():
-            self._future.set_exception(RefusalError("unavailable", "the engine was lost while it ran; try again.", 1))
-
-    def _refusal(self) -> RefusalError | None:
-        if self._status == EXPIRED:
-            return RefusalError("deadline", "the deadline passed before the images could be run.")
-        if self._status == CANCELLED:
-            return RefusalError("unavailable", "the model was unloaded meanwhile.", 1)
-        return (
-            None
-            if self._status == DONE
-            else RefusalError("unavailable", "the engine failed on this batch; try again.", 1)
-        )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sdpl.errors import listed, nearest
-from sdpl.server.link import Lease, ModelInfo
+from sdpl.server.lease import Lease, ModelInfo
 from sdpl.server.refusal import RefusalError
 
 OUTPUTS = ("scores", "attention", "labels")

@@ -13,7 +13,7 @@ from sdpl.errors import nearest
 from sdpl.server import protocol
 from sdpl.server.app import App
 from sdpl.server.exchange import Request, Response
-from sdpl.server.link import Lease
+from sdpl.server.lease import Lease
 from sdpl.server.protocol import Ask, TensorSpec
 from sdpl.server.refusal import RefusalError
 

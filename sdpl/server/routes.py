@@ -11,7 +11,7 @@ from sdpl.errors import nearest
 from sdpl.server import description, protocol
 from sdpl.server.app import App, retry_after
 from sdpl.server.exchange import Exchange, Request, Response
-from sdpl.server.link import Lease, ModelInfo
+from sdpl.server.lease import Lease, ModelInfo
 from sdpl.server.openapi import document
 from sdpl.server.protocol import Ask
 from sdpl.server.recognize import Recognize

@@ -39,6 +39,7 @@ class Child:
     number: int
     row: int  # in the counters
     listener: socket.socket
+    starting: asyncio.Task[None] | None = None
     process: asyncio.subprocess.Process | None = None
     control: Channel | None = None
     ready: bool = False
@@ -124,7 +125,8 @@ class Supervisor:
         attempt = 0
         while not self._stopping:
             started = time.monotonic()
-            await self._start(child)
+            child.starting = asyncio.create_task(self._start(child))
+            await child.starting
             assert child.process is not None
             status = await child.process.wait()
             self._ended(child)
@@ -212,6 +214,7 @@ class Supervisor:
 
     async def _end(self, keepers: "list[asyncio.Task[None]]") -> None:
         """Front ends finish what they have accepted; then the engines end."""
+        await asyncio.gather(*(child.starting for child in self._children if child.starting is not None))
         for sock in self._reserved:
             sock.close()
         fronts = [child for child in self._children if child.kind == "frontend"]

@@ -7,10 +7,11 @@ import time
 
 import pytest
 
-from sdpl.server import link
+from sdpl.server import lease
 from sdpl.server.channel import CANCEL, CONTROL, SUBMIT, Channel
 from sdpl.server.counters import Counters
-from sdpl.server.link import Lease, Link
+from sdpl.server.lease import Lease
+from sdpl.server.link import Link
 from sdpl.server.refusal import RefusalError
 from sdpl.server.settings import Settings
 
@@ -57,14 +58,14 @@ async def heard(engine: Channel, count: int) -> list[int]:
 
 
 def test_an_engine_that_says_nothing_keeps_no_caller_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(link, "GRACE_S", 0.05)
+    monkeypatch.setattr(lease, "GRACE_S", 0.05)
 
     async def ask() -> None:
-        opened, lease, engine = await leased(str(tmp_path / "engine"))
+        opened, taken, engine = await leased(str(tmp_path / "engine"))
         with pytest.raises(RefusalError, match="did not answer before the deadline") as caught:
-            await lease.run(attention=False, deadline_ns=time.monotonic_ns())
+            await taken.run(attention=False, deadline_ns=time.monotonic_ns())
         assert caught.value.kind == "deadline"
-        lease.release()
+        taken.release()
         assert await heard(engine, 2) == [SUBMIT, CANCEL]
         assert opened.in_hand == 1  # the engine may still write there
         engine.close()
@@ -76,8 +77,8 @@ def test_an_engine_that_says_nothing_keeps_no_caller_for_ever(tmp_path, monkeypa
 
 def test_an_order_to_an_engine_that_is_lost_is_refused(tmp_path):
     async def order() -> None:
-        opened, lease, engine = await leased(str(tmp_path / "engine"))
-        lease.release()
+        opened, taken, engine = await leased(str(tmp_path / "engine"))
+        taken.release()
         future = opened.order({"unload": 0})
         engine.close()
         with pytest.raises(RefusalError, match="engine was lost"):

@@ -41,14 +41,14 @@ def test_a_signal_before_it_serves_ends_in_one_line(bundle, number, moment):
         found: list[str] = []
         reader = threading.Thread(target=lambda: found.append(process.stdout.read()))
         reader.start()
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        pids: list[str] = []
 
         def is_there() -> bool:
-            pids = children.read_text().split()
-            return any(moment == "processes" or "onnxruntime" in maps(pid) for pid in pids)
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            pids[:] = [pid for pid in children if "sdpl.server.process" in read(pid, "cmdline")]
+            return any(moment == "processes" or "onnxruntime" in read(pid, "maps") for pid in pids)
 
         until(is_there, 60)
-        pids = children.read_text().split()
         for pid in pids:  # as systemd does; theirs are not to be stopped by it
             os.kill(int(pid), number)
         process.send_signal(number)
@@ -67,9 +67,9 @@ def test_a_process_leaves_while_a_thread_is_in_the_engine(bundle, _):
     assert (result.returncode, result.stdout, result.stderr) == (0, "done\n", "")
 
 
-def maps(pid: str) -> str:
-    """The files that a process has mapped."""
+def read(pid: str, name: str) -> str:
+    """What the system says of a process; nothing of one that has ended."""
     try:
-        return Path(f"/proc/{pid}/maps").read_text()
+        return Path(f"/proc/{pid}/{name}").read_text()
     except OSError:
         return ""
