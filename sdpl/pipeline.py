@@ -11,15 +11,17 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 
 from sdpl.cores import available_cores
 from sdpl.errors import UserError
 from sdpl.forks import begin_anew_in_children
+from sdpl.preprocess import preprocess
+from sdpl.preprocess.inputs import ImageInput, as_source
 
-__all__ = ["Decoder", "available_cores", "batched", "read_ahead", "run_groups", "stream"]
+__all__ = ["Decoder", "Pixels", "Reading", "available_cores", "batched", "read_ahead", "run_groups", "stream"]
 
 CLOSED = "these images cannot be read: what reads them was closed"
 MOST_WAITED = 10.0  # seconds for the end of a thread that reads ahead
@@ -28,6 +30,29 @@ Source = TypeVar("Source")
 Row = TypeVar("Row")
 Result = TypeVar("Result")
 Decoded = list[tuple[Source, np.ndarray | UserError]]  # of one group: each source with its image, or what is wrong
+
+
+class Reading(Protocol):
+    """How the images of one run come to what runs them. Thread-safe."""
+
+    def load(self, image: ImageInput) -> np.ndarray:
+        """One image, decoded. Raises UserError naming a bad one."""
+
+    def collate(self, images: list[np.ndarray]) -> Any:
+        """Some of those that were loaded, as a batch to run."""
+
+
+class Pixels:
+    """The `Reading` of whatever takes uint8 [B,S,S,3]: images are resized where they are decoded."""
+
+    def __init__(self, image_size: int):
+        self._side = image_size
+
+    def load(self, image: ImageInput) -> np.ndarray:
+        return preprocess(as_source(image), self._side)
+
+    def collate(self, images: list[np.ndarray]) -> np.ndarray:
+        return np.stack(images)
 
 
 class Decoder:

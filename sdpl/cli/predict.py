@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from sdpl.cli.command import Command
-from sdpl.cli.options import DEVICE, MAX_PIXELS, PATH, runtime_options, say_target
+from sdpl.cli.options import DEVICE, MAX_PIXELS, PATH, TABLE, runtime_options, say_target
 from sdpl.errors import UserError
 
 
@@ -20,7 +20,7 @@ from sdpl.errors import UserError
     "--top", type=click.IntRange(min=1), help="Print or draw the K best categories instead of those above threshold."
 )
 @click.option("--threshold", type=click.FloatRange(0, 1), help="For all categories.  [default: the bundle's own]")
-@click.option("--out", type=PATH, help="Write a table of every score, .csv or .jsonl, instead of printing.")
+@click.option("--out", type=TABLE, help="Write a table of every score, .csv or .jsonl, instead of printing.")
 @click.option("--save", type=PATH, help="Draw each photo beside its best scores, one PNG per image, into this folder.")
 @click.option("--attention", type=PATH, help="Draw where the model looked, one PNG per image, into this folder.")
 @MAX_PIXELS

@@ -32,7 +32,7 @@ PORT = click.IntRange(0, 65535)
 @click.option("--max-delay-ms", type=MS, default=0.0, show_default=True, help="Hold requests back for fuller batches.")
 @click.option("--max-wait-ms", type=MS, default=10_000.0, show_default=True, help="Refuse what would wait longer.")
 @click.option("--timeout-ms", type=MS, default=30_000.0, show_default=True, help="Of requests that name no deadline.")
-@click.option("--queue-mb", type=ONE, default=256, show_default=True, help="Images in hand, in MiB.")
+@click.option("--queue-mb", type=ONE, default=256, show_default=True, help="Images in hand and their results, in MiB.")
 @click.option("--max-body-mb", type=ONE, default=64, show_default=True, help="Largest request, in MiB.")
 @click.option("--max-connections", type=ONE, default=1024, show_default=True)
 @click.option(

@@ -18,7 +18,7 @@ from sdpl.files import replace_file
 from sdpl.preprocess import load_image
 from sdpl.runtime.recognition import Recognition
 from sdpl.runtime.recognizer import Recognizer
-from sdpl.text import as_utf8, printable
+from sdpl.text import as_utf8, joined, printable
 
 LONGEST = 240  # bytes of a picture's name before .png; file systems take 255
 
@@ -62,8 +62,9 @@ def predict(
 def table(path: Path, categories: tuple[str, ...]) -> Iterator[Callable[[Path, Prediction | UserError], None]]:
     """A call that adds a row to a table which takes its place, whole, at the end.
 
-    .jsonl: a line as `Prediction.to_json` gives it. .csv: image, labels (divided by |), a column of scores for each
-    category. Either has a column `error`, for images that could not be read. Raises UserError for another name.
+    .jsonl: a line as `Prediction.to_json` gives it. .csv: image, labels (as `sdpl.text.joined` writes them), a column
+    of scores for each category. Either has a column `error`, for images that could not be read.
+    Raises UserError for another name.
     """
     if path.suffix.lower() not in (".csv", ".jsonl"):
         raise UserError(f"--out {path}: expected a name that ends in .csv or .jsonl.")
@@ -80,7 +81,7 @@ def _csv_rows(stream: IO[str], categories: tuple[str, ...]) -> Callable[[Path, P
             writer.writerow([as_utf8(str(path)), "", *[""] * len(categories), prediction])
             return
         scores = [f"{prediction.recognition.scores[name]:.6g}" for name in categories]
-        writer.writerow([as_utf8(str(path)), "|".join(prediction.recognition.labels), *scores, ""])
+        writer.writerow([as_utf8(str(path)), joined(prediction.recognition.labels), *scores, ""])
 
     return add
 

@@ -12,13 +12,14 @@ import numpy as np
 from sdpl.bundle import Bundle
 from sdpl.errors import UserError
 from sdpl.kernels.gpu import named_device
-from sdpl.pipeline import Decoder, stream
+from sdpl.pipeline import Decoder, Pixels, Reading, stream
 from sdpl.preprocess import ImageSource, preprocess
 from sdpl.preprocess.inputs import ChannelOrder, ImageInput, as_source, is_one_image
 from sdpl.runtime.backends import Choice, Wanted, open_backend
 from sdpl.runtime.cpu import whole_number
 from sdpl.runtime.decoding import Decoding
 from sdpl.runtime.recognition import Recognition
+from sdpl.text import counted
 
 Source = TypeVar("Source")
 
@@ -79,7 +80,7 @@ class Recognizer:
         return cls(bundle, open_backend(bundle, wanted), wanted.device)
 
     def __repr__(self) -> str:
-        size = f"{len(self.categories)} categories, {self.image_size} px"
+        size = f"{counted(len(self.categories))}, {self.image_size} px"
         return f"Recognizer({str(self.bundle.path)!r}: {self}, {size})"
 
     def __str__(self) -> str:
@@ -107,10 +108,10 @@ class Recognizer:
         """float32 [B,C] in 0..1 from preprocessed images, uint8 [B,S,S,3]. An empty batch gives [0,C].
 
         On a GPU backend the images may also lie on that GPU: anything with `__cuda_array_interface__`, read without a
-        copy. Raises ValueError for another shape or type.
+        copy. A backend that resizes (`reading`) also takes a list of decoded pictures, uint8 [H,W,3] of any sizes.
+        Raises ValueError for another shape or type.
         """
-        self._check(images)
-        if images.shape[0] == 0:
+        if self._check(images) == 0:
             return np.zeros((0, len(self.categories)), dtype=np.float32)
         return self.backend.scores(images)
 
@@ -143,9 +144,8 @@ class Recognizer:
         An embedding is the mean of g over the locations at unit length (`sdpl.kernels.reference.mean_embedding`): the
         image as a point of the space in which the text features lie. Raises UserError as `embedding_size` does.
         """
-        self._check(images)
-        size = self.embedding_size
-        if images.shape[0] == 0:
+        count, size = self._check(images), self.embedding_size
+        if count == 0:
             return np.zeros((0, len(self.categories)), np.float32), np.zeros((0, size), np.float32)
         return self.backend.embeddings(images)
 
@@ -217,11 +217,13 @@ class Recognizer:
             raise RuntimeError("this recognizer is closed")
         size = whole_number("batch_size", batch_size) or self.backend.batch_sizes[-1]
         run = self._attended if with_attention else self._with_embeddings if with_embedding else self._scored
-        if not self.backend.resizes:
-            yield from stream(self.decoder, sources, self.preprocess, run, size)
-            return
-        decoding = Decoding(self.image_size)
-        yield from stream(self.decoder, sources, decoding.load, lambda images: run(decoding.used(images)), size, list)
+        reading = self.reading()
+        yield from stream(self.decoder, sources, reading.load, run, size, reading.collate)
+
+    def reading(self) -> Reading:
+        """How the images of one run are read for `scores`, `attention` and `embeddings`: to pixels of the model's size,
+        or, where the backend resizes, only decoded."""
+        return Decoding(self.image_size) if self.backend.resizes else Pixels(self.image_size)
 
     def recognition(self, scores: np.ndarray, threshold: float | None = None) -> Recognition:
         """The recognition of one image's scores [C]. Raises UserError for a threshold outside 0..1."""
@@ -289,8 +291,16 @@ class Recognizer:
             maps = () if scored.attention is None else zip(self.categories, scored.attention, strict=True)
             yield replace(self.recognition(scored.scores, threshold), image=image, attention=dict(maps))
 
-    def _check(self, images: Any) -> None:
+    def _check(self, images: Any) -> int:
+        """How many images there are. Raises ValueError for what the backend does not take; it looks at lists itself."""
+        if isinstance(images, list) and self.backend.resizes:
+            return len(images)
+        if not hasattr(images, "shape"):
+            raise ValueError(
+                f"expected images uint8 [B,{self.image_size},{self.image_size},3], got {type(images).__name__}"
+            )
         side, shape = self.image_size, tuple(images.shape)
         dtype = np.dtype(getattr(images, "__cuda_array_interface__", {}).get("typestr") or images.dtype)
         if len(shape) != 4 or shape[1:] != (side, side, 3) or dtype != np.uint8:
             raise ValueError(f"expected images uint8 [B,{side},{side},3], got {dtype} {list(shape)}")
+        return int(shape[0])

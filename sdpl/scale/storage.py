@@ -81,12 +81,14 @@ def list_url(url: str, recursive: bool, suffixes: tuple[str, ...]) -> Iterator[t
             entries = {path: fs.info(path)}
         else:
             entries = fs.find(path, maxdepth=None if recursive else 1, detail=True)
-    names = sorted(name for name in entries if name.lower().endswith(suffixes))
-    if not names:
+    found = sorted((name, entry.get("size")) for name, entry in entries.items() if name.lower().endswith(suffixes))
+    del entries
+    fs.invalidate_cache()  # it would keep all that it knows of every object for as long as the job runs
+    if not found:
         hint = "" if recursive else "; --recursive looks deeper"
         raise UserError(f"{url}: nothing to score under it ({', '.join(suffixes)}){hint}.")
-    for name in names:
-        yield fs.unstrip_protocol(name), entries[name].get("size")
+    for name, size in found:
+        yield fs.unstrip_protocol(name), size
 
 
 class Store(Protocol):

@@ -29,6 +29,11 @@ class Geometry:
     def map_cells(self) -> int:
         return self.map_size[0] * self.map_size[1]
 
+    @property
+    def slot_bytes(self) -> int:
+        """Of an image, its scores and its attention."""
+        return self.image_bytes + 4 * self.categories * (1 + self.map_cells)
+
 
 class Arena:
     """`count` slots. Memory is taken by the system when a slot is first used."""
@@ -46,6 +51,14 @@ class Arena:
         self.images = images.reshape(count, g.image_size, g.image_size, 3)  # [N,S,S,3]
         self.scores = scores.reshape(count, g.categories)  # [N,C]
         self.attention = attention.reshape(count, g.categories, *g.map_size)  # [N,C,h,w]
+
+
+def fitting(memory: int, geometry: Geometry) -> int:
+    """How many slots fit into so many bytes."""
+    count = memory // geometry.slot_bytes
+    while count and _size(count, geometry) > memory:  # each part of an arena begins a page
+        count -= 1
+    return count
 
 
 def make_memory(count: int, geometry: Geometry) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sdpl.server.arena import Arena, Geometry, Slots, make_memory
+from sdpl.server.arena import Arena, Geometry, Slots, fitting, make_memory
 from sdpl.server.channel import (
     CANCEL,
     CANCELLED,
@@ -31,6 +31,7 @@ from sdpl.server.refusal import RefusalError
 from sdpl.server.settings import Settings
 
 RETRY_S = 0.05
+GRACE_S = 10.0  # beyond its deadline a caller waits so long for an engine that says nothing
 
 
 @dataclass(frozen=True)
@@ -246,9 +247,8 @@ class Link:
 
     def _attach(self, info: ModelInfo) -> None:
         """Make slots for a model and share them with the engine."""
-        g, settings = info.geometry, self._settings
-        share = settings.queue_bytes // (settings.workers * len(settings.models) * len(settings.devices))
-        count = max(share // g.image_bytes, 2)
+        g = info.geometry
+        count = fitting(self._settings.arena_bytes, g)
         fd = make_memory(count, g)
         hold = Hold(info, Arena(fd, count, g), Slots(count))
         self._holds[info.line] = hold
@@ -317,10 +317,20 @@ class Lease:
 
     async def run(self, attention: bool, deadline_ns: int) -> None:
         """Have the images scored. Raises RefusalError when they were not; CancelledError has them dropped."""
-        self._future = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._future = loop.create_future()
         self.link.submit(self, attention, deadline_ns)
         self._open = self.rows
-        await self._future
+        late = loop.call_later((deadline_ns - time.monotonic_ns()) / 1e9 + GRACE_S, self._give_up)
+        try:
+            await self._future
+        finally:
+            late.cancel()
+
+    def _give_up(self) -> None:
+        """The engine, which drops what is late, has not said so."""
+        if self._future is not None and not self._future.done():
+            self._future.set_exception(RefusalError("deadline", "the engine did not answer before the deadline."))
 
     def release(self) -> None:
         """Give the slots back: now, or, while the engine still has some of them, when it answers."""

@@ -4,13 +4,17 @@ FD is a Unix socket to the supervisor. Its first message holds the settings (so 
 processes) and the file descriptors to work with; its end means that the supervisor is gone, and the process ends too.
 """
 
+import contextlib
+import os
 import signal
 import socket
 import sys
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
-from sdpl.server.channel import Channel, Message
+from sdpl.server.channel import Channel, ClosedError, Message
 from sdpl.server.counters import Counters
 from sdpl.server.settings import Settings
 
@@ -51,9 +55,14 @@ def _first(sock: socket.socket) -> Message:
 
 
 def main(kind: str, fd: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor's business
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    setup = receive_setup(fd)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the supervisor's business
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+    with contextlib.suppress(ClosedError):  # the supervisor is gone already
+        _serve(kind, receive_setup(fd))
+
+
+def _serve(kind: str, setup: Setup) -> None:
     if kind == "engine":
         from sdpl.server.engine import Engine
 
@@ -64,5 +73,23 @@ def main(kind: str, fd: int) -> None:
         serve(setup)
 
 
+def _leave(run: Callable[[], None]) -> NoReturn:
+    """Run, and end the process at once. Python would first stop the threads that are left, such as one that opens a
+    bundle; one that is inside a library in C++ then ends in "terminate called without an active exception"."""
+    status = 0
+    try:
+        run()
+    except SystemExit as error:
+        print(error, file=sys.stderr)
+        status = 1
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    _leave(lambda: main(sys.argv[1], int(sys.argv[2])))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sdpl.errors import nearest
 from sdpl.server import protocol
 from sdpl.server.app import App
 from sdpl.server.exchange import Request, Response
@@ -16,6 +17,7 @@ from sdpl.server.link import Lease
 from sdpl.server.protocol import Ask, TensorSpec
 from sdpl.server.refusal import RefusalError
 
+KEYS = ("model", "threshold", "top_k", "attention")  # of the query
 MAPS = 20  # categories whose attention is sent, the best ones
 
 
@@ -24,6 +26,9 @@ class Recognize:
 
     def __init__(self, app: App, request: Request):
         self._app, self._request = app, request
+        unknown = next((key for key in request.query if key not in KEYS), None)
+        if unknown is not None:
+            raise RefusalError("invalid", f"no parameter {unknown[:100]!r}: {nearest(unknown[:100], KEYS)}")
         self._link, self._info = app.pick(request.query.get("model") or app.names[0])
         request.info = self._info
         self._link.admit(self._info, 1)
@@ -86,7 +91,8 @@ class Recognize:
         if "threshold" in query:
             parameters["threshold"] = query["threshold"]
         if "top_k" in query:
-            parameters["top_k"] = int(query["top_k"]) if query["top_k"].isascii() and query["top_k"].isdigit() else -1
+            digits = query["top_k"][:9]  # more than that is as much too many, and costs nothing
+            parameters["top_k"] = int(digits) if query["top_k"].isascii() and query["top_k"].isdigit() else -1
         outputs = [TensorSpec("scores")]
         if query.get("attention", "0") not in ("0", "", "false"):
             outputs.append(TensorSpec("attention"))

@@ -18,7 +18,7 @@ from sdpl.server.recognize import Recognize
 from sdpl.server.refusal import RefusalError
 
 JSON_LENGTH = "inference-header-content-length"
-OPEN = ("", "v2/health/live", "v2/health/ready", "openapi.json")  # paths that need no token
+OPEN = ("", "v2/health/live", "v2/health/ready", "openapi.json")  # need no token; see `is_open`
 PAGE = "page.html"
 
 
@@ -40,7 +40,8 @@ class Routes:
 
     def route(self, request: Request) -> Response | Callable[[], Exchange]:
         path = request.path.strip("/")
-        if path not in OPEN:
+        parts = path.split("/")
+        if not is_open(path, parts):
             self.app.authorize(request.headers.get("authorization"))
         plain = self._documents.get(path)
         if plain is not None:
@@ -49,7 +50,6 @@ class Routes:
         if path == "recognize":
             allow(request, "POST")
             return lambda: Recognize(self.app, request)
-        parts = path.split("/")
         if parts[:2] == ["v2", "models"] and len(parts) > 2:
             return self._model(request, parts[2], parts[3:])
         if parts[:2] == ["v2", "repository"]:
@@ -240,6 +240,14 @@ class Infer:
 
 def as_json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(status, [json.dumps(content).encode()], headers=headers or {})
+
+
+def is_open(path: str, parts: list[str]) -> bool:
+    """Whether a path needs no token: the page, its description, and health, that of single models too, as over gRPC."""
+    match parts:
+        case ["v2", "models", _, "ready"] | ["v2", "models", _, "versions", _, "ready"]:
+            return True
+    return path in OPEN
 
 
 def allow(request: Request, *methods: str) -> None:

@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from sdpl.errors import UserError
 from sdpl.manifest import MANIFEST
 from sdpl.runtime import Recognizer
 from sdpl.runtime.verify import prove
-from sdpl.server.arena import Geometry
-from sdpl.server.settings import Settings
+from sdpl.server.arena import PAGE, Geometry, fitting
+from sdpl.server.settings import MIB, Settings
 from sdpl.verification import describe
+
+LEAST_SLOTS = 2  # one is received while another runs
 
 
 @dataclass
@@ -28,8 +31,7 @@ class Serving:
 
     @property
     def geometry(self) -> Geometry:
-        manifest = self.recognizer.bundle.manifest
-        return Geometry(manifest.preprocessing.image_size, len(manifest.categories), manifest.map_size)
+        return geometry_of(self.recognizer)
 
     def describe(self) -> dict[str, Any]:
         """What a front end must know, as plain values."""
@@ -51,11 +53,13 @@ class Serving:
 def make_ready(path: str, settings: Settings) -> Serving:
     """Open a bundle, check its hashes, run its proof and warm its batch sizes.
 
-    Raises UserError for a bundle that is damaged, does not run here, or fails its proof.
+    Raises UserError for a bundle that is damaged, does not run here, fails its proof, or whose images and results need
+    more memory than there is.
     """
     generation = manifest_hash(path)
     recognizer = Recognizer.open(path, settings.backend, settings.threads, settings.streams, settings.precision)
     try:
+        _check_memory(path, geometry_of(recognizer), settings)
         proof = "skipped" if settings.skip_proof else describe(prove(recognizer))
         sizes = tuple(s for s in recognizer.backend.batch_sizes if s <= (settings.max_batch or s))
         sizes = sizes or (settings.max_batch or 1,)
@@ -64,6 +68,22 @@ def make_ready(path: str, settings: Settings) -> Serving:
         recognizer.close()
         raise
     return Serving(recognizer, generation, sizes, seconds, proof)
+
+
+def geometry_of(recognizer: Recognizer) -> Geometry:
+    manifest = recognizer.bundle.manifest
+    return Geometry(manifest.preprocessing.image_size, len(manifest.categories), manifest.map_size)
+
+
+def _check_memory(path: str, geometry: Geometry, settings: Settings) -> None:
+    if fitting(settings.arena_bytes, geometry) < LEAST_SLOTS:
+        arenas = settings.workers * len(settings.models) * len(settings.devices)
+        needed = arenas * (LEAST_SLOTS * geometry.slot_bytes + 3 * PAGE)
+        size = f"{geometry.slot_bytes / MIB:.2f} MiB ({geometry.categories} categories)"
+        raise UserError(
+            f"{path}: an image and its results take {size}; "
+            f"{LEAST_SLOTS} for each front end, model and engine need --queue-mb {-(-needed // MIB)} or more."
+        )
 
 
 def warm(recognizer: Recognizer, sizes: tuple[int, ...]) -> float:

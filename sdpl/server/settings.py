@@ -25,7 +25,7 @@ class Settings:
     max_delay_ms: float = 0.0
     max_wait_ms: float = 10_000.0  #: beyond this estimated wait, requests are refused
     timeout_ms: float = 30_000.0  #: of a request that names no deadline of its own
-    queue_bytes: int = 256 * MIB  #: of decoded images waiting or running, all front ends together
+    queue_bytes: int = 256 * MIB  #: of images waiting or running and their results, all front ends together
     max_body: int = 64 * MIB
     max_json: int = 16 * MIB  #: of tensors written as JSON numbers or base64
     max_connections: int = 1024  #: all front ends together
@@ -41,6 +41,11 @@ class Settings:
     tls_certificate: str | None = None
     tls_key: str | None = None
     otlp_endpoint: str | None = None
+
+    @property
+    def arena_bytes(self) -> int:
+        """Of the slots of one front end for one model on one engine."""
+        return self.queue_bytes // (self.workers * len(self.models) * len(self.devices))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

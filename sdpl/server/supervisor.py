@@ -26,6 +26,7 @@ ALLOCATOR = {  # of glibc, in front ends: buffers of one image are kept for the 
     "MALLOC_MMAP_THRESHOLD_": "33554432",
     "MALLOC_TRIM_THRESHOLD_": "67108864",
 }
+SIGNALS = (signal.SIGTERM, signal.SIGINT)  # that stop a server
 STEADY_S = 30.0  # after so long a restart counts as the first again
 FRONT_ENDS_STOP_S = 5.0  # beside their drain time
 
@@ -79,28 +80,36 @@ class Supervisor:
         self._all_ready: asyncio.Event
 
     def run(self, ready: Callable[[Settings], None] = lambda settings: None) -> None:
-        """Serve until SIGTERM or SIGINT; then finish what was accepted. ready: called once when requests are served."""
+        """Serve until SIGTERM or SIGINT; then finish what was accepted. ready: called once when requests are served.
+
+        Raises KeyboardInterrupt when it was stopped before that, UserError when it cannot be served.
+        """
         try:
-            asyncio.run(self._run(ready))
+            served = asyncio.run(self._run(ready))
         finally:
             self._sockets.close()
+        if not served:
+            raise KeyboardInterrupt
 
-    async def _run(self, ready: Callable[[Settings], None]) -> None:
+    async def _run(self, ready: Callable[[Settings], None]) -> bool:
+        """Whether it came to serving."""
         loop = asyncio.get_running_loop()
         self._fatal, self._all_ready = loop.create_future(), asyncio.Event()
         stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:  # a shell's background job is not to be stopped by Ctrl-C
+                loop.add_signal_handler(number, stop.set)
         keepers = [loop.create_task(self._keep(child)) for child in self._children]
         watcher = loop.create_task(self._watch())
         waits: list[asyncio.Future[Any]] = [loop.create_task(self._all_ready.wait()), loop.create_task(stop.wait())]
         try:
             await asyncio.wait({*waits, self._fatal}, return_when=asyncio.FIRST_COMPLETED)
-            if self._fatal.done():
+            if self._fatal.done() and not stop.is_set():
                 raise UserError(self._fatal.result())
             if self._all_ready.is_set():
                 ready(self.settings)
                 await waits[1]
+            return self._all_ready.is_set()
         finally:
             self._stopping = True
             watcher.cancel()
@@ -130,17 +139,11 @@ class Supervisor:
 
     async def _start(self, child: Child) -> None:
         ours, theirs = socket.socketpair()
-        environment = {**os.environ, **self._variables(child)}
-        child.process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "sdpl.server.process",
-            child.kind,
-            str(theirs.fileno()),
-            pass_fds=[theirs.fileno()],
-            env=environment,
-            start_new_session=True,  # a Ctrl-C in the terminal is the supervisor's alone
-        )
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a child has them blocked until it ignores them
+        try:
+            child.process = await self._spawn(child, theirs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         theirs.close()
         child.control = Channel(ours)
         setup = {
@@ -152,6 +155,18 @@ class Supervisor:
         }
         child.control.control(setup, (os.dup(child.listener.fileno()), os.dup(self._memory)))
         asyncio.get_running_loop().add_reader(ours, self._hear, child)
+
+    async def _spawn(self, child: Child, control: socket.socket) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "sdpl.server.process",
+            child.kind,
+            str(control.fileno()),
+            pass_fds=[control.fileno()],
+            env={**os.environ, **self._variables(child)},
+            start_new_session=True,  # a Ctrl-C in the terminal is the supervisor's alone
+        )
 
     def _variables(self, child: Child) -> dict[str, str]:
         """What a process finds in its environment."""

@@ -1,8 +1,13 @@
+import dataclasses
 import os
 
 import numpy as np
+import pytest
 
-from sdpl.server.arena import Arena, Geometry, Slots, make_memory
+from sdpl.errors import UserError
+from sdpl.server.arena import Arena, Geometry, Slots, fitting, make_memory
+from sdpl.server.serving import make_ready
+from sdpl.server.settings import MIB, Settings
 
 GEOMETRY = Geometry(image_size=8, categories=5, map_size=(2, 3))
 
@@ -32,3 +37,19 @@ def test_slots_are_neighbours_and_come_back():
     slots.give_back(1, 2)
     assert slots.used == 2
     assert slots.take(2) == 1
+
+
+@pytest.mark.parametrize("categories", [80, 10_000])
+def test_results_count_as_memory_too(categories):
+    geometry = Geometry(image_size=448, categories=categories, map_size=(7, 7))
+    count = fitting(256 * MIB, geometry)
+    fd = make_memory(count, geometry)
+    assert 256 * MIB - geometry.slot_bytes - 3 * 4096 < os.fstat(fd).st_size <= 256 * MIB
+    os.close(fd)
+
+
+def test_a_server_with_too_little_memory_says_what_it_needs(bundle):
+    settings = Settings({"model": str(bundle)}, workers=64, queue_bytes=MIB, threads=1)
+    with pytest.raises(UserError, match=r"10 categories.*need --queue-mb 3 or more"):
+        make_ready(str(bundle), settings)
+    make_ready(str(bundle), dataclasses.replace(settings, queue_bytes=3 * MIB)).recognizer.close()

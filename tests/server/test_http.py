@@ -3,10 +3,12 @@
 import base64
 import io
 import json
+import re
 import socket
 import struct
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,6 +110,17 @@ def test_recognize_takes_a_body_and_a_form(server, recognizer, photo):
     assert json.loads(body)["scores"] == answer["scores"]
 
 
+def test_recognize_refuses_parameters_that_it_does_not_have(server, photo):
+    status, answer = server.post("/recognize?topk=3", photo)
+    assert (status, answer["error"]) == (400, "no parameter 'topk': did you mean 'top_k'?")
+    for number in ("0", "x", "11", "9" * 5000):
+        status, answer = server.post(f"/recognize?top_k={number}", photo)
+        assert status == 400
+        assert "expected a whole number from 1 to 10" in answer["error"]
+    status, answer = server.post("/recognize?labels", photo)
+    assert (status, answer["error"]) == (400, "no parameter 'labels': known: attention, model, threshold, top_k")
+
+
 def test_chunked_bodies_and_expect_continue(server, photo):
     connection = server.connect()
     pieces, chunked = iter([photo[:1000], photo[1000:]]), {"Transfer-Encoding": "chunked"}
@@ -120,6 +133,35 @@ def test_chunked_bodies_and_expect_continue(server, photo):
         assert sock.recv(100).startswith(b"HTTP/1.1 100")
         sock.sendall(photo)
         assert sock.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_who_reads_no_answers_is_not_read_from_and_goes_on_when_it_does(server):
+    pids = server.children("frontend")
+    before, count = memory_mb(pids), 20_000
+    sent: list[int] = []
+
+    def send() -> None:
+        for _ in range(count // 1000):
+            sock.sendall(b"GET / HTTP/1.1\r\n\r\n" * 1000)
+            sent.append(1000)
+
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=30) as sock:
+        sending = threading.Thread(target=send)
+        sending.start()
+        time.sleep(1)
+        assert memory_mb(pids) < before + 50  # the answers are 180 MB
+        answers, tail = 0, b""
+        while answers < count:
+            data = tail + sock.recv(1 << 20)
+            answers += data.count(b"HTTP/1.1 200 OK")
+            tail = data[-14:]
+        sending.join()
+    assert sum(sent) == count
+
+
+def memory_mb(pids: list[int]) -> float:
+    status = "".join(Path(f"/proc/{pid}/status").read_text() for pid in pids)
+    return sum(int(kb) for kb in re.findall(r"RssAnon:\s+(\d+)", status)) / 1024
 
 
 def test_requests_that_follow_each_other_on_one_connection(server, photo):
@@ -229,6 +271,18 @@ def test_malformed_heads_are_refused_and_the_connection_ends(server, head):
         while data := sock.recv(65536):
             received += data
     assert received.startswith((b"HTTP/1.1 400", b"HTTP/1.1 431"))
+
+
+def test_a_caller_that_goes_on_sending_reads_why_it_was_refused(server):
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=10) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nX: ")
+        for _ in range(20):
+            sock.sendall(b"a" * 5_000)
+            time.sleep(0.01)
+        received = b""
+        while data := sock.recv(65536):
+            received += data
+    assert received.startswith(b"HTTP/1.1 431")
 
 
 @pytest.mark.parametrize("head", [b"GET /v2 HTTP/1.1\r\nConnection: close\r\n\r\n", b"GET /v2 HTTP/1.0\r\n\r\n"])

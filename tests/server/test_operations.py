@@ -20,7 +20,7 @@ from serving import INFER, Callers, binary_request, replace, serving, until, wit
 
 from sdpl.bundle import PROOF, sha256
 from sdpl.manifest import MANIFEST
-from sdpl.server.messages import message
+from sdpl.server.messages import message, methods
 
 IN_HAND = 'sdpl_in_hand{model="model"}'
 
@@ -132,6 +132,15 @@ def test_sigterm_finishes_what_was_accepted(own, images):
             server.get("/v2/health/live")
 
 
+def needs_token(channel: grpc.Channel, name: str, metadata: tuple = ()) -> bool:
+    """Whether a method refuses an empty request for its token."""
+    try:
+        channel.unary_unary(f"/inference.GRPCInferenceService/{name}")(b"", timeout=10, metadata=metadata)
+    except grpc.RpcError as error:
+        return error.code() == grpc.StatusCode.UNAUTHENTICATED
+    return False
+
+
 @pytest.mark.slow
 def test_token_tls_and_limits(own, images, tmp_path):
     token = tmp_path / "token"
@@ -145,16 +154,27 @@ def test_token_tls_and_limits(own, images, tmp_path):
         bearer = {"Authorization": "Bearer 0123456789abcdef"}
         assert server.request("GET", "/v2/models/model", headers=bearer)[0] == 200
         with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
-            ask = channel.unary_unary(
-                "/inference.GRPCInferenceService/ServerMetadata",
-                message("ServerMetadataRequest").SerializeToString,
-                message("ServerMetadataResponse").FromString,
-            )
-            with pytest.raises(grpc.RpcError) as caught:
-                ask(message("ServerMetadataRequest")(), timeout=10)
-            assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
             metadata = (("authorization", "Bearer 0123456789abcdef"),)
-            assert ask(message("ServerMetadataRequest")(), timeout=10, metadata=metadata).name == "sdpl"
+            for name in methods():
+                assert needs_token(channel, name) == (name not in ("ServerLive", "ServerReady", "ModelReady")), name
+                assert not needs_token(channel, name, metadata), name
+        for path in (
+            "/v2/health/live",
+            "/v2/health/ready",
+            "/v2/models/model/ready",
+            "/v2/models/model/versions/1/ready",
+        ):
+            assert server.get(path)[0] == 200
+        paths = (
+            "/v2",
+            "/v2/models/model/config",
+            "/v2/models/ready",
+            "/v2/models/model/x/ready",
+            "/metrics",
+            "/nowhere",
+        )
+        for path in (*paths, "/v2/health/live/ready", "/v2/repository/index"):
+            assert server.get(path)[0] == 401, path
         held = [socket.create_connection(("127.0.0.1", server.http_port)) for _ in range(40)]
         until(lambda: held[-1].recv(12) == b"HTTP/1.1 503")
         for sock in held:

@@ -65,13 +65,17 @@ class Server:
         return self.process.wait(60)
 
 
+def environment() -> dict[str, str]:
+    """Of a process that finds what this one finds."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+
+
 @contextmanager
 def serving(*words: object) -> Iterator[Server]:
     """`sdpl serve WORDS` on free ports, ready; ended and waited for on the way out."""
     command = [sys.executable, "-m", "sdpl", "serve", *map(str, words), "--http-port", "0", "--grpc-port", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(), start_new_session=True
     )
     lines: list[str] = []
     reader = threading.Thread(target=lambda: lines.extend(process.stdout), daemon=True)
