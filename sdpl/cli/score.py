@@ -1,6 +1,7 @@
 """sdpl-score"""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +33,7 @@ EVERY_S = 5.0  # between lines of progress, where there is no terminal
 @click.option("--embeddings", is_flag=True, help="Also keep each image's embedding: the mean of its map, unit length.")
 @click.option(
     "--shard-size",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1 << 31),
     default=10_000,
     show_default=True,
     help="Image files to one output file.",
@@ -90,6 +91,8 @@ def command(
 
     from sdpl.supervised import supervise
 
+    if price_per_hour is not None and not math.isfinite(price_per_hour):
+        raise UserError(f"--price-per-hour {price_per_hour}: expected a number.")
     if not out:
         raise UserError("--out '' is empty: name a folder, or . for this one.")
     if workers is not None and address is None:
