@@ -33,7 +33,7 @@ mkdir -p "$results"
 export XDG_CACHE_HOME="${XDG_CACHE_HOME:-/tmp/sdpl-on-gpu}"
 site=$XDG_CACHE_HOME/site
 if [ -d "$wheels" ] && [ ! -d "$site" ]; then
-  "$python" -m pip install --quiet --no-deps --no-index --target "$site.part" "$wheels"/*.whl && mv "$site.part" "$site"
+  "$python" -m pip install --quiet --no-deps --no-index --target="$site.part" "$wheels"/*.whl && mv "$site.part" "$site"
 fi
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 SDPL_WHEELS=$site
 log=$results/log.txt

@@ -283,8 +283,9 @@ def start_up(bundle: Path) -> dict[str, float]:
     with running(serve_command(bundle), variables, 8710):
         ready = time.perf_counter() - begin
     begin = time.perf_counter()
-    code = "import sys; from sdpl.server.serving import *; make_ready(sys.argv[1], Settings({}, threads=1))"
-    subprocess.run([sys.executable, "-c", code, str(bundle)], env=variables, check=True)
+    settings = f"Settings({{'model': {str(bundle)!r}}}, threads=1)"
+    code = f"from sdpl.server.serving import *; make_ready({str(bundle)!r}, {settings})"
+    subprocess.run([sys.executable, "-c", code], env=variables, check=True)
     return {"ready_s": ready, "opening_alone_s": time.perf_counter() - begin}
 
 

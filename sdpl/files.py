@@ -13,10 +13,9 @@ from typing import Any
 from filelock import FileLock
 
 from sdpl.atomic import Temporary, exchange, lock, remove_leftovers
-from sdpl.errors import UserError
+from sdpl.errors import FULL, UserError
 
 LOCK = ".sdpl.lock"  # stays in the folders in which bundles are swapped; taking it away again would break the lock
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # there may be room later
 
 
 @contextmanager

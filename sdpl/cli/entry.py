@@ -29,10 +29,20 @@ def leave_when_stopped() -> None:
             signal.signal(number, _leave)
 
 
+def _open_streams() -> None:
+    """Fill the place of a standard stream that a shell has closed (`>&-`): the next file would be taken for it."""
+    for handle in range(3):
+        try:
+            os.fstat(handle)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
 def _starts(module: str, prog_name: str) -> "Callable[[], None]":
     """A console script: the `command` of a module in this package."""
 
     def start() -> None:
+        _open_streams()
         leave_when_stopped()
         from importlib import import_module
 

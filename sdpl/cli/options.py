@@ -17,7 +17,7 @@ class _Path(click.Path):
     """A path that can be one: without null bytes, of a length that systems take."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        problem = path_problem(str(value))
+        problem = path_problem(str(value)) if str(value) else "is empty"
         if problem:
             self.fail(f"{shortened(printable(str(value)), 60)!r} {problem}.", param, ctx)
         return super().convert(value, param, ctx)

@@ -47,6 +47,7 @@ def command(
     Unreadable images are named; the others are still done. For millions of images: sdpl-score.
     """
     from sdpl.cli.bars import shown
+    from sdpl.fonts import lacking_line
     from sdpl.progress import Steps, silent
     from sdpl.runtime import Recognizer
     from sdpl.runtime.predict import draw, picture_names, predict, require_own_places, table
@@ -62,6 +63,9 @@ def command(
     with ExitStack() as stack:
         recognizer = stack.enter_context(Recognizer.open(bundle, backend, threads, streams, precision, device=device))
         say_target(recognizer)
+        line = lacking_line(recognizer.categories) if save is not None or attention is not None else None
+        if line is not None:
+            click.echo(f"warning: {line}", err=True)
         add = stack.enter_context(table(out, recognizer.categories)) if out is not None else None
         quiet = out is not None or not sys.stdout.isatty()  # a bar and lines on one terminal write over each other
         steps = Steps(stack.enter_context(shown()) if quiet else silent, "images", len(paths))

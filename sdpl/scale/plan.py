@@ -134,9 +134,19 @@ def _listed_inputs(
         for location in expand([text], recursive, suffixes):
             size = None if is_url(location) else _size(location)
             if size is None and location == text and must_exist:
-                raise UserError(f"{text}: no such file or folder; nothing was begun.")
+                raise UserError(f"{text}: {_why_not_there(text)}; nothing was begun.")
             if location == text or not is_own(location):
                 yield _plain(location), size
+
+
+def _why_not_there(path: str) -> str:
+    try:
+        os.stat(path)
+    except PermissionError:
+        return "permission denied"
+    except OSError:
+        pass
+    return "no such file or folder"
 
 
 def _plain(location: str) -> str:

@@ -78,7 +78,8 @@ class Connection(asyncio.BufferedProtocol):
         self._unread = False  # of a chunked body that nobody wants
         self._closing = False
         self._since = time.monotonic()  # when this state began
-        self._paused = False
+        self._paused = False  # nothing is read
+        self._unsent = False  # answers wait for a client that does not read them: no further request is begun
 
     @property
     def busy(self) -> bool:
@@ -125,6 +126,14 @@ class Connection(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         return False
 
+    def pause_writing(self) -> None:
+        self._unsent = True
+
+    def resume_writing(self) -> None:
+        self._unsent = False
+        self._since = time.monotonic()
+        self._go_on_reading()
+
     # Receiving
 
     def _feed(self, data: bytes) -> None:
@@ -142,7 +151,7 @@ class Connection(asyncio.BufferedProtocol):
         if not self._pending and self._request is None:
             self._since = time.monotonic()
         self._pending += data
-        if self._task is None and self._request is None:
+        if self._task is None and self._request is None and not self._unsent:
             self._read_head()
         elif len(self._pending) > MAX_HEAD and not self._paused:
             self._paused = True
@@ -180,7 +189,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _read_next(self) -> None:
         """The request behind the one that was answered; not at once, so that a long row of them nests no calls."""
-        if self._request is None and self._pending and not self._closing:
+        if self._request is None and self._pending and not self._closing and not self._unsent:
             self._since = time.monotonic()
             self._read_head()
 
@@ -311,12 +320,15 @@ class Connection(asyncio.BufferedProtocol):
         self._since = time.monotonic()
         if close:
             self._linger()
-        else:
-            if self._paused:
-                self._paused = False
-                self._transport.resume_reading()
-            if self._pending:
-                asyncio.get_running_loop().call_soon(self._read_next)
+        elif not self._unsent:
+            self._go_on_reading()
+
+    def _go_on_reading(self) -> None:
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+        if self._pending:
+            asyncio.get_running_loop().call_soon(self._read_next)
 
     def _linger(self) -> None:
         """Close after what was written has gone out. While a client still sends, a close would reset the connection
@@ -342,12 +354,16 @@ class Connection(asyncio.BufferedProtocol):
             return
         elif self._request is not None:
             self._check_body(waited)
-        elif self._pending:
-            if waited > limits.header_timeout_s:
-                self._refuse(RefusalError("slow", "the head did not come in time."), close=True)
-        elif self._transport.is_closing():
+        elif self._unsent or not self._pending:
+            if waited > limits.idle_timeout_s:
+                self._end_idle()
+        elif waited > limits.header_timeout_s:
+            self._refuse(RefusalError("slow", "the head did not come in time."), close=True)
+
+    def _end_idle(self) -> None:
+        if self._unsent or self._transport.is_closing():
             self._transport.abort()  # it does not read what it asked for
-        elif waited > limits.idle_timeout_s:
+        else:
             self._transport.close()
 
     def _check_body(self, waited: float) -> None:

@@ -126,7 +126,9 @@ def test_names_that_are_not_utf8_are_escaped_alike_everywhere(sdpl, bundle, scen
 
 
 def test_a_path_that_cannot_be_is_refused_by_every_option(sdpl):
-    assert "is not a bundle" in sdpl("info", "").stderr
+    assert "'' is empty" in sdpl("info", "").stderr
+    assert "'' is empty" in sdpl("predict", "b", "a.jpg", "--save", "").stderr
+    assert "--out '' is empty" in sdpl("score", "b", "a.jpg", "--out", "").stderr
     result = sdpl("info", "a" * 300)
     assert result.exit_code == 2
     assert "is longer than a path can be" in result.stderr

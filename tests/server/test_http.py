@@ -3,10 +3,12 @@
 import base64
 import io
 import json
+import re
 import socket
 import struct
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,6 +133,35 @@ def test_chunked_bodies_and_expect_continue(server, photo):
         assert sock.recv(100).startswith(b"HTTP/1.1 100")
         sock.sendall(photo)
         assert sock.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_who_reads_no_answers_is_not_read_from_and_goes_on_when_it_does(server):
+    pids = server.children("frontend")
+    before, count = memory_mb(pids), 20_000
+    sent: list[int] = []
+
+    def send() -> None:
+        for _ in range(count // 1000):
+            sock.sendall(b"GET / HTTP/1.1\r\n\r\n" * 1000)
+            sent.append(1000)
+
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=30) as sock:
+        sending = threading.Thread(target=send)
+        sending.start()
+        time.sleep(1)
+        assert memory_mb(pids) < before + 50  # the answers are 180 MB
+        answers, tail = 0, b""
+        while answers < count:
+            data = tail + sock.recv(1 << 20)
+            answers += data.count(b"HTTP/1.1 200 OK")
+            tail = data[-14:]
+        sending.join()
+    assert sum(sent) == count
+
+
+def memory_mb(pids: list[int]) -> float:
+    status = "".join(Path(f"/proc/{pid}/status").read_text() for pid in pids)
+    return sum(int(kb) for kb in re.findall(r"RssAnon:\s+(\d+)", status)) / 1024
 
 
 def test_requests_that_follow_each_other_on_one_connection(server, photo):

@@ -8,7 +8,6 @@ import urllib.error
 import urllib.request
 import warnings
 import zipfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
@@ -26,13 +25,12 @@ from torch import nn
 
 from sdpl.errors import UserError, nearest
 from sdpl.train.config import ModelConfig
-from sdpl.train.model.weights_bounds import read_code, require_file, require_tensors
+from sdpl.train.model.weights_bounds import read_code, require_file, require_pickles, require_tensors
 
 State = dict[str, torch.Tensor]
 NETWORK_S = 3  # seconds after which the network counts as unreachable
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # that TorchScript archives carry
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, UnpicklingError, SafetensorError)
-DAMAGED = (zipfile.BadZipFile, zlib.error, AttributeError)  # beside them, where a file is read
 DOWNLOADED = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # of a repository on the Hub
 
 
@@ -54,8 +52,10 @@ def read_weights(path: Path) -> WeightsFile:
         weights = _read(path)
         require_tensors(weights.state, path)
         return weights
-    except (*UNREADABLE, *DAMAGED) as error:
-        is_foreign = isinstance(error, UnpicklingError | KeyError | AttributeError)
+    except MemoryError:
+        raise
+    except Exception as error:  # torch raises of any kind for damaged files
+        is_foreign = isinstance(error, UnpicklingError | LookupError | AttributeError)
         reason = "it is no file of tensors" if is_foreign else _first_line(error)
         raise UserError(f"{path}: cannot be loaded as weights ({reason}).") from None
 
@@ -85,7 +85,9 @@ def _torchscript_code(path: Path) -> str | None:
     with zipfile.ZipFile(path) as archive:
         if not any(name.endswith("/constants.pkl") for name in archive.namelist()):
             return None
-        return read_code(archive)
+        code = read_code(archive)
+        require_pickles(archive)
+        return code
 
 
 def find_weights(config: ModelConfig) -> Path | None:
