@@ -32,7 +32,7 @@ PRODUCTS = {
     torch.ops.aten.baddbmm.default,
 }
 COUNT, BATCH = 8, 50  # images without a checkpoint; in one call
-MODELS = (("RN101", 448, 2), ("RN50", 224, 1), ("ViT-B-16", 224, 1))
+MODELS = (("RN101", 448, 2), ("RN50", 224, 1))
 
 
 def rounded(x: object, bits: int) -> object:
