@@ -95,12 +95,18 @@ def test_a_chunked_body_is_as_slow_as_its_bytes_come_and_not_cut_off_before():
     assert answer.endswith(b"ab")
 
 
-def test_a_caller_that_is_gone_before_it_could_be_refused_leaves_no_word_in_the_log():
+def test_a_caller_that_is_gone_when_it_was_refused_leaves_no_word_in_the_log():
     class Resets(Echo):
-        def refusal(self, request, refused: RefusalError) -> Response:
+        def route(self, request: Request) -> Response:
+            if request.method == "GET":
+                return Response()
+            raise RefusalError("invalid", "no.")
+
+        def finished(self, request, response, sent) -> None:
+            if request.method == "GET":
+                return
             caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets
             caller.close()
-            return super().refusal(request, refused)
 
     async def refuse() -> list[dict]:
         loop, said = asyncio.get_running_loop(), []
@@ -109,7 +115,7 @@ def test_a_caller_that_is_gone_before_it_could_be_refused_leaves_no_word_in_the_
         listening = await loop.create_server(server.make, "127.0.0.1", 0)
         caller.setblocking(False)
         await loop.sock_connect(caller, listening.sockets[0].getsockname())
-        await loop.sock_sendall(caller, b"NONSENSE\r\n\r\n")
+        await loop.sock_sendall(caller, b"GET / HTTP/1.1\r\n\r\nPOST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
         while caller.fileno() >= 0 or server.connections:
             await asyncio.sleep(0.01)
         listening.close()
