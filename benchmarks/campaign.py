@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy
-from campaign_parts import images, inputs, kills, kills_of_jobs, kills_of_servers, stops
+from campaign_parts import images, inputs, kills, kills_of_jobs, kills_of_servers, stops, stored
 from campaign_parts.material import material
 from campaign_parts.running import Totals, run_cases
 
@@ -38,6 +38,10 @@ def fuzz_inputs(totals: Totals, seed: int, until: float, work: Path) -> None:
     run_cases("inputs", 2, seed, totals, until, lambda: inputs.Shared(made), inputs.case)
 
 
+def fuzz_stored(totals: Totals, seed: int, until: float, work: Path) -> None:
+    run_cases("stored", 12, seed, totals, until, stored.Stored, stored.case)
+
+
 def repeated(what: Callable[..., None], number: int) -> Part:
     def run(totals: Totals, seed: int, until: float, work: Path) -> None:
         what(totals, numpy.random.default_rng((seed, number, totals.cases)), until, material(work))
@@ -48,6 +52,7 @@ def repeated(what: Callable[..., None], number: int) -> Part:
 PARTS: dict[str, tuple[Part, int]] = {  # with the cases that are their goal
     "images": (fuzz_images, 1_000_000),
     "inputs": (fuzz_inputs, 20_000),
+    "stored": (fuzz_stored, 20_000),
     "kill-train": (repeated(kills.kill_training, 3), 200),
     "kill-export": (repeated(kills.kill_export, 4), 200),
     "kill-cache": (repeated(kills.kill_filling, 5), 200),

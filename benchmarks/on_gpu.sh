@@ -33,9 +33,8 @@ mkdir -p "$results"
 export XDG_CACHE_HOME="${XDG_CACHE_HOME:-/tmp/sdpl-on-gpu}"
 site=$XDG_CACHE_HOME/site
 if [ -d "$wheels" ] && [ ! -d "$site" ]; then
-  "$python" -m pip install --quiet --no-deps --no-index --target "$site.part" "$wheels"/*.whl && mv "$site.part" "$site"
+  "$python" -m pip install --quiet --no-deps --no-index --target="$site.part" "$wheels"/*.whl && mv "$site.part" "$site"
 fi
-# behind the machine's own packages, so that what it has is used
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 SDPL_WHEELS=$site
 log=$results/log.txt
 unfinished=() failed=()

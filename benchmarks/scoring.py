@@ -1,12 +1,13 @@
 """Scoring many photos: `sdpl-score` against `sdpl-predict`, memory over many images, decoders, and listing.
 
-    python benchmarks/scoring.py throughput BUNDLE PHOTOS [--backend cpu:int8] [--photos 1000] [--out FILE.json]
+    python benchmarks/scoring.py throughput BUNDLE PHOTOS [--backend cpu:int8] [--photos 1000] [--before CHECKOUT]
+    python benchmarks/scoring.py decoding PHOTOS [--out FILE.json]         # one thread against two and so on
     python benchmarks/scoring.py memory BUNDLE PHOTOS [--images 100000] [--out FILE.json]
     python benchmarks/scoring.py decoders PHOTOS [--out FILE.json]         # needs simplejpeg
     python benchmarks/scoring.py listing [--files 1000000] [--out FILE.json]
 
 PHOTOS is a folder of JPEG files; they are repeated under new names. Each side of a comparison is a process of its own;
-the sides take turns.
+the sides take turns. --before: a checkout of an older sdpl, whose `sdpl-predict` is one more side (`git worktree add`).
 """
 
 import json
@@ -24,7 +25,8 @@ import click
 import numpy as np
 from PIL import Image
 
-from sdpl.preprocess import find_images, load_image, squash
+from sdpl.pipeline import Decoder, available_cores, batched
+from sdpl.preprocess import find_images, load_image, preprocess, squash
 from sdpl.runtime.environment import environment, peak_memory_mb
 
 OUT = click.option("--out", type=click.Path(path_type=Path))
@@ -43,18 +45,26 @@ def main() -> None:
 @click.option("--backend", default="cpu:int8")
 @click.option("--photos", "count", default=1000)
 @click.option("--rounds", default=2)
+@click.option("--before", type=FOLDER)
 @OUT
-def throughput(bundle: Path, photos: Path, backend: str, count: int, rounds: int, out: Path | None) -> None:
+def throughput(
+    bundle: Path, photos: Path, backend: str, count: int, rounds: int, before: Path | None, out: Path | None
+) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "photos"
         folder.mkdir()
         for i, photo in enumerate(islice(cycle(find_images([photos])), count)):
             (folder / f"{i:06d}.jpg").write_bytes(photo.read_bytes())
         tar = write_tar(Path(name) / "photos.tar", sorted(folder.iterdir()))
-        words = [bundle, "--backend", backend, "--json"]
+        words = [bundle.resolve(), "--backend", backend, "--json"]
         seconds: dict[str, list[dict[str, float]]] = {"predict, folder": [], "score, folder": [], "score, tar": []}
         summaries = []
+        if before is not None:
+            seconds["predict before, folder"] = []
         for i in range(rounds):
+            if before is not None:
+                took, _ = timed("predict", words[0], folder, *words[1:], checkout=before)
+                seconds["predict before, folder"].append(took)
             seconds["predict, folder"].append(timed("predict", words[0], folder, *words[1:])[0])
             for kind, source in (("folder", folder), ("tar", tar)):
                 took, text = timed("score", words[0], source, *words[1:], "--out", Path(name) / f"{kind}{i}")
@@ -71,6 +81,9 @@ def throughput(bundle: Path, photos: Path, backend: str, count: int, rounds: int
             "seconds": seconds,
             "best": best,
             "score_over_predict": ratio(best, "predict, folder", "score, folder"),
+            "score_over_predict_before": None
+            if before is None
+            else ratio(best, "predict before, folder", "score, folder"),
             "tar_over_folder": ratio(best, "score, folder", "score, tar"),
             "scoring": [{key: summary[key] for key in keys} for summary in summaries],
         },
@@ -108,6 +121,29 @@ def memory(bundle: Path, photos: Path, images: int, out: Path | None) -> None:
         },
         out,
     )
+
+
+@main.command()
+@click.argument("photos", type=FOLDER)
+@click.option("--rounds", default=3)
+@OUT
+def decoding(photos: Path, rounds: int, out: Path | None) -> None:
+    """Photos a second through the decoding pool, to 448 pixels, with nothing beside it; threads in turns."""
+    files = find_images([photos]) * 4
+    threads = range(1, available_cores() + 1)
+    rates: dict[int, list[float]] = {count: [] for count in threads}
+    for _ in range(rounds):
+        for count in threads:
+            with Decoder(count) as decoder:
+                begin = time.perf_counter()
+                done = sum(
+                    len(group) for group in decoder.groups(batched(files, 16), lambda path: preprocess(path, SIDE))
+                )
+                rates[count].append(done / (time.perf_counter() - begin))
+    best = {count: max(found) for count, found in rates.items()}
+    scaling = {count: rate / best[1] for count, rate in best.items()}
+    about = {"environment": environment(), "load_average": os.getloadavg(), "photos": len(files)}
+    write({**about, "photos_per_s": best, "times_one_thread": scaling}, out)
 
 
 @main.command()
@@ -174,10 +210,12 @@ def listing(files: int, out: Path | None) -> None:
         )
 
 
-def timed(*words: object) -> tuple[dict[str, float], str]:
-    """Wall and CPU seconds of one command, and what it printed."""
+def timed(*words: object, checkout: Path | None = None) -> tuple[dict[str, float], str]:
+    """Wall and CPU seconds of one command, of another checkout's sdpl if one is named, and what it printed."""
+    environment = {**os.environ, **({"PYTHONPATH": str(checkout.resolve())} if checkout else {})}
+    command = [sys.executable, "-m", "sdpl", *(str(word) for word in words)]
     begin, cpu = time.perf_counter(), sum(os.times()[2:4])
-    run = subprocess.run([sys.executable, "-m", "sdpl", *map(str, words)], capture_output=True, text=True, check=True)
+    run = subprocess.run(command, env=environment, cwd=checkout, capture_output=True, text=True, check=True)
     return {"wall": time.perf_counter() - begin, "cpu": sum(os.times()[2:4]) - cpu}, run.stdout
 
 

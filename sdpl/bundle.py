@@ -20,6 +20,7 @@ from sdpl.errors import UserError, listed
 from sdpl.files import one_at_a_time, recover_folder, replace_file
 from sdpl.manifest import CACHE, FORMAT_VERSION, MANIFEST, OLDEST_VERSION, FileRecord, Manifest, Target
 from sdpl.onnx_interface import NotOnnxError, read_interface
+from sdpl.text import counted
 
 PROOF = "proof.safetensors"  # images uint8 [N,S,S,3]; PyTorch's scores [N,C] and embeddings [N,E] of them, float32
 HEAD = "head.safetensors"  # the operator's constants v [C,K], q [K], t [C,E], float32
@@ -64,7 +65,7 @@ class Bundle:
 
     def __repr__(self) -> str:
         m = self.manifest
-        size = f"{len(m.categories)} categories, {m.preprocessing.image_size} px"
+        size = f"{counted(len(m.categories))}, {m.preprocessing.image_size} px"
         states = (f"{n} ({t.status})" if t.verification else n for n, t in m.targets.items())
         return f"Bundle({str(self.path)!r}: {size}, {', '.join(states)})"
 

@@ -1,11 +1,13 @@
 """Errors that a user can cause: one line that says what is wrong and how to fix it."""
 
 import difflib
+import errno
 import itertools
 from collections.abc import Iterable
 
 from sdpl.text import printable, shortened
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a quota, a file: there may be room later
 MOST_COMPARED, LONGEST_COMPARED = 5000, 200  # of names and of their characters, for a hint: comparing is slow
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock
 
 from sdpl.atomic import Temporary, exchange, lock, remove_leftovers
-from sdpl.errors import UserError
+from sdpl.errors import FULL, UserError
 
 LOCK = ".sdpl.lock"  # stays in the folders in which bundles are swapped; taking it away again would break the lock
 
@@ -25,9 +25,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(
-            f"cannot write {path}: {reason}; nothing was changed there. Free space or choose another place."
-        ) from error
+        fix = "Free space or choose" if error.errno in FULL else "Choose"
+        raise UserError(f"cannot write {path}: {reason}; nothing was changed there. {fix} another place.") from error
 
 
 @contextmanager

@@ -55,6 +55,7 @@ def _bundle(
         recognizer.image_size,
         _thresholds(recognizer.bundle.manifest.thresholds, threshold),
         str(recognizer),
+        recognizer.reading,
     )
 
 

@@ -8,23 +8,51 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 
 from sdpl.cores import available_cores
 from sdpl.errors import UserError
 from sdpl.forks import begin_anew_in_children
+from sdpl.preprocess import preprocess
+from sdpl.preprocess.inputs import ImageInput, as_source
 
-__all__ = ["Decoder", "available_cores", "batched", "read_ahead", "run_groups", "stream"]
+__all__ = ["Decoder", "Pixels", "Reading", "available_cores", "batched", "read_ahead", "run_groups", "stream"]
+
+CLOSED = "these images cannot be read: what reads them was closed"
+MOST_WAITED = 10.0  # seconds for the end of a thread that reads ahead
 
 Source = TypeVar("Source")
 Row = TypeVar("Row")
 Result = TypeVar("Result")
 Decoded = list[tuple[Source, np.ndarray | UserError]]  # of one group: each source with its image, or what is wrong
+
+
+class Reading(Protocol):
+    """How the images of one run come to what runs them. Thread-safe."""
+
+    def load(self, image: ImageInput) -> np.ndarray:
+        """One image, decoded. Raises UserError naming a bad one."""
+
+    def collate(self, images: list[np.ndarray]) -> Any:
+        """Some of those that were loaded, as a batch to run."""
+
+
+class Pixels:
+    """The `Reading` of whatever takes uint8 [B,S,S,3]: images are resized where they are decoded."""
+
+    def __init__(self, image_size: int):
+        self._side = image_size
+
+    def load(self, image: ImageInput) -> np.ndarray:
+        return preprocess(as_source(image), self._side)
+
+    def collate(self, images: list[np.ndarray]) -> np.ndarray:
+        return np.stack(images)
 
 
 class Decoder:
@@ -57,7 +85,7 @@ class Decoder:
         try:
             for group in groups:
                 self._require(pool)
-                waiting.append([(source, pool.submit(load, source)) for source in group])
+                waiting.append([(source, self.submit(load, source)) for source in group])
                 pending += len(group)
                 while len(waiting) > 1 and pending - len(waiting[0]) >= 2 * self.workers:
                     pending -= len(waiting[0])
@@ -71,8 +99,11 @@ class Decoder:
                     future.cancel()
 
     def submit(self, load: Callable[[Source], Result], source: Source) -> Future[Result]:
-        """One source alone."""
-        return self._pool.submit(load, source)
+        """One source alone. Raises RuntimeError when this is closed."""
+        try:
+            return self._pool.submit(load, source)
+        except RuntimeError:  # of the pool, which speaks of futures
+            raise RuntimeError(CLOSED) from None
 
     def close(self) -> None:
         """Stop the threads; what has not begun is cancelled."""
@@ -150,10 +181,12 @@ def batched(items: Iterable[Source], size: int) -> Iterator[list[Source]]:
         yield batch
 
 
-def read_ahead(items: Iterable[Source], most: int) -> Iterator[Source]:
+def read_ahead(items: Iterable[Source], most: int) -> Generator[Source, None, None]:
     """The items, made in a thread of their own up to `most` ahead of their use: reading from afar then overlaps.
 
-    An error of `items` is raised where it would have come. Closing the iterator ends the thread at its next item.
+    An error of `items` is raised where it would have come. Closing the iterator waits until the thread has ended, which
+    it does at its next item: one that is inside a C++ library while Python ends would abort the process. One that hangs
+    in a dead storage is left behind after a while.
     """
     ready: queue.Queue[tuple[Source | None, BaseException | None]] = queue.Queue(most)
     closed = threading.Event()
@@ -173,7 +206,8 @@ def read_ahead(items: Iterable[Source], most: int) -> Iterator[Source]:
         except BaseException as error:  # raised where the items are used
             put(None, error)
 
-    threading.Thread(target=make, name="sdpl-read", daemon=True).start()
+    thread = threading.Thread(target=make, name="sdpl-read", daemon=True)
+    thread.start()
     try:
         while True:
             item, error = ready.get()
@@ -184,6 +218,7 @@ def read_ahead(items: Iterable[Source], most: int) -> Iterator[Source]:
             yield cast(Source, item)
     finally:
         closed.set()
+        thread.join(MOST_WAITED)
 
 
 def _collect(group: list[tuple[Source, Future[np.ndarray]]]) -> Decoded[Source]:
@@ -193,4 +228,6 @@ def _collect(group: list[tuple[Source, Future[np.ndarray]]]) -> Decoded[Source]:
             images.append((source, future.result()))
         except UserError as error:
             images.append((source, error))
+        except CancelledError:
+            raise RuntimeError(CLOSED) from None
     return images

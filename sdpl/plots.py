@@ -1,6 +1,7 @@
 """Pictures: attention over photos (paper, figures 3 and 9), a photo beside its best scores (figure 6), latencies."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from PIL import Image
 
 from sdpl.errors import UserError
 from sdpl.files import replace_file
+from sdpl.fonts import written
 from sdpl.install import install_line
 
 if TYPE_CHECKING:
@@ -51,15 +53,18 @@ def draw_attention(image: Image.Image, maps: list[tuple[str, float, np.ndarray]]
     """One row: the photo, then for each (category, score, attention [h,w]) the photo under its heat map, whose title
     names the largest attention as a multiple of the mean."""
     plot = pyplot()
-    figure, axes = plot.subplots(1, 1 + len(maps), figsize=(2.6 * (1 + len(maps)), 3.0), squeeze=False)
-    axes[0, 0].imshow(image)
-    axes[0, 0].set_title("image", fontsize=9)
-    for axis, (category, score, attention) in zip(axes[0, 1:], maps, strict=True):
-        axis.imshow(overlay(image, attention))
-        axis.set_title(f"{category}  {score:.2f}\npeak {attention.max() * attention.size:.1f} x mean", fontsize=9)
-    for axis in axes[0]:
-        axis.set_axis_off()
-    save_figure(figure, path)
+    with written(name for name, _, _ in maps) as label:
+        figure, axes = plot.subplots(1, 1 + len(maps), figsize=(2.6 * (1 + len(maps)), 3.0), squeeze=False)
+        axes[0, 0].imshow(image)
+        axes[0, 0].set_title("image", fontsize=9)
+        for axis, (category, score, attention) in zip(axes[0, 1:], maps, strict=True):
+            axis.imshow(overlay(image, attention))
+            axis.set_title(
+                f"{label(category)}  {score:.2f}\npeak {attention.max() * attention.size:.1f} x mean", fontsize=9
+            )
+        for axis in axes[0]:
+            axis.set_axis_off()
+        save_figure(figure, path)
 
 
 def draw_latencies(result: dict[str, Any], path: Path) -> None:
@@ -100,6 +105,18 @@ def draw_recognition(
 
     A bar is full where the category is among `labels`, light where its score is below its threshold.
     """
+    pyplot()  # says that matplotlib is missing
+    with written([*(name for name, _ in best), *(name for name, _ in maps)]) as label:
+        return _drawn(image, best, labels, maps, label)
+
+
+def _drawn(
+    image: Image.Image,
+    best: list[tuple[str, float]],
+    labels: set[str],
+    maps: list[tuple[str, np.ndarray]],
+    label: Callable[[str], str],
+) -> Image.Image:
     plot = pyplot()
     columns = max(2, len(maps))
     figure = plot.figure(figsize=(8, 3.2 if not maps else 3.2 + 8 / columns), layout="constrained")
@@ -114,7 +131,7 @@ def draw_recognition(
         bars.bar_label(
             drawn, labels=[f"{score:.2f}" if score >= 0.01 else f"{score:.0e}" for score in scores], padding=3
         )
-        bars.set_yticks(range(len(best)), [name.replace("$", r"\$") for name in names])
+        bars.set_yticks(range(len(best)), [label(name) for name in names])
         bars.set(xlim=(0, 1.15), xticks=(0, 0.5, 1), xlabel="score")
         bars.invert_yaxis()
         bars.spines[["top", "right"]].set_visible(False)
@@ -122,7 +139,7 @@ def draw_recognition(
             for axis, (name, attention) in zip(part.subplots(1, columns, squeeze=False)[0], maps, strict=False):
                 axis.imshow(overlay(image, attention))
                 peak = attention.max() * attention.size
-                axis.set_title(name[:24].replace("$", r"\$") + f"\npeak {peak:.1f} x mean", fontsize=8)
+                axis.set_title(label(name[:24]) + f"\npeak {peak:.1f} x mean", fontsize=8)
             for axis in part.axes:
                 axis.set_axis_off()
         buffer = io.BytesIO()

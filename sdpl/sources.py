@@ -21,6 +21,8 @@ def expand(inputs: Iterable[str], recursive: bool = False, suffixes: tuple[str, 
     without images and for a list that cannot be read.
     """
     for text in inputs:
+        if not text:
+            raise UserError("'' is an empty path: name files, folders, globs or lists, or . for this folder.")
         if text == STDIN:
             if sys.stdin is None:
                 raise UserError("-: standard input is closed; give the paths as words or in a list, @list.txt.")
@@ -39,8 +41,11 @@ def expand(inputs: Iterable[str], recursive: bool = False, suffixes: tuple[str, 
 
 
 def _inside(folder: str, recursive: bool, suffixes: tuple[str, ...]) -> Iterator[str]:
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: the folder cannot be listed ({error.strerror}).")
+
     found = False
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=refuse):
         folders.sort()
         for name in sorted(names):
             if name.lower().endswith(suffixes):

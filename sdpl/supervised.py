@@ -61,9 +61,10 @@ def supervise(tries: int, keep_stdin: bool = False) -> Journal | None:
     The parent stays here, and leaves with the last child's exit status (SystemExit). tries: of what crashes a child.
     keep_stdin: each child reads standard input from its beginning. Raises UserError in the parent when children die
     without getting on. None, with nothing done, where a fork is not safe: numpy is loaded, so that there may be threads
-    and engines that do not survive it, or the system has none.
+    and engines that do not survive it; the caller catches what is printed; or the system has none.
     """
-    if not hasattr(os, "fork") or "numpy" in sys.modules or threading.active_count() > 1:
+    alone = "numpy" not in sys.modules and threading.active_count() == 1 and sys.stdout is sys.__stdout__
+    if not hasattr(os, "fork") or not alone:
         return None
     journal, deaths = Journal(tries), 0
     if keep_stdin:

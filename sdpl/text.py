@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterable
 
 MOST = 390  # characters of a message; with "error: " in front a line has less than 400
 MOST_NAME = 500  # of a category
@@ -29,6 +30,22 @@ def shortened(text: str, most: int = MOST) -> str:
         return text
     tail = most * 2 // 5
     return f"{text[: most - tail - 5]} ... {text[-tail:]}"
+
+
+def counted(number: int, one: str = "category", many: str = "categories") -> str:
+    """A count with its noun: "1 category", "1,204 categories"."""
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def joined(names: Iterable[str]) -> str:
+    """Names in one cell of a table, divided by |. A | or a backslash in a name gets a backslash before it."""
+    return "|".join(re.sub(r"([\\|])", r"\\\1", name) for name in names)
+
+
+def divided(cell: str) -> list[str]:
+    """The names of such a cell, without blanks around them. A backslash before anything else is a backslash."""
+    parts = (part for part in re.findall(r"(?:\\[\\|]|[^|])+", cell))
+    return [name for part in parts if (name := re.sub(r"\\([\\|])", r"\1", part).strip())]
 
 
 def escaped(text: str) -> str:

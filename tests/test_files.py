@@ -100,14 +100,21 @@ def test_a_shared_file_stays_when_the_other_name_is_replaced(tmp_path, monkeypat
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
 def test_errors_of_the_system_become_one_line(tmp_path, code):
     for place in (replace_file(tmp_path / "a"), replace_folder(tmp_path / "b", lambda p: True)):
-        with pytest.raises(UserError, match=f"cannot write .*{os.strerror(code)}; nothing was changed"), place:
+        with (
+            pytest.raises(UserError, match=f"cannot write .*{os.strerror(code)}; nothing was changed") as raised,
+            place,
+        ):
             raise OSError(code, os.strerror(code))
+        assert ("Free space" in str(raised.value)) == (code == errno.ENOSPC)
     assert names(tmp_path) == []
 
 
 def test_a_parent_that_is_a_file_is_named(tmp_path):
     (tmp_path / "a").write_text("")
-    with pytest.raises(UserError, match="cannot write"), replace_file(tmp_path / "a" / "b"):
+    with (
+        pytest.raises(UserError, match=r"cannot write .* nothing was changed there. Choose another place"),
+        replace_file(tmp_path / "a" / "b"),
+    ):
         pass
 
 

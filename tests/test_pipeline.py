@@ -139,12 +139,30 @@ def test_reading_ahead_is_bounded_and_keeps_order_and_errors():
     assert made[-1] == 50
 
 
-def test_closing_it_ends_the_reading_thread():
-    ahead = read_ahead(itertools.count(), 2)
+def test_closing_it_waits_for_the_end_of_the_reading_thread():
+    """One that Python's end finds inside a C++ library aborts the process."""
+
+    def slow():
+        for number in itertools.count():
+            time.sleep(0.05)
+            yield number
+
+    for items in (itertools.count(), slow()):
+        ahead = read_ahead(items, 2)
+        next(ahead)
+        ahead.close()
+        assert not any(thread.name == "sdpl-read" for thread in threading.enumerate())
+
+
+def test_a_reading_thread_that_hangs_is_left_behind(monkeypatch):
+    monkeypatch.setattr("sdpl.pipeline.MOST_WAITED", 0.01)
+    released = threading.Event()
+
+    def stuck():
+        yield 1
+        released.wait()
+
+    ahead = read_ahead(stuck(), 2)
     next(ahead)
     ahead.close()
-    for _ in range(100):
-        if not any(thread.name == "sdpl-read" for thread in threading.enumerate()):
-            return
-        time.sleep(0.05)
-    pytest.fail("the thread goes on")
+    released.set()

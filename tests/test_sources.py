@@ -44,6 +44,7 @@ def test_lists(here, monkeypatch):
         ("de*", "no file fits this pattern"),
         ("@gone.txt", "the list cannot be read"),
         ("@wide.txt", "@wide.txt: is not a text file with a path in each line; save it as UTF-8"),
+        ("", "'' is an empty path"),
         ("-", "standard input is closed"),
         ("empty", "no images in this folder"),
     ],

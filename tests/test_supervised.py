@@ -121,6 +121,18 @@ def test_each_child_reads_all_of_standard_input():
     assert process.communicate("a\nb")[0] == "a\nb\na\nb\n"
 
 
+def test_a_process_whose_output_is_caught_is_not_forked():
+    body = """
+import click
+from click.testing import CliRunner
+from sdpl.supervised import supervise
+@click.command()
+def command(): print(supervise(3))
+print(CliRunner().invoke(command).output)
+"""
+    assert subprocess.run([sys.executable, "-c", body], capture_output=True, text=True).stdout == "None\n\n"
+
+
 def test_a_system_without_fork_works_as_before(monkeypatch):
     monkeypatch.delitem(sys.modules, "numpy")
     monkeypatch.delattr(os, "fork")

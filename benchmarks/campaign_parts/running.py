@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sdpl.errors import UserError
+from sdpl.text import printable
 
 CHUNK = 2000  # cases of one child
 MEMORY = 16 << 30  # address space of a child, most of it libraries; more ends in MemoryError, which is a finding
@@ -110,7 +111,7 @@ def _child(
         except UserError as error:
             result["refused"] += 1
             result["longest_line"] = max(result["longest_line"], len(str(error)))
-            if "\n" in str(error) or not str(error).isprintable():
+            if printable(str(error)) != str(error):
                 found.setdefault(
                     "a line with control characters", {"case": i, "what": "a line with control characters"}
                 )

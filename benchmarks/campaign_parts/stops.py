@@ -17,12 +17,14 @@ import numpy as np
 from sdpl.atomic import SUFFIX
 from sdpl.bundle import Bundle
 from sdpl.cli import main
+from sdpl.cli.entry import leave_when_stopped
 from sdpl.runtime import Recognizer
 
 from .material import Material
 from .running import Totals
 
 STATUSES = (0, 1, 2, 130)
+STOPS = (signal.SIGINT, signal.SIGTERM)
 THREADS = 8
 
 
@@ -141,7 +143,9 @@ def _stopped(work: Callable[[], object], seconds: float, number: signal.Signals)
     """Exit status and standard error of work in a child, which gets a signal after some seconds."""
     with tempfile.TemporaryFile() as errors:
         child = multiprocessing.get_context("fork").Process(target=_quiet, args=(work, errors.fileno()))
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # as when a program starts: none comes before it can answer
         child.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         child.join(seconds)
         if child.is_alive() and child.pid is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -158,4 +162,6 @@ def _quiet(work: Callable[[], object], errors: int) -> None:
     os.dup2(errors, 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    leave_when_stopped()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     work()

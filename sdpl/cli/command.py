@@ -1,6 +1,7 @@
 """What every command does alike: errors that a user can fix end in one line and exit status 2."""
 
 import io
+import os
 import signal
 import sys
 import threading
@@ -13,7 +14,7 @@ import click
 
 from sdpl.cli.entry import INTERRUPTED, STATUS_INTERRUPTED
 from sdpl.cli.unforeseen import STATUS, explain
-from sdpl.errors import Stopped, UserError
+from sdpl.errors import FULL, Stopped, UserError
 from sdpl.install import install_line
 from sdpl.text import no_file_name
 
@@ -64,6 +65,7 @@ class Command(_OneLine):
     """A command whose errors are one line. Status 2: the user can fix it; 130: it was stopped; 70: a fault of sdpl."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # names that the terminal's encoding lacks are escaped
                 stream.reconfigure(errors="backslashreplace")
@@ -107,6 +109,8 @@ def _outcome(error: BaseException, command: str) -> tuple[str, int]:
         extra = EXTRAS.get((error.name or "").split(".")[0])
         if extra is not None:
             return f"this command needs {error.name}: {install_line(extra)}", 2
+    if isinstance(error, OSError) and error.errno in FULL and error.filename is None:
+        return f"the output cannot be written ({error.strerror}): free space or choose another place.", 2
     if isinstance(error, KeyboardInterrupt):
         return str(error) if isinstance(error, Stopped) else INTERRUPTED, STATUS_INTERRUPTED
     if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding() != "utf-8":

@@ -7,8 +7,9 @@ import click
 
 from sdpl.cli.bars import shown
 from sdpl.cli.command import Group
-from sdpl.cli.options import FORMAT, IMAGES, JSON_FILE, MAX_PIXELS, PATH
+from sdpl.cli.options import FORMAT, IMAGES, JSON_FILE, MAX_PIXELS, PAGE, PATH, TABLE
 from sdpl.errors import UserError
+from sdpl.text import counted
 
 
 @click.group("data", cls=Group)
@@ -21,7 +22,7 @@ def command() -> None:
 @click.option("--images", type=PATH, multiple=True, help="Folder of the images, once for each of LABELS.")
 @FORMAT
 @JSON_FILE
-@click.option("--report", "page", type=PATH, help="Also write an HTML page: pictures of what was found, all counts.")
+@click.option("--report", "page", type=PAGE, help="Also write an HTML page: pictures of what was found, all counts.")
 @MAX_PIXELS
 def check_data(
     labels: tuple[Path, ...], images: tuple[Path, ...], format: str, json_path: Path | None, page: Path | None
@@ -41,8 +42,6 @@ def check_data(
 
     if page is not None:
         from sdpl.evaluate.report.data import write_data_report  # before opening images, should it not be installed
-    if page is not None and page.is_dir():
-        raise UserError(f"--report {page}: is a folder; name a file in it, such as {page}/report.html.")
     if len(labels) == 1 and labels[0].suffix in (".yaml", ".yml"):
         from sdpl.train.splits import configured_splits
 
@@ -68,7 +67,7 @@ def check_data(
 @click.argument("labels", type=PATH)
 @click.option("--proportion", type=click.FloatRange(0, 1, min_open=True), required=True, help="Of the labels, to keep.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
-@click.option("--out", type=PATH, required=True, help="The table to write: .csv, .jsonl or .parquet.")
+@click.option("--out", type=TABLE, required=True, help="The table to write: .csv, .jsonl or .parquet.")
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @IMAGES
 @FORMAT
@@ -89,6 +88,7 @@ def mask_data(
     folder = write_labels(partial, out, force)
     known, total = int((partial.labels != 0).sum()), partial.labels.size
     click.echo(
-        f"{out}: {len(partial)} images, {len(partial.categories)} categories, {known / total:.1%} of labels known"
+        f"{out}: {counted(len(partial), 'image', 'images')}, {counted(len(partial.categories))}, "
+        f"{known / total:.1%} of labels known"
     )
     click.echo(f"train on it with  annotations: {out}  and  images: {folder}")

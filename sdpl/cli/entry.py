@@ -22,13 +22,28 @@ def _leave(number: int, frame: "FrameType | None") -> None:
     os._exit(STATUS_INTERRUPTED)
 
 
+def leave_when_stopped() -> None:
+    """From here on SIGINT and SIGTERM end the process with our line, until a command cleans up instead."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # a shell's background job is not to be stopped by Ctrl-C
+            signal.signal(number, _leave)
+
+
+def _open_streams() -> None:
+    """Fill the place of a standard stream that a shell has closed (`>&-`): the next file would be taken for it."""
+    for handle in range(3):
+        try:
+            os.fstat(handle)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
 def _starts(module: str, prog_name: str) -> "Callable[[], None]":
     """A console script: the `command` of a module in this package."""
 
     def start() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) != signal.SIG_IGN:  # a shell's background job is not to be stopped by Ctrl-C
-                signal.signal(number, _leave)
+        _open_streams()
+        leave_when_stopped()
         from importlib import import_module
 
         import_module(f"sdpl.cli.{module}").command(prog_name=prog_name)

@@ -8,7 +8,7 @@ import click
 
 from sdpl.cli.bars import shown
 from sdpl.cli.command import Command
-from sdpl.cli.options import DEVICE, FORMAT, IMAGES, MAX_PIXELS, PATH, runtime_options
+from sdpl.cli.options import DEVICE, FORMAT, IMAGES, JSON_PATH, MAX_PIXELS, PAGE, PATH, runtime_options
 from sdpl.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 @click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True)
 @click.option("--threshold", type=click.FloatRange(0, 1), help="For F1.  [default: the model's own, or 0.5]")
 @click.option("--skip-unreadable", is_flag=True, help="Name unreadable images and leave them out, instead of stopping.")
-@click.option("--json", "json_path", type=PATH, help="Also write the metrics to this file.")
-@click.option("--report", "page", type=PATH, help="Also write an HTML page: curves, the worst errors and more.")
+@click.option("--json", "json_path", type=JSON_PATH, help="Also write the metrics to this file.")
+@click.option("--report", "page", type=PAGE, help="Also write an HTML page: curves, the worst errors and more.")
 @click.option(
     "--compare", type=PATH, multiple=True, help="Another model beside MODEL in the page, or what --json wrote of it."
 )
@@ -73,7 +73,7 @@ def command(
     data = read_labels(annotations, images, format, opened.categories)
     with shown() as report:
         unreadable = Unreadable("skip" if skip_unreadable else "stop", report, "--skip-unreadable leaves it out.")
-        scores = score_all(opened.scores, data, opened.image_size, batch, report, unreadable)
+        scores = score_all(opened.scores, data, opened.image_size, batch, report, unreadable, opened.reading())
     data = data.without(unreadable.images)
     result = evaluate(scores, data, opened.thresholds)
     for table in evaluation_tables(result):
@@ -101,6 +101,6 @@ def _compared(path: Path, other: "Evaluated | Evaluation", data: "LabelledImages
         return Compared(name, other)
     own = in_order(data, other.categories, f"--compare {path}")
     with shown() as report:
-        scores = score_all(other.scores, own, other.image_size, batch, report)
+        scores = score_all(other.scores, own, other.image_size, batch, report, reading=other.reading())
     columns = [other.categories.index(category) for category in data.categories]
     return Compared(name, evaluate(scores, own, other.thresholds), Scored(name, other, scores[:, columns]))

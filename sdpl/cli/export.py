@@ -93,7 +93,11 @@ def command(
     from sdpl.targets import default_engine, parse_targets
 
     specs, profile, limits = parse_targets(targets), _profile(batch), Limits(max_score_diff, max_drop)
+    if annotations is None and (eval_images is not None or max_drop is not None):
+        option = "--eval-images" if eval_images is not None else "--max-mAP-drop"
+        raise UserError(f"{option} is about labelled data: name it with --eval.")
     if checkpoint.is_dir():
+        _require_bundle(checkpoint)
         from sdpl.export.engines import add_engines
 
         given: dict[str, object] = {
@@ -130,7 +134,7 @@ def command(
     if dropped and keep:
         specs = parse_targets((*(str(spec) for spec in specs), *dropped))
     elif dropped:
-        click.echo(f"{bundle} loses {', '.join(dropped)}; --keep exports them again too", err=True)
+        click.echo(f"when all is proven, {bundle} has no {', '.join(dropped)}; --keep exports them too", err=True)
     options = Options(
         targets=specs,
         head=head,
@@ -149,6 +153,15 @@ def command(
     if options.default_target is not None:
         click.echo(f"--backend auto takes {options.default_target} where it runs")
     _write_triton(bundle, triton)
+
+
+def _require_bundle(folder: Path) -> None:
+    from sdpl.manifest import MANIFEST
+
+    if not (folder / MANIFEST).is_file():
+        inside = folder / "model.ckpt"
+        fix = f"name the checkpoint in it, {inside}" if inside.is_file() else "sdpl-train writes model.ckpt"
+        raise UserError(f"{folder}: is a folder, neither a checkpoint nor a bundle; {fix}.")
 
 
 def _others(bundle: Path, targets: tuple[str, ...]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ class _Path(click.Path):
     """A path that can be one: without null bytes, of a length that systems take."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        problem = path_problem(str(value))
+        problem = path_problem(str(value)) if str(value) else "is empty"
         if problem:
             self.fail(f"{shortened(printable(str(value)), 60)!r} {problem}.", param, ctx)
         return super().convert(value, param, ctx)
@@ -33,7 +33,25 @@ def _allow(ctx: click.Context, param: click.Parameter, value: int | None) -> Non
             raise click.BadParameter(str(error)) from None
 
 
+class _File(_Path):
+    """A file that a command writes at its end: a folder there is refused before any work."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        if path.is_dir():
+            shown = shortened(printable(str(path)), 120)
+            self.fail(f"{shown} is a folder; name a file in it, such as {shown}/{self.name_in_it}.", param, ctx)
+        return path
+
+    def __init__(self, name_in_it: str):
+        super().__init__(path_type=Path)
+        self.name_in_it = name_in_it
+
+
 PATH = _Path(path_type=Path)
+PAGE = _File("report.html")
+JSON_PATH = _File("numbers.json")
+TABLE = _File("table.csv")
 MAX_PIXELS = click.option(
     "--max-pixels",
     type=click.IntRange(min=1),
@@ -49,7 +67,7 @@ FORMAT = click.option(
     show_default=True,
     help="Of the label file, where its name does not say it.",
 )
-JSON_FILE = click.option("--json", "json_path", type=PATH, help="Also write the numbers to this file.")
+JSON_FILE = click.option("--json", "json_path", type=JSON_PATH, help="Also write the numbers to this file.")
 
 
 BACKEND = click.option(

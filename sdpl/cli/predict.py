@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from sdpl.cli.command import Command
-from sdpl.cli.options import DEVICE, MAX_PIXELS, PATH, runtime_options, say_target
+from sdpl.cli.options import DEVICE, MAX_PIXELS, PATH, TABLE, runtime_options, say_target
 from sdpl.errors import UserError
 
 
@@ -15,10 +15,12 @@ from sdpl.errors import UserError
 @click.argument("bundle", type=PATH)
 @click.argument("images", nargs=-1, required=True)
 @click.option("--recursive", is_flag=True, help="Look into the folders of folders too.")
-@click.option("--json", "as_json", is_flag=True, help="Print every score as JSON, one line per image.")
-@click.option("--top", type=click.IntRange(min=1), help="Print the K best categories instead of those above threshold.")
+@click.option("--json", "as_json", is_flag=True, help="Print every score as JSON, one line per image. Not with --out.")
+@click.option(
+    "--top", type=click.IntRange(min=1), help="Print or draw the K best categories instead of those above threshold."
+)
 @click.option("--threshold", type=click.FloatRange(0, 1), help="For all categories.  [default: the bundle's own]")
-@click.option("--out", type=PATH, help="Write a table, .csv or .jsonl, instead of printing.")
+@click.option("--out", type=TABLE, help="Write a table of every score, .csv or .jsonl, instead of printing.")
 @click.option("--save", type=PATH, help="Draw each photo beside its best scores, one PNG per image, into this folder.")
 @click.option("--attention", type=PATH, help="Draw where the model looked, one PNG per image, into this folder.")
 @MAX_PIXELS
@@ -45,23 +47,30 @@ def command(
     Unreadable images are named; the others are still done. For millions of images: sdpl-score.
     """
     from sdpl.cli.bars import shown
+    from sdpl.fonts import lacking_line
     from sdpl.progress import Steps, silent
     from sdpl.runtime import Recognizer
-    from sdpl.runtime.predict import draw, picture_names, predict, table
+    from sdpl.runtime.predict import draw, picture_names, predict, require_own_places, table
     from sdpl.sources import expand
 
+    _require_obeyed(as_json, top, out, save, attention)
     paths = [Path(path) for path in expand(images, recursive)]
     if not paths:
         raise UserError("no images: the lists are empty.")
+    names = picture_names(paths)
+    require_own_places(save, attention, paths, names)
     failed = 0
     with ExitStack() as stack:
         recognizer = stack.enter_context(Recognizer.open(bundle, backend, threads, streams, precision, device=device))
         say_target(recognizer)
+        line = lacking_line(recognizer.categories) if save is not None or attention is not None else None
+        if line is not None:
+            click.echo(f"warning: {line}", err=True)
         add = stack.enter_context(table(out, recognizer.categories)) if out is not None else None
         quiet = out is not None or not sys.stdout.isatty()  # a bar and lines on one terminal write over each other
         steps = Steps(stack.enter_context(shown()) if quiet else silent, "images", len(paths))
         predictions = predict(recognizer, paths, threshold, with_attention=attention is not None)
-        for path, prediction, name in zip(paths, predictions, picture_names(paths), strict=True):
+        for path, prediction, name in zip(paths, predictions, names, strict=True):
             steps.advance()
             if add is not None:
                 add(path, prediction)
@@ -77,3 +86,13 @@ def command(
                 prediction.recognition.save(save / name, top or 5)
     if failed:
         raise UserError(f"{failed} of {len(paths)} images could not be read.")
+
+
+def _require_obeyed(
+    as_json: bool, top: int | None, out: Path | None, save: Path | None, attention: Path | None
+) -> None:
+    """Raise UserError for options that others leave without effect."""
+    if as_json and out is not None:
+        raise UserError("--json prints what --out writes: leave one of the two out (.jsonl holds the same lines).")
+    if top is not None and (as_json or out is not None) and save is None and attention is None:
+        raise UserError("--top is for printed lines and pictures; --json and --out give every score.")

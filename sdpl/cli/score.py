@@ -90,6 +90,8 @@ def command(
 
     from sdpl.supervised import supervise
 
+    if not out:
+        raise UserError("--out '' is empty: name a folder, or . for this one.")
     if workers is not None and address is None:
         raise UserError("--workers is for --ray; one process uses all cores of this machine.")
     if device is not None and address is not None:

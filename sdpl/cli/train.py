@@ -10,7 +10,7 @@ import click
 
 from sdpl.cli.bars import shown
 from sdpl.cli.command import Command
-from sdpl.cli.options import MAX_PIXELS, PATH
+from sdpl.cli.options import MAX_PIXELS, PAGE, PATH
 from sdpl.errors import Stopped, UserError
 
 HEARD_S = 2  # that a process waits which does not speak: when it ends, torchrun ends the others
@@ -41,7 +41,7 @@ def _one_voice() -> Iterator[None]:
 @click.option("--out", type=PATH, required=True, help="Folder for checkpoints and log; made if missing.")
 @click.option("--resume", is_flag=True, help="Go on from OUT/last.ckpt.")
 @click.option("--init", type=PATH, help="Start a new run from this checkpoint's weights; its categories may differ.")
-@click.option("--report", "page", type=PATH, help="Also write the run as an HTML page: curves, AP, attention.")
+@click.option("--report", "page", type=PAGE, help="Also write the run as an HTML page: curves, AP, attention.")
 @click.option(
     "--set",
     "settings",
@@ -64,8 +64,6 @@ def _train(
         raise UserError("--init starts a new run and --resume goes on with one: leave out one of them.")
     if page is not None:
         from sdpl.evaluate.report import page as _  # noqa: F401, before hours of training, should it not be installed
-    if page is not None and page.is_dir():
-        raise UserError(f"--report {page}: is a folder; name a file in it, such as {page}/report.html.")
     try:
         from sdpl.train.config_files import read_config
         from sdpl.train.loop import train

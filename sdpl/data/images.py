@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sdpl.errors import UserError, listed
+from sdpl.text import counted
 
 MEANING = {1: "present", -1: "absent", 0: "unknown"}
 
@@ -69,7 +70,7 @@ def require_known_labels(data: LabelledImages) -> None:
     unknown = [count.category for count in count_labels(data) if not count.known]
     if unknown:
         raise UserError(
-            f"no known label at all for {len(unknown)} of {len(data.categories)} categories ({listed(unknown)}): "
+            f"no known label at all for {len(unknown)} of {counted(len(data.categories))} ({listed(unknown)}): "
             "raise data.known_proportion, add labels, or remove the categories."
         )
     if not (data.labels < 0).any():

@@ -26,7 +26,7 @@ def check_tables(result: DataCheck) -> Iterator[Table | Text]:
         yield table
     for finding in result.findings:
         level, style = ("problem", "red") if finding.is_problem else ("warning", "yellow")
-        yield Text.assemble((level, style), f": {len(finding.items)} {finding.what}")
+        yield Text.assemble((level, style), f": {finding.what}: {len(finding.items)}")
         where = [f"in {finding.split}"] if finding.split else []
         more = len(finding.items) - SHOWN
         lines = [*where, *finding.items[:SHOWN], *([f"and {more} more"] if more > 0 else [])]

@@ -24,6 +24,7 @@ from sdpl.errors import UserError
 from sdpl.evaluate.evaluation import Evaluation, Scorer, evaluate, score_all
 from sdpl.evaluate.report.figures import ap_bars
 from sdpl.files import replace_folder, write_json, writing
+from sdpl.manifest import Verification
 from sdpl.plots import save_figure
 from sdpl.runtime import Recognizer
 from sdpl.runtime.bench import Latency, measure, summarize
@@ -105,10 +106,14 @@ def _summary(out: Path, checkpoint: Path, bundle: Path, test: LabelledImages, co
                 pointing, chance = pointing_accuracy(recognizer, test)
     results = {name: evaluate(values, test) for name, values in scores.items()}
     save_figure(ap_bars({name: result.ap for name, result in results.items()}), out / "ap.png")
-    differences = [f"{np.abs(scores['PyTorch'] - scores[name]).max():.1e}" for name in SHOWN]
+    differences = {name: np.abs(scores["PyTorch"] - scores[name]) for name in SHOWN}  # [N,C]
+    proofs = {name: opened.manifest.targets[name].proof() for name in SHOWN}
     chance_mAP = 100 * float((test.labels > 0).mean(axis=0).mean())
     rows = _rows(results, latency, sizes)
-    rows.append(("largest score difference", "", *differences))
+    rows.append(("largest score difference", "", *(f"{values.max():.1e}" for values in differences.values())))
+    rows.append(("average score difference", "", *(f"{values.mean():.1e}" for values in differences.values())))
+    rows.append(("largest in the proof", "", *(f"{proof.max_score_difference:.1e}" for proof in proofs.values())))
+    rows.append(("limit of the proof", "", *(f"{proof.tolerance:.1e}" for proof in proofs.values())))
     rows.append(("mAP of random scores", f"{chance_mAP:.1f}", "", ""))
     rows.append((f"attention peak on the right digit (random: {chance:.0f} %)", "", f"{pointing:.0f} %", ""))
     table = Table(title=f"{len(test)} test scenes, {config.data.known_proportion:.0%} of the training labels known")
@@ -117,6 +122,8 @@ def _summary(out: Path, checkpoint: Path, bundle: Path, test: LabelledImages, co
     for row in rows:
         table.add_row(*row)
     console.print(table)
+    for line in beyond_proof(proofs, {name: float(values.max()) for name, values in differences.items()}):
+        console.print(line, soft_wrap=True, highlight=False)
     machine = environment()
     console.print(f"{machine['cpu']}, {machine['cores']} cores; torch {torch.__version__}, batch 1, model only")
     write_json(out / "summary.json", {"environment": {**machine, "torch": torch.__version__}, "rows": rows})
@@ -124,6 +131,16 @@ def _summary(out: Path, checkpoint: Path, bundle: Path, test: LabelledImages, co
         f"look at {out / 'report.html'}, {out / 'attention'}/*.png, {out / 'ap.png'}, {out / 'bench.png'}; "
         f"numbers: {out / 'summary.json'}"
     )
+
+
+def beyond_proof(proofs: dict[str, Verification], largest: dict[str, float]) -> list[str]:
+    """A line for each target whose scores on the test scenes differ by more than its proof allows."""
+    return [
+        f"{name}: its proof holds for the {proof.images} held-out images of the checkpoint; on more images one "
+        f"score may differ by more than the limit, as here. `sdpl export --images FOLDER` proves on your own."
+        for name, proof in proofs.items()
+        if largest[name] > proof.tolerance
+    ]
 
 
 def _rows(results: dict[str, Evaluation], latency: dict[str, Latency], sizes: dict[str, int]) -> list[tuple[str, ...]]:

@@ -11,6 +11,8 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
+from sdpl.files import replace_file
+
 NAME = "sdpl-tiny-RN"
 STRIDE = 32  # pixels of the image for each cell of the map
 CONFIG = Path(__file__).with_name(f"{NAME}.json")
@@ -40,6 +42,6 @@ def save(model: torch.nn.Module, seen: torch.Tensor, path: Path) -> None:
 
 def unpack_weights(path: Path) -> Path:
     """Write the shipped weights as a safetensors file that open_clip, and so `model.weights`, can read."""
-    with np.load(WEIGHTS, allow_pickle=False) as archive:
-        save_file({name: torch.from_numpy(archive[name]) for name in archive.files}, path)
+    with np.load(WEIGHTS, allow_pickle=False) as archive, replace_file(path) as temporary:
+        save_file({name: torch.from_numpy(archive[name]) for name in archive.files}, temporary)
     return path

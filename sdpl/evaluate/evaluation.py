@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -13,12 +13,11 @@ from sdpl.data.reading import Unreadable
 from sdpl.errors import UserError
 from sdpl.evaluate.calibration import calibration
 from sdpl.evaluate.metrics import f1_metrics, mean_average_precision, per_category_average_precision
-from sdpl.pipeline import Decoder, stream
-from sdpl.preprocess import preprocess
+from sdpl.pipeline import Decoder, Pixels, Reading, stream
 from sdpl.progress import Report, Steps, silent
 
 MAX_METRICS = 64 << 20  # bytes of a file of metrics
-Scorer = Callable[[np.ndarray], np.ndarray]  # uint8 [B,S,S,3] -> float32 [B,C]
+Scorer = Callable[[Any], np.ndarray]  # uint8 [B,S,S,3], or what its `Reading` collates, -> float32 [B,C]
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,11 @@ class Evaluated:
     image_size: int
     thresholds: np.ndarray  #: [C]
     target: str  #: what scores: "PyTorch", or a bundle's target with its library
+    own_reading: Callable[[], Reading] | None = None  #: for each run, if it reads images in a way of its own
+
+    def reading(self) -> Reading:
+        """How the images of one run are read for `scores`."""
+        return self.own_reading() if self.own_reading else Pixels(self.image_size)
 
 
 @dataclass(frozen=True)
@@ -53,16 +57,16 @@ def score_all(
     batch_size: int,
     report: Report = silent,
     unreadable: Unreadable | None = None,
+    reading: Reading | None = None,
 ) -> np.ndarray:
-    """Scores float32 [N,C] of every image.
+    """Scores float32 [N,C] of every image. reading: how images come to the scorer, by default as uint8 [B,S,S,3].
 
     The images that `unreadable` lets pass have no row: they are `data.without(unreadable.images)`.
     """
     unreadable, scores = unreadable or Unreadable(), []
-    steps = Steps(report, "scoring", len(data))
+    reading, steps = reading or Pixels(image_size), Steps(report, "scoring", len(data))
     with Decoder() as decoder:
-        load = partial(preprocess, image_size=image_size)
-        for path, row in stream(decoder, data.images, load, scorer, batch_size):
+        for path, row in stream(decoder, data.images, reading.load, scorer, batch_size, reading.collate):
             if isinstance(row, UserError):
                 unreadable(path, row)
             else:

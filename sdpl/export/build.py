@@ -74,8 +74,10 @@ class Options:
             require_possible(spec)
         if self.head == "separable" and not self.calibrate:
             raise UserError("--head separable is fitted to real images: add --calibrate FOLDER.")
-        if self.terms is not None and (self.head != "separable" or not 1 <= self.terms <= MAX_RANK):
-            raise UserError(f"--terms {self.terms}: expected 1 to {MAX_RANK} terms of --head separable.")
+        if self.terms is not None and self.head != "separable":
+            raise UserError(f"--terms {self.terms} is for the separable head: add --head separable.")
+        if self.terms is not None and not 1 <= self.terms <= MAX_RANK:
+            raise UserError(f"--terms {self.terms}: expected 1 to {MAX_RANK} terms.")
         if self.tanh == "mixed" and (self.head != "exact" or not any(s.backend.needs_gpu for s in self.targets)):
             raise UserError(
                 "--tanh mixed is for the kernel: add a GPU target, such as rtx:sm86:fp16, with --head exact."

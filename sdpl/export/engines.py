@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from sdpl.bundle import HEAD, Bundle, may_replace, write_manifest
+from sdpl.bundle import Bundle, may_replace, write_manifest
 from sdpl.errors import UserError, listed
 from sdpl.export.proof import Limits, Prover, prove_targets
 from sdpl.export.tensorrt import build_engine, require_buildable
@@ -18,7 +18,7 @@ from sdpl.kernels.launch import supported
 from sdpl.manifest import CACHE, Profile, Target
 from sdpl.progress import Progress, Report, silent
 from sdpl.runtime.availability import package_obstacle, precision_obstacle
-from sdpl.targets import PRECISIONS, TargetSpec
+from sdpl.targets import BACKENDS, PRECISIONS, TargetSpec
 
 
 @dataclass(frozen=True)
@@ -75,20 +75,22 @@ def add_engines(
     limits: Limits,
     report: Report = silent,
 ) -> dict[str, Target]:
-    """Build engines from a bundle's own encoder graphs, for this machine or another, and prove them; no checkpoint and
-    no PyTorch. The bundle is replaced when all is done; see `sdpl.export.build.export`."""
+    """Build engines from a bundle's own graphs for a GPU, for this machine or another, and prove them; no checkpoint
+    and no PyTorch. The bundle is replaced when all is done; see `sdpl.export.build.export`."""
     bundle = Bundle.open(path)
+    manifest = bundle.manifest
+    of_precision = {t.precision: t for t in manifest.targets.values() if BACKENDS[t.backend].needs_gpu}
     for spec in specs:
-        if not spec.backend.builds_engines or f"encoder.{spec.precision}.onnx" not in bundle.manifest.files:
-            have = [name for name in bundle.manifest.files if name.startswith("encoder.")]
+        if not spec.backend.builds_engines or spec.precision not in of_precision:
+            have = sorted(
+                {_graph(target)["model" if target.is_whole else "encoder"] for target in of_precision.values()}
+            )
             raise UserError(
                 f"--target {spec}: a bundle is enough for rtx and tensorrt engines in a precision whose graph it has "
                 f"({listed(have) or 'none'}); export the checkpoint for this one."
             )
         require_possible(spec)
-    manifest = bundle.manifest
     images, expected = bundle.proof()
-    of_precision = {target.precision: target for target in manifest.targets.values() if "encoder" in target.files}
     made: dict[str, Target] = {}
     limits_of: dict[str, Limits] = {}
     with replace_folder(path, lambda _: bundle.is_unchanged() and may_replace(path)) as folder, naming(folder, path):
@@ -97,10 +99,9 @@ def add_engines(
             shutil.copyfile(bundle.file(name), folder / name)
         for spec in specs:
             report(Progress(f"{spec}: building"))
-            start, encoder = time.perf_counter(), f"encoder.{spec.precision}.onnx"
-            like = of_precision[spec.precision]  # the graph's own limit, if none was named, and what is known of it
-            graph = {"encoder": encoder, "head": HEAD}
-            gpu = write_gpu_files(folder, graph, spec, profile, report, like.polynomial)
+            start = time.perf_counter()
+            like = of_precision[spec.precision]  # the graph, its own limit, if none was named, and what is known of it
+            gpu = write_gpu_files(folder, _graph(like), spec, profile, report, like.polynomial)
             build_s = round(time.perf_counter() - start, 2)
             limit = limits.score_difference
             limits_of[str(spec)] = Limits(like.proof().tolerance if limit is None else limit)
@@ -129,3 +130,10 @@ def _write(folder: Path, name: str, content: bytes) -> str:
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(content)
     return name
+
+
+def _graph(target: Target) -> dict[str, str]:
+    """The files of a target's graph by role: of the whole model, where its head is separable, or of the encoder with
+    the head's constants."""
+    built = ("engine", "cubin.", "resize.")
+    return {role: name for role, name in target.files.items() if not role.startswith(built)}

@@ -93,17 +93,28 @@ def context(device_id: int) -> Context:
     return Context(device_id)
 
 
-def require_on(device_id: int, pointer: int, name: str) -> None:
-    """Raise ValueError unless an address is memory of this GPU. Needs a current context."""
+def require_here(pointer: int, name: str) -> None:
+    """Raise ValueError unless an address is memory that kernels of the current context may use: of its GPU, and of no
+    other context there (`pycuda.autoinit` makes one), which would end this one with an illegal address."""
     from cuda.bindings import driver
 
-    ordinal = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    attributes, device = driver.CUpointer_attribute, int(call("cuCtxGetDevice"))
     try:
-        where = f"device {int(call('cuPointerGetAttribute', ordinal, pointer))}"
+        ordinal = int(call("cuPointerGetAttribute", attributes.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, pointer))
+        where = f"device {ordinal}"
     except DriverError:
         where = "memory that CUDA does not know"
-    if where != f"device {device_id}":
-        raise ValueError(f"{name}: expected memory of device {device_id}, got {where}")
+    if where != f"device {device}":
+        raise ValueError(f"{name}: expected memory of device {device}, got {where}")
+    try:
+        owner = int(call("cuPointerGetAttribute", attributes.CU_POINTER_ATTRIBUTE_CONTEXT, pointer))
+    except DriverError:
+        owner = 0
+    if owner not in (0, int(call("cuCtxGetCurrent"))):  # memory of a pool has none
+        raise ValueError(
+            f"{name}: expected memory of device {device}'s primary context, got another context's "
+            "(pycuda.autoprimaryctx takes the primary one, pycuda.autoinit does not)"
+        )
 
 
 def _words(driver: Any, status: Any) -> str:

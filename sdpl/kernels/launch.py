@@ -13,7 +13,7 @@ from sdpl.errors import UserError, listed
 from sdpl.kernels import EPS
 from sdpl.kernels.arrays import DeviceArray, OnDevice, check, is_aligned
 from sdpl.kernels.compile import CAPABILITIES, covering, cubin
-from sdpl.kernels.driver import Context, DriverError, call, context, require_on, version
+from sdpl.kernels.driver import Context, DriverError, call, context, require_here, version
 from sdpl.kernels.plan import Launch, Shape, plan_backward_u, plan_backward_vq, plan_tiled
 
 C_TYPES: dict[type, type] = {int: ctypes.c_void_p, np.int32: ctypes.c_int, np.float32: ctypes.c_float}
@@ -151,7 +151,7 @@ class Kernels:
     def _require_here(self, pointer: int, name: str) -> None:
         """Raise ValueError unless an address is memory of this GPU."""
         with self._context.current():
-            require_on(self._context.device_id, pointer, name)
+            require_here(pointer, name)
 
     def _function(self, entry: str) -> Any:
         if self._module is None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sdpl.kernels.compile import cubin
-from sdpl.kernels.driver import call, require_on
+from sdpl.kernels.driver import require_here
 from sdpl.kernels.launch import Kernels, supported, unloadable
 from sdpl.kernels.plan import Launch
 
@@ -38,7 +38,7 @@ class PyCudaKernels(Kernels):
         self._functions.clear()
 
     def _require_here(self, pointer: int, name: str) -> None:
-        require_on(int(call("cuCtxGetDevice")), pointer, name)
+        require_here(pointer, name)
 
     def _function(self, entry: str) -> Any:
         return self._module.get_function(entry)

@@ -16,6 +16,7 @@ from typing import IO, Any
 from PIL import Image
 
 from sdpl.errors import UserError
+from sdpl.preprocess.tiff import silence_libtiff
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 80_000_000  # about 240 MB once decoded
@@ -60,6 +61,8 @@ def opened(source: str | Path | bytes, name: str) -> Iterator[Image.Image]:
         stream.seek(0)
         reader = _Reader(stream, HEADER_READS, name)
         with Image.open(reader, formats=FORMATS) as image:
+            if image.format == "TIFF":
+                silence_libtiff()
             _require_bounded(image, name, size, stream)
             reader.left = READS
             yield image

@@ -60,6 +60,8 @@ def load_image(source: ImageSource, decode_side: int | None = None) -> Image.Ima
         raise UserError(f"{name}: is not an image that can be read ({', '.join(FORMATS)}).") from None
     except UnicodeEncodeError as error:
         raise UserError(no_file_name(error)) from None
+    except PermissionError:
+        raise UserError(f"{name}: permission denied.") from None
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise of any kind for damaged files

@@ -17,14 +17,22 @@ from sdpl.preprocess.cpu import ImageSource
 ChannelOrder = Literal["rgb", "bgr"]
 ImageInput = Any  # a path, encoded bytes, a PIL image, an array or tensor, or an open binary file
 
+CONVERSIONS = {  # what makes an image of an array, by the kind of its numbers
+    "f": "(255 * x).round().astype('uint8') if it spans 0..1",
+    "b": "255 * x.astype('uint8')",
+    "i": "x.astype('uint8')",
+    "u": "x.astype('uint8')",
+}
+
 
 def is_one_image(images: object) -> bool:
-    """Whether this is one image rather than many: a path, bytes, a picture, a file, an array of 2 or 3 axes."""
+    """Whether this is one image rather than many: a path, bytes, a picture, a file, an array of 2 or 3 axes. An array
+    of paths, or a column of a table, is many."""
     if isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | io.IOBase):
         return True
     if hasattr(images, "read"):
         return True
-    return _is_array(images) and len(images.shape) <= 3  # type: ignore[attr-defined]
+    return _is_array(images) and len(images.shape) <= 3 and not _is_column(images)  # type: ignore[attr-defined]
 
 
 def as_source(image: ImageInput, channels: ChannelOrder = "rgb") -> ImageSource:
@@ -58,6 +66,11 @@ def _is_array(value: object) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
+def _is_column(array: Any) -> bool:
+    """Whether this is an array or a pandas Series of texts or objects, which may be images each."""
+    return len(array.shape) == 1 and getattr(array.dtype, "kind", "") in "OSUT"
+
+
 def _read(file: Any) -> bytes:
     data = file.read()
     if not isinstance(data, bytes):
@@ -72,9 +85,11 @@ def _from_array(image: Any, channels: ChannelOrder) -> Image.Image:
         array = array.transpose(1, 2, 0)  # [H,W,3]
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]  # [H,W]
+    if array.ndim == 1 and array.dtype == np.uint8:
+        raise UserError(f"an image array must be [H,W,3], got {array.size:,} bytes: for an encoded file, x.tobytes().")
     got = f"got {array.dtype} {list(array.shape)}"
     if array.dtype != np.uint8:
-        fix = "(255 * x).round().astype('uint8') if it spans 0..1" if array.dtype.kind == "f" else "x.astype('uint8')"
+        fix = CONVERSIONS.get(array.dtype.kind, "as a list of images, list(x)")
         raise UserError(f"an image array must be uint8 0..255, {got}: convert it, {fix}.")
     if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:
         raise UserError(f"an image array must be [H,W,3], {got}: x.transpose(1, 2, 0).")

@@ -158,7 +158,9 @@ def _by_time(bundle: Bundle, names: list[str], wanted: Wanted) -> tuple[list[str
     timed = {name: timing for name, timing in timings(bundle, wanted.device).items() if name in names}
     throughput = (wanted.streams or 1) > 1
     if not timed:
-        return names, f"a guess: not measured on this machine, {MEASURE}" if len(names) > 1 else "the only one"
+        if len(names) > 1:
+            return names, f"a guess: not measured on this machine, {MEASURE}"
+        return names, "the only one" if len(bundle.manifest.targets) == 1 else "the only one allowed that runs here"
     rest = [name for name in names if name not in timed]
     first = [name for name in rest if BACKENDS[bundle.manifest.targets[name].backend].needs_gpu]
     fastest = sorted(timed, key=lambda name: timed[name].image_ms(throughput))

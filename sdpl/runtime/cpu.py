@@ -35,7 +35,8 @@ class Cores:
     def of(cls, threads: int | None = None, streams: int | None = None) -> "Cores":
         """threads: None for every physical core that this process has. Raises UserError for more than there are."""
         here = available_cores()
-        threads, streams = threads or physical_cores(), streams or 1
+        threads = whole_number("--threads", threads) or physical_cores()
+        streams = whole_number("--streams", streams) or 1
         for option, asked in (("--threads", threads), ("--streams", streams)):
             if asked > here:
                 raise UserError(f"{option} {asked}: this process has {here} cores (affinity and cgroup limits count).")
@@ -46,6 +47,13 @@ class Cores:
     def __str__(self) -> str:
         streams = f" in {self.streams} streams" if self.streams > 1 else ""
         return f"{self.threads} thread{'s' if self.threads > 1 else ''}{streams}"
+
+
+def whole_number(option: str, value: int | None) -> int | None:
+    """The value of an option that is None or at least 1. Raises UserError."""
+    if value is not None and (not isinstance(value, int | np.integer) or value < 1):
+        raise UserError(f"{option} {value!r}: expected a whole number, at least 1.")
+    return value
 
 
 class CpuModel(ABC):

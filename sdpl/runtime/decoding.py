@@ -12,9 +12,9 @@ MOST_WAITING = 256 << 20  # bytes of decoded images of one stream; a photo of 40
 
 
 class Decoding:
-    """The decoding of one stream's images: upright RGB, in their own size or a JPEG's smaller scale, as `preprocess`
-    decodes them. Pictures that are too large for the GPU, and those for which too many wait already, are resized here,
-    on the CPU: the same bits. Thread-safe."""
+    """The `sdpl.pipeline.Reading` of a backend that resizes, for one run: upright RGB, in their own size or a JPEG's
+    smaller scale, as `preprocess` decodes them. Pictures that are too large for the GPU, and those for which too many
+    wait already, are resized here, on the CPU: the same bits. Thread-safe."""
 
     def __init__(self, image_size: int, most_waiting: int = MOST_WAITING):
         self._side, self._left = image_size, most_waiting
@@ -28,7 +28,7 @@ class Decoding:
             return squash(picture, self._side)
         return np.asarray(picture)  # [H,W,3]
 
-    def used(self, images: list[np.ndarray]) -> list[np.ndarray]:
+    def collate(self, images: list[np.ndarray]) -> list[np.ndarray]:
         """The same images, which do not wait any more."""
         with self._lock:
             self._left += sum(image.nbytes for image in images if not self._is_small(image.nbytes))

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from sdpl.kernels.arrays import is_contiguous
-from sdpl.kernels.driver import require_on
+from sdpl.kernels.driver import require_here
 from sdpl.preprocess import squash
 from sdpl.runtime.device import Cuda, OutOfMemoryError
 from sdpl.runtime.gpu_resize import GpuResize
@@ -103,7 +103,7 @@ def _address(images: Any, device: Cuda) -> int:
     if not is_contiguous(shape, strides, 1):
         raise ValueError(f"expected contiguous images on the GPU, got strides {tuple(strides)} for shape {shape}")
     if 0 not in shape:  # an empty array has no address
-        require_on(device.device_id, address, "images")
+        require_here(address, "images")
     if interface.get("stream"):
         device.synchronize(interface["stream"])
     elif interface.get("version", 0) < 3:  # PyTorch's: it does not say which stream is still writing

@@ -12,12 +12,14 @@ import numpy as np
 from sdpl.bundle import Bundle
 from sdpl.errors import UserError
 from sdpl.kernels.gpu import named_device
-from sdpl.pipeline import Decoder, stream
+from sdpl.pipeline import Decoder, Pixels, Reading, stream
 from sdpl.preprocess import ImageSource, preprocess
 from sdpl.preprocess.inputs import ChannelOrder, ImageInput, as_source, is_one_image
 from sdpl.runtime.backends import Choice, Wanted, open_backend
+from sdpl.runtime.cpu import whole_number
 from sdpl.runtime.decoding import Decoding
 from sdpl.runtime.recognition import Recognition
+from sdpl.text import counted
 
 Source = TypeVar("Source")
 
@@ -45,7 +47,7 @@ class Recognizer:
         """device: the number of the GPU that the choice was made for, whether it takes one or not."""
         self.bundle, self.device = bundle, device
         self.target, self.backend, self.skipped = choice.target, choice.backend, choice.skipped
-        self.chosen = choice.reason
+        self.chosen, self._closed = choice.reason, False
 
     @classmethod
     def open(
@@ -78,7 +80,7 @@ class Recognizer:
         return cls(bundle, open_backend(bundle, wanted), wanted.device)
 
     def __repr__(self) -> str:
-        size = f"{len(self.categories)} categories, {self.image_size} px"
+        size = f"{counted(len(self.categories))}, {self.image_size} px"
         return f"Recognizer({str(self.bundle.path)!r}: {self}, {size})"
 
     def __str__(self) -> str:
@@ -106,16 +108,19 @@ class Recognizer:
         """float32 [B,C] in 0..1 from preprocessed images, uint8 [B,S,S,3]. An empty batch gives [0,C].
 
         On a GPU backend the images may also lie on that GPU: anything with `__cuda_array_interface__`, read without a
-        copy. Raises ValueError for another shape or type.
+        copy. A backend that resizes (`reading`) also takes a list of decoded pictures, uint8 [H,W,3] of any sizes.
+        Raises ValueError for another shape or type.
         """
-        self._check(images)
-        if images.shape[0] == 0:
+        if self._check(images) == 0:
             return np.zeros((0, len(self.categories)), dtype=np.float32)
         return self.backend.scores(images)
 
     def attention(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
         """Scores [B,C] and, for each category, where the model looked: float32 [B,C,h,w], adding up to 1."""
         self._check(images)
+        if images.shape[0] == 0:
+            empty = np.zeros((0, len(self.categories)), np.float32)
+            return empty, np.zeros((*empty.shape, *self.bundle.manifest.map_size), np.float32)
         return self._maps(images)
 
     @property
@@ -139,9 +144,8 @@ class Recognizer:
         An embedding is the mean of g over the locations at unit length (`sdpl.kernels.reference.mean_embedding`): the
         image as a point of the space in which the text features lie. Raises UserError as `embedding_size` does.
         """
-        self._check(images)
-        size = self.embedding_size
-        if images.shape[0] == 0:
+        count, size = self._check(images), self.embedding_size
+        if count == 0:
             return np.zeros((0, len(self.categories)), np.float32), np.zeros((0, size), np.float32)
         return self.backend.embeddings(images)
 
@@ -209,16 +213,22 @@ class Recognizer:
         """
         if with_attention and with_embedding:
             raise ValueError("expected with_attention or with_embedding, got both: a pass over the images gives one")
-        size = batch_size or self.backend.batch_sizes[-1]
+        if self._closed:
+            raise RuntimeError("this recognizer is closed")
+        size = whole_number("batch_size", batch_size) or self.backend.batch_sizes[-1]
         run = self._attended if with_attention else self._with_embeddings if with_embedding else self._scored
-        if not self.backend.resizes:
-            yield from stream(self.decoder, sources, self.preprocess, run, size)
-            return
-        decoding = Decoding(self.image_size)
-        yield from stream(self.decoder, sources, decoding.load, lambda images: run(decoding.used(images)), size, list)
+        reading = self.reading()
+        yield from stream(self.decoder, sources, reading.load, run, size, reading.collate)
+
+    def reading(self) -> Reading:
+        """How the images of one run are read for `scores`, `attention` and `embeddings`: to pixels of the model's size,
+        or, where the backend resizes, only decoded."""
+        return Decoding(self.image_size) if self.backend.resizes else Pixels(self.image_size)
 
     def recognition(self, scores: np.ndarray, threshold: float | None = None) -> Recognition:
-        """The recognition of one image's scores [C]."""
+        """The recognition of one image's scores [C]. Raises UserError for a threshold outside 0..1."""
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise UserError(f"threshold {threshold!r}: expected a number from 0 to 1.")
         thresholds = self.bundle.manifest.thresholds if threshold is None else [threshold] * len(self.categories)
         order = np.argsort(-scores, kind="stable")
         labels = tuple(self.categories[c] for c in order if scores[c] >= thresholds[c])
@@ -230,6 +240,7 @@ class Recognizer:
 
     def close(self) -> None:
         """Free the engine and the threads that decode."""
+        self._closed = True
         self.backend.close()
         if "decoder" in vars(self):
             self.decoder.close()
@@ -280,8 +291,16 @@ class Recognizer:
             maps = () if scored.attention is None else zip(self.categories, scored.attention, strict=True)
             yield replace(self.recognition(scored.scores, threshold), image=image, attention=dict(maps))
 
-    def _check(self, images: Any) -> None:
+    def _check(self, images: Any) -> int:
+        """How many images there are. Raises ValueError for what the backend does not take; it looks at lists itself."""
+        if isinstance(images, list) and self.backend.resizes:
+            return len(images)
+        if not hasattr(images, "shape"):
+            raise ValueError(
+                f"expected images uint8 [B,{self.image_size},{self.image_size},3], got {type(images).__name__}"
+            )
         side, shape = self.image_size, tuple(images.shape)
         dtype = np.dtype(getattr(images, "__cuda_array_interface__", {}).get("typestr") or images.dtype)
         if len(shape) != 4 or shape[1:] != (side, side, 3) or dtype != np.uint8:
             raise ValueError(f"expected images uint8 [B,{side},{side},3], got {dtype} {list(shape)}")
+        return int(shape[0])

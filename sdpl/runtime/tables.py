@@ -11,7 +11,7 @@ from rich.text import Text
 from sdpl.bundle import Bundle
 from sdpl.manifest import Target
 from sdpl.runtime.availability import in_order, target_obstacle
-from sdpl.text import escaped
+from sdpl.text import counted, escaped
 
 USUAL_HEADS = ("kernel", "in the graph")  # of targets in two stages, and of whole graphs
 
@@ -95,7 +95,7 @@ def target_table(bundle: Bundle, device: int = 0) -> Table:
     """A bundle's targets: how each was proved, and whether it runs on this machine."""
     manifest = bundle.manifest
     table = Table(
-        title=f"{escaped(str(bundle.path))}: {len(manifest.categories)} categories, made {escaped(manifest.created)}"
+        title=f"{escaped(str(bundle.path))}: {counted(len(manifest.categories))}, made {escaped(manifest.created)}"
     )
     for name in ("target", "proof", "largest difference", "size", "here"):
         table.add_column(name, overflow="fold", justify="right" if name in ("largest difference", "size") else "left")

@@ -141,6 +141,8 @@ class TwoStage:
 
         def call() -> None:
             with self._slots.take(first=True), self._device.current():
+                if slot.buckets.get(bucket.batch) is not bucket:  # its buffers and its graph are freed
+                    raise OutOfMemoryError(f"the GPU has no room for a batch of {bucket.batch} any more.")
                 enqueue() if graph is None else self._device.replay(graph, slot.stream)
                 self._device.synchronize(slot.stream)
 

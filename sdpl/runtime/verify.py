@@ -40,7 +40,8 @@ def verify(
     targets: only these. device: the number of the GPU, as for `Recognizer.open`. Returns, for each target, the
     comparison, or why it cannot run here; `say` is told each as it comes. Raises UserError, after all were tried, when
     one that should run here failed: its files are missing or changed (of targets for other machines too), it crashed,
-    or its scores are outside of its limits. Its record then stays as it was; those that passed are written.
+    or its scores are outside of its limits. Its record then stays as it was; those that passed are written. Also when
+    the bundle cannot be written.
     """
     named_device(device)  # before anything is tried
     bundle = Bundle.open(path)
@@ -49,8 +50,9 @@ def verify(
         if name not in known:
             raise UserError(f"{path}: has no target {name!r}; {nearest(name, known)}")
     results: dict[str, Result] = {}
+    unkept: list[UserError] = []  # why times could not be written
     for name in dict.fromkeys(targets or known):
-        results[name] = _verify(bundle, name, device)
+        results[name] = _verify(bundle, name, device, unkept)
         say(name, results[name])
     passed = {name: r for name, r in results.items() if isinstance(r, Verification)}
     if passed:
@@ -58,6 +60,8 @@ def verify(
     failed = [f"{name} {r.reason}" for name, r in results.items() if isinstance(r, Failed)]
     if failed:
         raise UserError(f"{path}: {'; '.join(failed)}")
+    if unkept:
+        raise unkept[0]
     return results
 
 
@@ -105,7 +109,7 @@ def machine(device: int = 0) -> dict[str, str]:
     return {"gpu": gpu.name, "driver": gpu.driver} if gpu else {}
 
 
-def _verify(bundle: Bundle, name: str, device: int | None) -> Result:
+def _verify(bundle: Bundle, name: str, device: int | None, unkept: list[UserError]) -> Result:
     """The comparison; what is wrong; or why the target cannot run here."""
     try:
         for file in sorted(set(bundle.manifest.targets[name].files.values())):
@@ -117,7 +121,10 @@ def _verify(bundle: Bundle, name: str, device: int | None) -> Result:
             result = compared(recognizer)
             wrong = _wrong(result)
             if wrong is None:
-                measure_target(recognizer)
+                try:
+                    measure_target(recognizer)
+                except UserError as error:  # a bundle that cannot be written is no worse for that
+                    unkept.append(error)
                 return result
     except UserError as error:
         return Failed(f"failed: {error}")

@@ -5,6 +5,7 @@ import posixpath
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -133,9 +134,24 @@ def _listed_inputs(
         for location in expand([text], recursive, suffixes):
             size = None if is_url(location) else _size(location)
             if size is None and location == text and must_exist:
-                raise UserError(f"{text}: no such file or folder; nothing was begun.")
+                raise UserError(f"{text}: {_why_not_there(text)}; nothing was begun.")
             if location == text or not is_own(location):
-                yield location, size
+                yield _plain(location), size
+
+
+def _why_not_there(path: str) -> str:
+    try:
+        os.stat(path)
+    except PermissionError:
+        return "permission denied"
+    except OSError:
+        pass
+    return "no such file or folder"
+
+
+def _plain(location: str) -> str:
+    """A path without "./" and doubled slashes, so that a file that is named in two ways is one input."""
+    return str(Path(location)) if not is_url(location) and ("./" in location or "//" in location) else location
 
 
 def _require_any(table: pa.Table) -> None:

@@ -20,6 +20,11 @@ MAX_BYTES = 256 << 20  # of one encoded image; larger ones are not read into mem
 IMAGE_COLUMNS = ("image", "image_bytes", "bytes", "jpg", "jpeg", "png", "content", "data")
 PATH_COLUMNS = ("path", "image_path", "file_name", "filename", "url", "location")
 KEY_COLUMNS = ("key", "__key__", "id", "image_id")
+IMAGE_TYPES = (
+    pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
+    pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view,
+    pa.types.is_struct,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -167,9 +172,8 @@ def _image_column(schema: pa.Schema, asked: str | None, location: str) -> str:
             f"{location}: has no column for {wanted}; it has {listed(schema.names, 12)}. Name one: --image-column"
         )
     kind = schema.field(found).type
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    data = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind)
-    if not text and not data:
+    values = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not any(fits(values) for fits in IMAGE_TYPES):
         raise UserError(f"{location}: column {found!r} holds {kind}, expected images (binary) or paths (string).")
     return found
 

@@ -81,12 +81,14 @@ def list_url(url: str, recursive: bool, suffixes: tuple[str, ...]) -> Iterator[t
             entries = {path: fs.info(path)}
         else:
             entries = fs.find(path, maxdepth=None if recursive else 1, detail=True)
-    names = sorted(name for name in entries if name.lower().endswith(suffixes))
-    if not names:
+    found = sorted((name, entry.get("size")) for name, entry in entries.items() if name.lower().endswith(suffixes))
+    del entries
+    fs.invalidate_cache()  # it would keep all that it knows of every object for as long as the job runs
+    if not found:
         hint = "" if recursive else "; --recursive looks deeper"
         raise UserError(f"{url}: nothing to score under it ({', '.join(suffixes)}){hint}.")
-    for name in names:
-        yield fs.unstrip_protocol(name), entries[name].get("size")
+    for name, size in found:
+        yield fs.unstrip_protocol(name), size
 
 
 class Store(Protocol):
@@ -121,12 +123,15 @@ class LocalStore:
         self._folder = Path(location)
 
     def names(self) -> set[str]:
-        with suppress(FileNotFoundError):
+        try:
             return {entry.name for entry in os.scandir(self._folder)}
-        return set()
+        except FileNotFoundError:
+            return set()
+        except OSError as error:
+            raise UserError(f"{self._folder}: cannot be listed ({error.strerror}); choose another --out.") from None
 
     def has(self, name: str) -> bool:
-        return (self._folder / name).exists()
+        return os.path.exists(self._folder / name)
 
     def open(self, name: str) -> IO[bytes]:
         return open(self._folder / name, "rb")

@@ -5,13 +5,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import repeat
+from typing import Any
 
 import numpy as np
 
 from sdpl.errors import UserError
-from sdpl.pipeline import Decoder, batched, read_ahead, run_groups
-from sdpl.preprocess import preprocess
+from sdpl.pipeline import Decoder, Reading, batched, read_ahead, run_groups
 from sdpl.runtime import Recognizer
 from sdpl.scale.devices import Recognizers
 from sdpl.scale.isolated import Isolated
@@ -127,7 +128,8 @@ class Worker:
         Raises UserError when the output cannot be written.
         """
         groups, ahead = read_ahead(self._groups(shards), AHEAD), self._recognizers.ahead
-        scored = run_groups(self._decoder, groups, self._load, self._run, ahead=ahead)
+        reading = self._recognizer.reading()  # of this call: what it decodes and does not score goes with it
+        scored = run_groups(self._decoder, groups, partial(self._load, reading), self._run, reading.collate, ahead)
         writer: ShardWriter | None = None
         failure: UserError | None = None
         begin, cpu = time.perf_counter(), sum(os.times()[:2])
@@ -151,6 +153,7 @@ class Worker:
                 begin, cpu = now, cpu_now
         finally:
             scored.close()
+            groups.close()
             if writer is not None:
                 writer.abandon()
             if self._isolated is not None:
@@ -181,14 +184,14 @@ class Worker:
                 failure = error
             yield [_End(shard, failure)]
 
-    def _load(self, entry: Entry | _End) -> np.ndarray:
+    def _load(self, reading: Reading, entry: Entry | _End) -> np.ndarray:
         begin, thread = time.thread_time(), threading.get_ident()
         try:
             image = entry.fetched()
             if self._isolated is not None and isinstance(entry, Entry):
                 return self._isolated.load(image, entry.source, self._recognizer.image_size)
             self._since[thread] = time.monotonic()
-            return preprocess(image, self._recognizer.image_size)
+            return reading.load(image)
         finally:
             self._since.pop(thread, None)
             with self._lock:
@@ -202,7 +205,7 @@ class Worker:
             if any(since < before for since in tuple(self._since.values())):
                 os._exit(HUNG)
 
-    def _run(self, images: np.ndarray) -> Iterable[Row]:
+    def _run(self, images: Any) -> Iterable[Row]:
         def call(recognizer: Recognizer) -> Iterable[Row]:
             if self._embedding_size is None:
                 return zip(recognizer.scores(images), repeat(None))

@@ -1,6 +1,7 @@
 """The processes of one run: this one alone, or those that `torchrun` started."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,6 +106,8 @@ def choose_device(name: str) -> torch.device:
     """ "auto" is the GPU (with torchrun: this process's own) or the CPU. Raises UserError for one that is not here."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d{1,3})?", name):
+        raise UserError(f"train.device = {name!r}: expected auto, cpu, cuda, or one GPU such as cuda:1.")
     try:
         device = torch.device(name)
         if device.type == "cuda" and world_size() > 1:

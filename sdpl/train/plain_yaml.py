@@ -26,8 +26,10 @@ def read_plain_yaml(path: Path) -> Any:
             text = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise UserError(f"{path}: no such configuration file.") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; name the configuration file in it.") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error}).") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
     if len(text) > MAX_BYTES:
         raise UserError(f"{path}: has more than {MAX_BYTES >> 20} MB, which no configuration has.")
     try:

@@ -6,6 +6,7 @@ import torch
 
 from sdpl.data.images import LabelledImages
 from sdpl.errors import listed
+from sdpl.text import counted
 from sdpl.train.config import Config
 from sdpl.train.model import PartialLabelModel
 
@@ -21,7 +22,7 @@ def summary(
     """The lines, one fact a line. train: with the labels that `data.known_proportion` left."""
     known, positive = int((train.labels != 0).sum()), int((train.labels > 0).sum())
     yield (
-        f"data: {len(train):,} training and {len(val):,} validation images, {len(train.categories):,} categories; "
+        f"data: {len(train):,} training and {len(val):,} validation images, {counted(len(train.categories))}; "
         f"training labels: {known:,} known ({known / train.labels.size:.1%}), {positive:,} of them positive "
         f"({positive / len(train):.1f} an image)"
     )
@@ -45,7 +46,7 @@ def label_warnings(train: LabelledImages) -> Iterator[str]:
         counts = (sign * train.labels > 0).sum(axis=0)  # [C]
         lost = [name for name, count in zip(train.categories, counts, strict=True) if not count]
         if lost:
-            missing = f"no known {word} training label for {len(lost)} categories ({listed(lost)})"
+            missing = f"no known {word} training label for {counted(len(lost))} ({listed(lost)})"
             yield f"warning: {missing}: they cannot be learned"
 
 

@@ -195,3 +195,39 @@ def test_the_definition_of_a_backbone_is_bounded(tmp_path):
     path.write_text("[" * 100_000)
     with pytest.raises(UserError, match="is not an open_clip model config"):
         clip_config(config)
+
+
+def test_a_pickle_that_announces_more_than_it_holds_is_refused_before_native_code_reads_it(tmp_path):
+    path = tmp_path / "x.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/constants.pkl", b"\x80\x02X" + struct.pack("<I", 1 << 31) + b"a.")  # a text of 2 GB
+    with pytest.raises(UserError, match=r"cannot be loaded as weights .expected 2147483648 bytes"):
+        read_weights(path)
+
+
+def test_a_damaged_state_dict_of_any_kind_is_one_line(tmp_path):
+    torch.save({"a": torch.zeros(3)}, tmp_path / "whole.pt")
+    with zipfile.ZipFile(tmp_path / "whole.pt") as archive:
+        entries = {info.filename: archive.read(info) for info in archive.infolist()}
+    for pickle in (b"\x80\x020.", b"\x80\x02h\x00.", b"\x80\x02R."):  # nothing to pop, to recall, to call
+        with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+            for name, content in entries.items():
+                archive.writestr(name, pickle if name.endswith(".pkl") else content)
+        with pytest.raises(UserError, match="cannot be loaded as weights"):
+            read_weights(tmp_path / "x.pt")
+
+
+def test_names_of_word_vectors_that_are_no_characters_are_refused(tmp_path):
+    names = np.array([0x110000, 0xFFFFFFFF], "<u4").view("<U1")
+    np.savez(tmp_path / "x.npz", names=names, vectors=np.zeros((2, 3), np.float32))
+    with pytest.raises(UserError, match="the names hold numbers that are no characters"):
+        word_vectors.word_vectors(str(tmp_path / "x.npz"), ["cat"])
+
+
+def test_a_header_that_is_no_python_literal_is_refused(tmp_path):
+    whole = npy_of((2, 300))
+    (tmp_path / "x.txt").write_text("cat\ndog\n")
+    for piece in (b"{(", b"(" * 118, b"'" * 3):
+        (tmp_path / "x.npy").write_bytes(whole[:10] + piece + whole[10 + len(piece) :])
+        with pytest.raises(UserError, match="cannot be read"):
+            word_vectors.word_vectors(str(tmp_path / "x.npy"), ["cat"])

@@ -4,7 +4,7 @@ import shutil
 import time
 
 import pytest
-from campaign_parts import images, inputs
+from campaign_parts import images, inputs, stored
 from campaign_parts.material import Material, write_tables
 from campaign_parts.running import Totals, run_cases
 
@@ -44,3 +44,7 @@ def test_damaged_images():
 
 def test_damaged_inputs(made):
     attack(2, lambda: inputs.Shared(made), inputs.case, 300)
+
+
+def test_damaged_parquet_word_vectors_and_weights():
+    attack(12, stored.Stored, stored.case, 400)

@@ -14,7 +14,7 @@ import pytest
 
 from sdpl.cli import unforeseen
 from sdpl.errors import UserError
-from sdpl.text import escaped, name_problem, path_problem, printable, shortened
+from sdpl.text import counted, divided, escaped, joined, name_problem, path_problem, printable, shortened
 
 
 def test_an_unforeseen_error_is_one_line_and_a_report(sdpl, monkeypatch, tmp_path, bundle, scenes):
@@ -126,7 +126,19 @@ def test_names_that_are_not_utf8_are_escaped_alike_everywhere(sdpl, bundle, scen
 
 
 def test_a_path_that_cannot_be_is_refused_by_every_option(sdpl):
-    assert "is not a bundle" in sdpl("info", "").stderr
+    assert "'' is empty" in sdpl("info", "").stderr
+    assert "'' is empty" in sdpl("predict", "b", "a.jpg", "--save", "").stderr
+    assert "--out '' is empty" in sdpl("score", "b", "a.jpg", "--out", "").stderr
     result = sdpl("info", "a" * 300)
     assert result.exit_code == 2
     assert "is longer than a path can be" in result.stderr
+
+
+@pytest.mark.parametrize("names", [["cat", "fire hydrant"], ["a|b", "c"], ["a\\", "b"], ["a\\|b", "c\\\\"], []])
+def test_names_in_one_cell_come_back(names):
+    assert divided(joined(names)) == names
+
+
+def test_a_cell_of_names_as_people_write_it():
+    assert divided(r" cat | |C:\dogs|") == ["cat", r"C:\dogs"]
+    assert (counted(1), counted(1200), counted(0, "image", "images")) == ("1 category", "1,200 categories", "0 images")

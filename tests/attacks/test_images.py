@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import bomb_cost
+import PIL
 import pytest
 from bombs import LARGEST, READ, REFUSED, animated_webp, chunk, png
 
@@ -87,3 +88,33 @@ def test_more_pixels_can_be_allowed(allowed):
     load_image(small)
     with pytest.raises(UserError, match="--max-pixels 178956971: expected a number up to 178956970"):
         allow_pixels(178_956_971)
+
+
+DAMAGED_TIFFS = """
+import io, os, sys
+import numpy as np
+from PIL import Image
+from sdpl.errors import UserError
+from sdpl.preprocess import load_image
+random, buffer, refused = np.random.RandomState(1), io.BytesIO(), 0
+Image.fromarray(random.randint(0, 255, (64, 64, 3)).astype("uint8")).save(buffer, "TIFF", compression="tiff_lzw")
+for _ in range(60):
+    data = bytearray(buffer.getvalue())
+    for _ in range(6):
+        data[random.randint(len(data))] = random.randint(256)
+    try:
+        load_image(bytes(data))
+    except UserError:
+        refused += 1
+print(refused)
+"""
+
+
+LIBRARIES = Path(PIL.__file__).parents[1] / "pillow.libs"
+
+
+@pytest.mark.skipif(not list(LIBRARIES.glob("libtiff*")), reason="Pillow uses the system's libtiff")
+def test_libtiff_writes_no_lines_of_its_own():
+    run = subprocess.run([sys.executable, "-c", DAMAGED_TIFFS], capture_output=True, text=True, check=True)
+    assert int(run.stdout) > 10
+    assert run.stderr == ""

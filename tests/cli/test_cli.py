@@ -1,11 +1,13 @@
 """The commands as a user meets them."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from sdpl.bundle import Bundle
 from sdpl.install import install_line
 
 COMMANDS = ("train", "sweep", "export", "eval", "predict", "score", "bench", "serve", "verify", "info", "demo", "data")
@@ -128,3 +130,51 @@ def test_a_failing_script_prints_one_line_and_no_traceback(tmp_path):
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("export {run}", "is a folder, neither a checkpoint nor a bundle; name the checkpoint in it, "),
+        ("export {tmp}", "is a folder, neither a checkpoint nor a bundle; sdpl-train writes model.ckpt."),
+        ("export x.ckpt --max-mAP-drop 1", "--max-mAP-drop is about labelled data: name it with --eval."),
+        ("export x.ckpt --eval-images {tmp}", "--eval-images is about labelled data: name it with --eval."),
+        (
+            "export {run}/model.ckpt --target cpu:fp32 --terms 8",
+            "--terms 8 is for the separable head: add --head separ",
+        ),
+        ("train {tmp} --out {tmp}/run", "is a folder; name the configuration file in it."),
+        ("train x.yaml --out {tmp}/run --report {tmp}", "is a folder; name a file in it, such as "),
+        ("eval x y --report {tmp}", "is a folder; name a file in it, such as "),
+        ("eval x y --json {tmp}", "is a folder; name a file in it, such as "),
+        ("predict x y --out {tmp}", "is a folder; name a file in it, such as "),
+        ("data mask x --proportion 0.5 --out {tmp}", "is a folder; name a file in it, such as "),
+        ("bench x --json {tmp}", "is a folder; name a file in it, such as "),
+    ],
+)
+def test_what_cannot_be_meant_is_said_before_any_work(fails, run_folder, tmp_path, words, message):
+    assert message in fails(*words.format(run=run_folder, tmp=tmp_path).split())
+
+
+def test_what_an_export_takes_from_a_bundle_is_said_as_what_will_be(sdpl, checkpoint, bundle, tmp_path):
+    out = shutil.copytree(bundle, tmp_path / "m.sdpl")
+    result = sdpl("export", checkpoint, "--out", out, "--target", "cpu:int8", "--calibrate", tmp_path / "gone.jpg")
+    assert result.exit_code == 2
+    assert f"when all is proven, {out} has no cpu:fp32; --keep exports them too" in result.stderr
+    assert Bundle.open(out).manifest.targets.keys() == {"cpu:fp32"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.backbone=RN51", "model.backbone = 'RN51' is no open_clip model; did you mean 'RN50'?"),
+        ("model.weights={text}", "cannot be loaded as weights (it is no file of tensors)."),
+        ("train.device=tpu", "train.device = 'tpu': expected auto, cpu, cuda, or one GPU such as cuda:1."),
+        ("train.device=meta", "train.device = 'meta': expected auto, cpu, cuda, or one GPU such as cuda:1."),
+    ],
+)
+def test_what_training_cannot_take_is_named(fails, config, tmp_path, setting, message):
+    path = config(model={"backbone_config": None, "backbone": "RN50", "weights": "openai"})
+    (tmp_path / "text.pt").write_text("image,dog\na.jpg,1\n")
+    words = ("train", path, "--out", tmp_path / "run", "--set", setting.format(text=tmp_path / "text.pt"))
+    assert message in fails(*words)

@@ -100,3 +100,24 @@ def test_every_command_is_a_console_script():
         assert isinstance(command, click.Command)
         assert command.name == name.removeprefix("sdpl-")
     assert entry.STATUS_INTERRUPTED == 130
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a shell's redirections and /dev/full")
+@pytest.mark.parametrize(
+    ("redirection", "status", "error"),
+    [
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+        ("<&- >&- 2>&-", 0, ""),
+        (
+            ">/dev/full",
+            2,
+            "error: the output cannot be written (No space left on device): free space or choose another place.\n",
+        ),
+    ],
+)
+def test_streams_that_are_closed_or_full(tmp_path, redirection, status, error):
+    command = f"{sys.executable} -m sdpl info {redirection}"
+    run = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stderr) == (status, error)
+    assert list(tmp_path.iterdir()) == []

@@ -9,8 +9,10 @@ import yaml
 from rich.console import Console
 
 import sdpl.demo.run as demo
+from sdpl.bundle import Bundle
 from sdpl.demo import tiny_clip
 from sdpl.demo.scenes import CATEGORIES, SCENE_SIDE, compose, digit_instances
+from sdpl.files import _umask
 from sdpl.train.config import check_config
 from sdpl.train.model import new_model
 
@@ -50,6 +52,18 @@ def test_cells_inside_a_box():
     np.testing.assert_array_equal(inside, np.tile([1, 1, 1, 0, 0, 0], (6, 1)))
 
 
+def test_a_difference_beyond_the_proof_is_explained(bundle):
+    proof = Bundle.open(bundle).manifest.targets["cpu:fp32"].proof()
+    assert demo.beyond_proof({"cpu:fp32": proof}, {"cpu:fp32": proof.tolerance}) == []
+    (line,) = demo.beyond_proof({"cpu:fp32": proof}, {"cpu:fp32": 2 * proof.tolerance})
+    assert line.startswith("cpu:fp32: its proof holds for the 6 held-out images of the checkpoint; on more images")
+
+
+def test_the_shipped_weights_can_be_read_by_others(tmp_path):
+    path = tiny_clip.unpack_weights(tmp_path / "tiny_clip.safetensors")
+    assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
 @pytest.mark.slow
 def test_the_whole_demo_on_a_few_scenes(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(demo, "TRAIN_SCENES", 24)
@@ -59,6 +73,7 @@ def test_the_whole_demo_on_a_few_scenes(tmp_path, monkeypatch, capfd):
     rows = {row[0]: row[1:] for row in json.loads((out / "summary.json").read_text())["rows"]}
     assert rows["mAP (%)"][0] == rows["mAP (%)"][1]
     assert float(rows["largest score difference"][1]) <= 1e-4 < float(rows["largest score difference"][2])
+    assert [rows["limit of the proof"][i] for i in (1, 2)] == ["1.0e-04", "1.5e-01"]
     assert len(list((out / "attention").glob("*.png"))) == demo.PICTURES
     assert all((out / name).stat().st_size > 1000 for name in ("ap.png", "bench.png", "report.html"))
     printed = capfd.readouterr()

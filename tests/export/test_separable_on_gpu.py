@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import onnx
@@ -62,6 +63,22 @@ def test_float16_is_part_of_the_error_that_is_measured():
 def test_the_kind_of_head_and_its_error_are_told(separable, sdpl):
     state = json.loads(sdpl("info", separable.path, "--json").stdout)["targets"][NAME]
     assert re.fullmatch(r"separable, \d+ terms, 0\.\d\d% of attention moved", state["head"])
+
+
+def test_the_bundle_is_enough_for_another_gpu_s_engine(separable, sdpl, fails, tmp_path):
+    path = shutil.copytree(separable.path, tmp_path / "m.sdpl")
+    assert "a precision whose graph it has (model.fp16.onnx); export" in fails(
+        "export", path, "--target", "rtx:sm89:fp32"
+    )
+    result = sdpl("export", path, "--target", "rtx:sm89:fp16")
+    assert result.exit_code == 0, result.output
+    bundle = Bundle.open(path)
+    before, added = bundle.manifest.targets[NAME], bundle.manifest.targets["rtx:sm89:fp16"]
+    assert set(added.files) == {"model", "engine", "resize.sm89"}
+    assert added.files["model"] == before.files["model"]
+    assert added.compute_capability == "89"
+    assert added.notes == before.notes
+    assert added.proof().max_score_difference == before.proof().max_score_difference
 
 
 @pytest.mark.parametrize("target", ["rtx:sm86:bf16", "rtx:sm86:int8", "cuda:fp16"])

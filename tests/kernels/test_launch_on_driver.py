@@ -222,6 +222,20 @@ def test_arrays_that_a_gpu_could_not_read_are_named_and_nothing_is_launched(oper
     kernels.close()
 
 
+def test_memory_of_another_context_is_named(operands):
+    """On the same GPU: CUDA knows the address, but a kernel of the primary context may not read there."""
+    mine, kernels = operands(SHAPES[0], "float32"), Kernels("float32")
+    with mine.device.current():
+        driver.call("cuCtxCreate", None, 0, 0)
+        pointer = int(driver.call("cuMemAlloc", 4 * 20 * 64))
+    elsewhere = DeviceArray(pointer, mine.arrays[1].shape, "float32")
+    with pytest.raises(ValueError, match="v: expected memory of device 0's primary context, got another context's"):
+        kernels.forward(**shared(mine, v=Shared(elsewhere)))
+    with mine.device.current():
+        mine.device.free(pointer)
+    kernels.close()
+
+
 def test_rows_at_odd_addresses_are_read_value_by_value(operands):
     mine, kernels = operands(SHAPES[0], "float16"), Kernels("float16")
     u = mine.arrays[0]

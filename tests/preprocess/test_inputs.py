@@ -55,6 +55,9 @@ def test_many_images_are_not_one():
     [
         (PIXELS / 255, r"must be uint8 0..255, got float64 \[20, 30, 3\]: convert it, \(255 \* x\).round"),
         (PIXELS.astype(np.int64), r"must be uint8 0..255, got int64 \[20, 30, 3\]: convert it, x.astype"),
+        (PIXELS > 127, r"got bool \[20, 30, 3\]: convert it, 255 \* x.astype"),
+        (np.array([["a.jpg"]]), r"got <U5 \[1, 1\]: convert it, as a list of images, list\(x\)"),
+        (PIXELS.ravel(), r"got 1,800 bytes: for an encoded file, x.tobytes\(\)"),
         (PIXELS.transpose(2, 0, 1), r"must be \[H,W,3\], got uint8 \[3, 20, 30\]: x.transpose\(1, 2, 0\)"),
         (np.dstack([PIXELS, PIXELS[:, :, 0]]), r"got uint8 \[20, 30, 4\]: leave the alpha channel out, x\[:, :, :3\]"),
         (PIXELS[:, :, :2], r"must be RGB \[H,W,3\] or grey \[H,W\], got uint8 \[20, 30, 2\]"),

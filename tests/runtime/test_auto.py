@@ -32,6 +32,11 @@ def first(bundle, **wanted):
     return names[0], reason
 
 
+def test_one_of_many_that_is_left_is_not_called_the_only_one(cpu_bundle, bundle):
+    assert first(bundle) == ("cpu:fp32", "the only one")
+    assert first(cpu_bundle, name="openvino:int8") == ("openvino:int8", "the only one allowed that runs here")
+
+
 def test_the_fastest_in_float32_is_taken(timed):
     bundle = timed(cpu_fp32=5, openvino_fp32=7, openvino_bf16=1, openvino_int8=1, cpu_int8=1)
     assert first(bundle) == ("cpu:fp32", "measured on this machine")

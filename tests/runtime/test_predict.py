@@ -1,5 +1,6 @@
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from sdpl.cli import main
+from sdpl.runtime.predict import picture_names
 
 
 def test_lines(sdpl, bundle, scenes):
@@ -62,8 +64,39 @@ def test_attention_pictures(sdpl, bundle, scenes, tmp_path):
 
 def test_images_of_one_name_get_pictures_of_their_own(sdpl, bundle, scenes, tmp_path):
     same = [scenes / split / "000000.jpg" for split in ("train", "test")]
-    sdpl("predict", bundle, *same, "--attention", tmp_path / "maps")
-    assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == ["0000-000000.png", "0001-000000.png"]
+    sdpl("predict", bundle, *same, *same, "--attention", tmp_path / "maps")
+    names = sorted(p.name for p in (tmp_path / "maps").iterdir())
+    assert names == ["test-000000.jpg.png", "train-000000.jpg.png"]
+
+
+def test_names_of_pictures_are_each_an_image_s_own_in_any_order():
+    paths = [Path(name) for name in ("a/x.jpg", "a/X.JPG", "b/x.jpg", "c/b/x.jpg", "b-x.jpg", "y.jpg", "b-y.png")]
+    names = picture_names(paths)
+    assert len({name.casefold() for name in names}) == len(paths)
+    assert names[5:] == ["y.png", "b-y.png"]
+    assert picture_names(paths[::-1]) == names[::-1]
+    long = picture_names([Path("é" * 126 + ".png"), Path("z" * 255)])
+    assert all(len(name.encode()) <= 255 for name in long)
+
+
+def test_a_picture_replaces_neither_another_nor_an_image(fails, bundle, scenes, tmp_path):
+    with Image.open(scenes / "test" / "000000.jpg") as photo:
+        photo.save(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    for option in ("--save", "--attention"):
+        message = fails("predict", bundle, tmp_path / "a.png", option, tmp_path)
+        assert f"a picture would replace the image {tmp_path / 'a.png'}; name another folder" in message
+    assert (tmp_path / "a.png").read_bytes() == before
+    both = ["--save", tmp_path / "d", "--attention", f"{tmp_path}/./d"]
+    assert "name two folders" in fails("predict", bundle, tmp_path / "a.png", *both)
+
+
+def test_options_that_exclude_each_other(fails, sdpl, bundle, scenes, tmp_path):
+    photo = scenes / "test" / "000000.jpg"
+    assert "leave one of the two out" in fails("predict", bundle, photo, "--json", "--out", tmp_path / "a.csv")
+    for option in (["--json"], ["--out", tmp_path / "a.csv"]):
+        assert "--top is for printed lines and pictures" in fails("predict", bundle, photo, "--top", 2, *option)
+    assert sdpl("predict", bundle, photo, "--top", 2, "--json", "--save", tmp_path / "d").exit_code == 0
 
 
 def test_what_a_user_gets_wrong(fails, bundle, scenes, tmp_path):

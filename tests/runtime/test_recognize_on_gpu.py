@@ -1,10 +1,12 @@
 """Photos to scores on the driver of host memory: decoded on the CPU, resized on the GPU, to the bits of the CPU's."""
 
 import io
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from host_driver import get, put
 from host_encoder import HostEncoder
@@ -15,6 +17,7 @@ from sdpl.errors import UserError
 from sdpl.runtime import backends, decoding, engines, gpu_resize
 from sdpl.runtime.backends import Choice, Cores
 from sdpl.runtime.recognizer import Recognizer
+from sdpl.runtime.two_stage import TwoStage
 
 pytestmark = [pytest.mark.slow, pytest.mark.host_driver]
 
@@ -24,13 +27,13 @@ HELD = ("used", "pinned", "streams", "graphs", "modules")
 SIZES = [(64, 64), (640, 480), (9, 300), (80, 50), (8, 8), (200, 333), (64, 128)]  # widths, heights
 
 
+def host_engine(bundle, name, target, device):
+    return HostEncoder(bundle.file(target.files["encoder"]))
+
+
 @pytest.fixture
 def open_bundle(monkeypatch, gpu_bundle):
     """open_bundle(path) -> a recognizer as `Recognizer.open` makes it, but for the engine. Nothing of it stays."""
-
-    def host_engine(bundle, name, target, device):
-        return HostEncoder(bundle.file(target.files["encoder"]))
-
     monkeypatch.setitem(engines.ENCODERS, "tensorrt-rtx", host_engine)
     before, opened = {name: get(name) for name in HELD}, []
 
@@ -150,7 +153,7 @@ def test_large_pictures_and_too_many_waiting_ones_are_resized_on_the_cpu(open_bu
     few = decoding.Decoding(64, most_waiting=3 * 333 * 200 + 10)
     first, second = few.load(photos[5]), few.load(photos[5])
     assert (first.shape, second.shape) == ((333, 200, 3), (64, 64, 3))
-    few.used([first, second])
+    few.collate([first, second])
     assert few.load(photos[5]).shape == (333, 200, 3)
 
 
@@ -214,3 +217,72 @@ def test_callers_at_once_get_their_own_scores(open_bundle, photos):
     with ThreadPoolExecutor(4) as pool:
         for shift, found in zip((0, 3, 6, 9), pool.map(work, (0, 3, 6, 9)), strict=True):
             np.testing.assert_allclose(found, np.roll(expected, -shift, axis=0), atol=1e-6)
+
+
+@pytest.fixture
+def commands(monkeypatch, gpu_bundle, sdpl):
+    """commands(words...) -> (result, result), of a command on the GPU's target: with its resize, and without."""
+    monkeypatch.setitem(engines.ENCODERS, "tensorrt-rtx", host_engine)
+    monkeypatch.setattr(backends, "target_obstacle", lambda bundle, name, device: None)
+    opened, open_one = [], backends._open
+    monkeypatch.setattr(backends, "_open", lambda *words: opened.append(open_one(*words)) or opened[-1])
+
+    def both(read, command, *words):
+        found, launches = [], []
+        for resizes in (True, False):
+            monkeypatch.setattr(TwoStage, "resizes", property(lambda backend, answer=resizes: answer))
+            before = get("cuLaunchKernel")
+            result = sdpl(command, gpu_bundle, *(word(resizes) if callable(word) else word for word in words))
+            assert result.exit_code == 0, result.output
+            launches.append(get("cuLaunchKernel") - before)
+            found.append(read(resizes))
+        assert launches[0] >= launches[1] + 2, "nothing was resized on the GPU"
+        return found
+
+    yield both
+    for backend in opened:  # commands leave that to the end of their process
+        backend.close()
+
+
+def test_eval_resizes_on_the_gpu_to_the_same_metrics(commands, scenes, tmp_path):
+    json_path = tmp_path / "metrics.json"
+    labels = scenes / "annotations" / "instances_test.json"
+    with_gpu, without = commands(
+        lambda resizes: json.loads(json_path.read_text()),
+        *("eval", labels, "--images", scenes / "test", "--backend", TARGET, "--json", json_path),
+    )
+    assert with_gpu == without
+    assert with_gpu["images"] == 8
+
+
+def test_score_resizes_on_the_gpu_to_the_same_rows(commands, photos, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, photo in enumerate([b"no image", *(photo for photo in photos if isinstance(photo, bytes))]):
+        (folder / f"{i:02}.png").write_bytes(photo)
+
+    def rows(resizes):
+        return pq.read_table(tmp_path / str(resizes) / "shard-000000.parquet").to_pylist()
+
+    out = ("--out", lambda resizes: tmp_path / str(resizes))
+    for more in ((), ("--embeddings",)):
+        with_gpu, without = commands(rows, "score", folder, *out, "--batch", "4", "--backend", TARGET, *more)
+        assert with_gpu == without
+        assert len(with_gpu) == 12
+        assert sum(bool(row["error"]) for row in with_gpu) == 1
+        shutil.rmtree(tmp_path / "True")
+        shutil.rmtree(tmp_path / "False")
+
+
+def test_a_worker_that_is_stopped_early_forgets_what_it_asked_for(open_bundle, photos):
+    """Else a worker of many shards would decode less and less for the GPU."""
+    recognizer = open_bundle()
+    first = recognizer.reading()
+    assert first.load(photos[5]).shape == (333, 200, 3)
+    assert recognizer.reading()._left == decoding.MOST_WAITING
+    assert first._left < decoding.MOST_WAITING
+
+
+def test_lists_are_named_where_nothing_resizes(gpu_bundle):
+    with Recognizer.open(gpu_bundle, "cpu:fp32") as recognizer, pytest.raises(ValueError, match="got list"):
+        recognizer.scores([np.zeros((8, 8, 3), np.uint8)])

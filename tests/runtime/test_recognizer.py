@@ -76,8 +76,44 @@ def test_attention_adds_up_to_one_on_the_map(recognizer, photos):
 
 
 def test_empty_batch(recognizer):
-    assert recognizer.scores(np.zeros((0, 64, 64, 3), np.uint8)).shape == (0, 10)
+    none = np.zeros((0, 64, 64, 3), np.uint8)
+    assert recognizer.scores(none).shape == (0, 10)
+    assert [part.shape for part in recognizer.attention(none)] == [(0, 10), (0, 10, 2, 2)]
     assert recognizer.recognize([]) == []
+
+
+def test_arrays_and_columns_of_paths_are_many_images(recognizer, photos):
+    expected = recognizer.recognize(photos)
+    assert recognizer.recognize(np.array([str(photo) for photo in photos])) == expected
+    assert recognizer.recognize(np.array(photos, dtype=object)) == expected
+
+
+def test_numbers_that_cannot_be(recognizer, bundle, photos):
+    for wrong in (0, -1, 1.5, "2"):
+        with pytest.raises(UserError, match=f"batch_size {wrong!r}: expected a whole number, at least 1"):
+            recognizer.recognize(photos, batch_size=wrong)
+        for option in ("threads", "streams"):
+            with pytest.raises(UserError, match=f"--{option} {wrong!r}: expected a whole number, at least 1"):
+                Recognizer.open(bundle, **{option: wrong})
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(UserError, match="expected a number from 0 to 1"):
+            recognizer.recognize(photos, threshold=wrong)
+
+
+def test_a_closed_recognizer_says_so(bundle, photos):
+    recognizer = Recognizer.open(bundle)
+    recognizer.recognize(photos[0])
+    going = recognizer.recognize(iter(photos * 20), batch_size=1)
+    next(going)
+    recognizer.close()
+    for call in (
+        lambda: recognizer.recognize(photos[0]),
+        lambda: recognizer.scores(np.zeros((1, 64, 64, 3), np.uint8)),
+    ):
+        with pytest.raises(RuntimeError, match="this recognizer is closed"):
+            call()
+    with pytest.raises(RuntimeError, match="closed"):
+        list(going)
 
 
 @pytest.mark.parametrize(

@@ -498,6 +498,19 @@ def test_any_order_of_the_streams_gives_the_same_scores(make, on_device, proof, 
     in_threads(*(lambda i=i: work(i) for i in range(4)))
 
 
+def test_a_measured_call_ends_with_its_bucket(make, proof):
+    """On a GPU, replaying a graph that is freed is no error but a crash."""
+    recognizer, _, encoder = make(profile=Profile(min=1, opt=4, max=4))
+    backend = recognizer.backend
+    call = backend.on_device(proof[0][:4])
+    call()
+    encoder.most = 2  # as when others have taken the memory
+    np.testing.assert_allclose(recognizer.scores(proof[0][:4]), proof[1][:4], atol=EXACT)
+    with calls("cuGraphLaunch") as launches, pytest.raises(UserError, match="no room for a batch of 4 any more"):
+        call()
+    assert launches.number == 0
+
+
 def test_a_call_without_transfers_can_be_measured(make, proof):
     recognizer, _, _ = make()
     call = recognizer.backend.on_device(proof[0])

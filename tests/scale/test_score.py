@@ -44,7 +44,12 @@ def test_every_kind_of_input_gives_the_same_scores(sdpl, bundle, photos, tars, e
         tmp_path / "hf.parquet",
     )
     pq.write_table(pa.table({"path": [str(photo) for photo in photos]}), tmp_path / "paths.parquet")
+    images = pa.array(data, pa.binary())
+    pq.write_table(pa.table({"jpg": images.dictionary_encode(), "key": names}), tmp_path / "dictionary.parquet")
+    pq.write_table(pa.table({"jpg": images.cast(pa.binary_view()), "key": names}), tmp_path / "view.parquet")
     kinds = {
+        "dictionary": [tmp_path / "dictionary.parquet"],
+        "view": [tmp_path / "view.parquet"],
         "list": [f"@{tmp_path / 'list.txt'}"],
         "glob": [photos[0].parent / "*.jpg"],
         "tars": tars,
@@ -61,6 +66,14 @@ def test_every_kind_of_input_gives_the_same_scores(sdpl, bundle, photos, tars, e
         train = {k: row for k, row in found.items() if "/test/" not in k[0]}
         assert len(train) == 24, kind
         np.testing.assert_allclose(scores_of(train, photos), expected, atol=1e-6, err_msg=kind)
+
+
+def test_a_file_that_is_named_in_two_ways_is_one_input(sdpl, bundle, photos, rows, tmp_path, monkeypatch):
+    monkeypatch.chdir(photos[0].parent)
+    names = [photos[0].name, f"./{photos[0].name}", f".//./{photos[0].name}"]
+    result = sdpl("score", bundle, *names, "--out", tmp_path / "out")
+    assert "inputs named more than once, scored once: 2" in result.stdout
+    assert list(rows(tmp_path / "out")) == [(photos[0].name, photos[0].name)]
 
 
 def test_standard_input(bundle, photos, rows, tmp_path):

@@ -81,8 +81,8 @@ def test_categories_that_cannot_be_learned_are_named(config):
     labels[:, 3] = -1
     labels[labels[:, 5] < 0, 5] = 0
     assert list(label_warnings(data.with_labels(labels))) == [
-        "warning: no known positive training label for 1 categories (three): they cannot be learned",
-        "warning: no known negative training label for 1 categories (five): they cannot be learned",
+        "warning: no known positive training label for 1 category (three): they cannot be learned",
+        "warning: no known negative training label for 1 category (five): they cannot be learned",
     ]
 
 

@@ -6,8 +6,10 @@ import json
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -485,3 +487,31 @@ def test_best_and_last_are_kept_as_configured(config, tmp_path, monkeypatch, kee
     path = loop.train(settings, tmp_path / "run", best_too=True)
     assert load_checkpoint(path)["resume"]["epoch"] == kept
     assert load_checkpoint(tmp_path / "run" / "best.ckpt")["resume"]["epoch"] == 2
+
+
+def test_a_second_training_into_the_same_folder_is_refused(config, tmp_path):
+    """Two real processes, and a third that would resume; the first is then stopped, whole."""
+    out = tmp_path / "run"
+    path = config(train={"epochs": 2000, "lr": 1e-6})
+    words = [sys.executable, "-m", "sdpl", "train", str(path), "--out", str(out)]
+    first = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        while not (out / "log.csv").exists():  # it has finished an epoch and goes on
+            assert first.poll() is None
+            time.sleep(0.05)
+        before = (out / "config.yaml").read_bytes()
+        others = [subprocess.Popen([*words, *more], stderr=subprocess.PIPE, text=True) for more in ([], ["--resume"])]
+        lines = [other.communicate(timeout=120)[1].splitlines() for other in others]
+        assert first.poll() is None
+    finally:
+        first.send_signal(signal.SIGINT)
+        _, said = first.communicate(timeout=120)
+    assert [other.returncode for other in others] == [2, 2]
+    assert [line[-1] for line in lines] == [
+        f"error: {out}: another run is writing into it; wait until it has ended, or choose another --out."
+    ] * 2
+    assert first.returncode == 130
+    assert said.splitlines()[-1] == f"error: interrupted; add --resume to go on from the last checkpoint in {out}."
+    assert (out / "config.yaml").read_bytes() == before
+    assert not list(out.glob(".*"))
+    assert load_checkpoint(out / "last.ckpt")["resume"]["history"]

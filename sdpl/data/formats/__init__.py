@@ -50,10 +50,10 @@ def read_labels(
     """The images and labels of one label file, in the order of the file.
 
     images: the folder of the images; by default where the format keeps them. format: a key of `READERS`, or "auto" to
-    recognise it. categories: the names and their order, as a model or a configuration defines them; by default the
-    file's own. values: what the numbers in a table's columns mean, {number: 1 present, -1 absent or 0 unknown}, where
-    they do not mean themselves. Raises UserError for anything that does not fit together, naming the first offenders;
-    with `require_images` also for images that are not there.
+    recognise it. categories: the names and their order, as a model or a configuration defines them, all or some of the
+    file's; by default its own. values: what the numbers in a table's columns mean, {number: 1 present, -1 absent or 0
+    unknown}, where they do not mean themselves. Raises UserError for anything that does not fit together, naming the
+    first offenders; with `require_images` also for images that are not there.
     """
     path = Path(path)
     require_distinct(categories or (), "data.categories")
@@ -77,7 +77,7 @@ def read_labels(
     if require_images:
         _require_images(paths, folder, path)
     data = LabelledImages(paths, labels, found)
-    return data if categories is None else in_order(data, categories, str(path))
+    return data if categories is None else in_order(data, categories, str(path), some=True)
 
 
 def write_labels(data: LabelledImages, path: Path, replace: bool = False) -> Path:
@@ -109,11 +109,12 @@ def recognise(path: Path) -> str:
     return SUFFIXES[path.suffix.lower()]
 
 
-def in_order(data: LabelledImages, categories: tuple[str, ...], name: str) -> LabelledImages:
-    """The data with its columns in the given order. Raises UserError when the categories are not the same."""
+def in_order(data: LabelledImages, categories: tuple[str, ...], name: str, some: bool = False) -> LabelledImages:
+    """The data with its columns in the given order. Raises UserError when the categories are not the same; with `some`
+    the data may have others too, which are left out."""
     column = {name: i for i, name in enumerate(data.categories)}
     missing, excess = set(categories) - column.keys(), column.keys() - set(categories)
-    if missing or excess:
+    if missing or (excess and not some):
         odd = sorted(missing | excess)
         raise UserError(
             f"{name}: its categories are not those of the model or configuration ({len(odd)} differ: {listed(odd)})."

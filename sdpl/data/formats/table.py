@@ -19,6 +19,7 @@ import numpy as np
 from sdpl.data.formats.bounds import MAX_BYTES, require_room
 from sdpl.errors import UserError, listed, nearest
 from sdpl.parquet import MAX_CELL, require_bounded, table_rows, text_columns
+from sdpl.text import counted, divided
 
 if TYPE_CHECKING:
     from pyarrow import DataType
@@ -69,7 +70,7 @@ def read_table(
     missing = [name for name in categories or () if name not in columns]
     if missing and not by_lists:
         hint = nearest(missing[0], columns)
-        raise UserError(f"{path}: has no column for {len(missing)} categories: {listed(missing)}; {hint}")
+        raise UserError(f"{path}: has no column for {counted(len(missing))}: {listed(missing)}; {hint}")
     matrix = np.zeros((len(names), len(column)), dtype=np.int8)  # [N,C]
     for i, known in enumerate(labels):
         matrix[i, : len(known)] = known
@@ -241,7 +242,7 @@ def _from_lists(cells: dict[str, Any], where: str) -> dict[str, int]:
     for key, label in LISTS.items():
         names = cells.get(key) or []
         if isinstance(names, str):
-            names = [name.strip() for name in names.split("|") if name.strip()]
+            names = divided(names)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"{where}: {key} = {names!r}: expected a list of category names.")
         for name in names:

@@ -15,10 +15,13 @@ from sdpl.data.reading import batches
 from sdpl.evaluate.evaluation import Evaluated
 from sdpl.plots import overlay
 from sdpl.preprocess import load_image
+from sdpl.text import shortened
 
 SIDE = 240  # pixels of the longer side of a picture
 BATCH = 16
 TOP = 5
+NAMED = 10  # categories that a card lists because they are present
+NAME = 80  # characters of a category's name
 TWICE = 2  # cards of errors that one image may have
 ALIKE = 3  # errors of one category in a row
 
@@ -44,6 +47,7 @@ class ErrorCard:
     present: tuple[str, ...]  # what is labelled present in the image
     photo: str
     attention: str
+    more_present: int = 0  # besides these
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class SampleScores:
     model: str
     bars: tuple[ScoreBar, ...]
     missed: tuple[ScoreBar, ...]
+    more_missed: int  # besides these
     score: float  # of the card's category
     attention: str
     peak: float
@@ -124,17 +129,18 @@ def error_cards(cases: Sequence[Case], model: Evaluated, data: LabelledImages) -
     cards = []
     for case in cases:
         photo, attention = small_photo(data.images[case.row]), maps[case.row, case.column]
-        present = tuple(np.array(data.categories, dtype=object)[data.labels[case.row] > 0])
+        present = tuple(_name(data, c) for c in np.flatnonzero(data.labels[case.row] > 0))
         cards.append(
             ErrorCard(
                 data.images[case.row].name,
-                data.categories[case.column],
+                _name(data, case.column),
                 case.score,
                 float(model.thresholds[case.column]),
                 _peak(attention),
-                present,
+                present[:NAMED],
                 data_uri(photo),
                 data_uri(overlay(photo, attention)),
+                max(0, len(present) - NAMED),
             )
         )
     return cards
@@ -157,7 +163,7 @@ def sample_cards(models: Sequence[Scored], data: LabelledImages, rows: Sequence[
     for row, column in columns.items():
         photo = small_photo(data.images[row])
         shown = tuple(_best(own, data, photo, row, column, maps[own.name][row, column]) for own in models)
-        cards.append(SampleCard(data.images[row].name, data_uri(photo), data.categories[column], shown))
+        cards.append(SampleCard(data.images[row].name, data_uri(photo), _name(data, column), shown))
     return cards
 
 
@@ -167,10 +173,18 @@ def _best(
     """Of one model's scores of an image."""
     scores = own.scores[row]
     order = np.argsort(-scores, kind="stable")
-    bars = [ScoreBar(data.categories[c], float(scores[c]), MEANING[int(data.labels[row, c])]) for c in order]
-    missed = tuple(bar for bar in bars[TOP:] if bar.label == "present")
-    picture = data_uri(overlay(photo, attention))
-    return SampleScores(own.name, tuple(bars[:TOP]), missed, float(scores[column]), picture, _peak(attention))
+    missed = [c for c in order[TOP:] if data.labels[row, c] > 0]
+    bars, under = (
+        tuple(ScoreBar(_name(data, c), float(scores[c]), MEANING[int(data.labels[row, c])]) for c in columns)
+        for columns in (order[:TOP], missed[:NAMED])
+    )
+    picture, more = data_uri(overlay(photo, attention)), len(missed) - len(under)
+    return SampleScores(own.name, bars, under, more, float(scores[column]), picture, _peak(attention))
+
+
+def _name(data: LabelledImages, column: int | np.signedinteger) -> str:
+    """Of a category, as a card has room for it."""
+    return shortened(data.categories[column], NAME)
 
 
 def _attention(
@@ -196,7 +210,7 @@ def _peak(attention: np.ndarray) -> float:
 def data_uri(image: Image.Image) -> str:
     """The picture as a JPEG inside a URI."""
     stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=80, optimize=True)
+    image.save(stream, "JPEG", quality=75, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 

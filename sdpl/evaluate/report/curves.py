@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from sdpl.data.images import evenly_taken
+from sdpl.evaluate.report.page import legend_beside, short, size
 from sdpl.evaluate.training import AP, Epoch
 from sdpl.plots import pyplot
 
@@ -24,7 +25,7 @@ def loss_and_rate(epochs: Sequence[Epoch], kept: int | None = None) -> "Figure":
     """Mean training loss of each epoch, and below it the learning rate. kept: the epoch to mark."""
     figure: Figure
     figure, (loss, rate) = pyplot().subplots(
-        2, 1, figsize=(5.4, 4.2), sharex=True, height_ratios=(2, 1), layout="constrained"
+        2, 1, figsize=size(5.4, 4.2), sharex=True, height_ratios=(2, 1), layout="constrained"
     )
     chosen = _thinned(epochs)
     x = [epoch.epoch for epoch in chosen]
@@ -43,7 +44,7 @@ def loss_and_rate(epochs: Sequence[Epoch], kept: int | None = None) -> "Figure":
 def mean_ap_over_epochs(epochs: Sequence[Epoch], kept: int | None = None, error: float = np.nan) -> "Figure":
     """Validation mAP in percent of each epoch, in a band of its standard error in points."""
     figure: Figure
-    figure, axis = pyplot().subplots(figsize=(5.4, 4.2), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=size(5.4, 4.2), layout="constrained")
     chosen = _thinned(epochs)
     x, y = [epoch.epoch for epoch in chosen], np.array([epoch.mAP for epoch in chosen])
     if np.isfinite(error):
@@ -62,7 +63,7 @@ def ap_over_epochs(epochs: Sequence[Epoch], ap: Sequence[AP], kept: AP) -> "Figu
     """AP in percent of each category over the epochs: all faintly, and by name those that are the best and the worst
     in the kept epoch, `kept`."""
     figure: Figure
-    figure, axis = pyplot().subplots(figsize=(7.6, 4.4), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=size(7.6, 4.4), layout="constrained")
     known = {name: value for name, value in kept.items() if value is not None}
     ranked = sorted(known, key=lambda name: known[name])
     named = ranked if len(ranked) <= 2 * NAMED else ranked[:NAMED] + ranked[-NAMED:]
@@ -77,20 +78,20 @@ def ap_over_epochs(epochs: Sequence[Epoch], ap: Sequence[AP], kept: AP) -> "Figu
         axis.plot(*curve(name, FAINT[1]), linewidth=0.5, alpha=0.25, color="C7")
     for i, name in reversed(list(enumerate(named))):
         look = {**_look(epochs), "linewidth": 1.4, "linestyle": "--" if i < len(named) / 2 else "-", "color": f"C{i}"}
-        axis.plot(*curve(name, POINTS), **look, label=f"{_short(name)} ({known[name]:.0f})")
+        axis.plot(*curve(name, POINTS), **look, label=f"{short(name)} ({known[name]:.0f})")
     axis.set_ylim(0, 102)
     axis.set_ylabel("validation AP (%)", fontsize=9)
     _finish(axis, None)
     _epochs(axis, epochs)
     if named:
-        axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, title="category (AP)")
+        legend_beside(axis, "category (AP)")
     return figure
 
 
 def ap_over_positives(ap: AP, positives: Mapping[str, int]) -> "Figure":
     """AP in percent of each category over how many positives it has to learn from."""
     figure: Figure
-    figure, axis = pyplot().subplots(figsize=(5.4, 3.6), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=size(5.4, 3.6), layout="constrained")
     names = [name for name, value in ap.items() if value is not None]
     names = [names[i] for i in evenly_taken(len(names), MOST_DOTS)]
     counts = np.array([positives[name] for name in names])
@@ -133,7 +134,3 @@ def _look(epochs: Sequence[Epoch]) -> dict[str, object]:
 
 def _thinned(epochs: Sequence[Epoch]) -> list[Epoch]:
     return [epochs[i] for i in evenly_taken(len(epochs), POINTS)]
-
-
-def _short(name: str, most: int = 24) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"

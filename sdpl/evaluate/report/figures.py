@@ -11,15 +11,16 @@ from sklearn.metrics import precision_recall_curve
 
 from sdpl.data.images import LabelCounts, LabelledImages, evenly_taken
 from sdpl.evaluate.calibration import Calibration
+from sdpl.evaluate.report.page import is_narrow, legend_beside, short, size
 from sdpl.plots import pyplot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_BARS = 120  # categories; of more, the worst and the best halves of this
+MOST_BARS = 80  # categories; of more, the worst and the best halves of this
 POINTS = 200  # of a curve; the eye sees no more
-FAINT = (100, 50)  # curves without a name, evenly spread over the ranking, and points of each: they show the spread
+FAINT = (60, 30)  # curves without a name, evenly spread over the ranking, and points of each: they show the spread
 NAMED = 4  # worst and best categories that a legend names
 
 
@@ -32,11 +33,11 @@ def ap_bars(aps: dict[str, dict[str, float | None]], chance: dict[str, float] | 
     names = sorted(known, key=lambda name: -known[name])
     if len(names) > MOST_BARS:
         names = names[: MOST_BARS // 2] + names[-MOST_BARS // 2 :]
-    columns = np.array_split(np.array(names, dtype=object), 1 if len(names) <= 40 else 2)
+    columns = np.array_split(np.array(names, dtype=object), 1 if len(names) <= 40 or is_narrow() else 2)
     height = 0.17 * len(aps) ** 0.5 * len(columns[0]) + 0.9
     figure: Figure
     figure, axes = pyplot().subplots(
-        1, len(columns), figsize=(8, height), squeeze=False, sharex=True, layout="constrained"
+        1, len(columns), figsize=size(8, height), squeeze=False, sharex=True, layout="constrained"
     )
     for axis, column in zip(axes[0], columns, strict=True):
         _ap_column(axis, list(column), aps, chance)
@@ -52,10 +53,10 @@ def _ap_column(
     rows = np.arange(len(names))
     for i, (model, values) in enumerate(aps.items()):
         offset = (i - (len(aps) - 1) / 2) * thickness
-        axis.barh(rows + offset, [values[n] or 0 for n in names], thickness, label=model, color=f"C{i}")
+        axis.barh(rows + offset, [values[n] or 0 for n in names], thickness, label=short(model, 60), color=f"C{i}")
     if chance is not None:
         axis.plot([chance[n] for n in names], rows, "|", markersize=6, markeredgewidth=1.5, color=_text_colour())
-    axis.set_yticks(rows, names, fontsize=7)
+    axis.set_yticks(rows, [short(name) for name in names], fontsize=7)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set_xlim(0, 100)
     axis.set_xlabel("AP (%)", fontsize=8)
@@ -67,28 +68,32 @@ def _ap_column(
 def precision_recall(scores: np.ndarray, data: LabelledImages, ap: dict[str, float | None]) -> "Figure":
     """Precision over recall: all known labels together, every category faintly, and the worst and the best by name."""
     figure: Figure
-    figure, axis = pyplot().subplots(figsize=(6.6, 4.4), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=size(6.6, 4.4), layout="constrained")
     known = {name: value for name, value in ap.items() if value is not None}
     ranked = sorted(known, key=lambda name: known[name])
     named = ranked if len(ranked) <= 2 * NAMED else ranked[:NAMED] + ranked[-NAMED:]
-    for name in ranked[:: max(1, len(ranked) // FAINT[0])]:
+    for name in ranked[:: max(1, len(ranked) // FAINT[0])] if not is_narrow() else ():
         c = data.categories.index(name)
         curve = _curve(scores[:, c], data.labels[:, c], FAINT[1])
         axis.plot(*curve, drawstyle="steps-pre", linewidth=0.5, alpha=0.25, color="C7")
+    alone = len(named) == 1  # its curve is also that of all labels together
     for i, name in enumerate(named):
         c = data.categories.index(name)
         look = {"linestyle": "--" if i < len(named) / 2 else "-", "linewidth": 1.2, "color": f"C{i}"}
+        if alone:
+            look = {"linewidth": 2.6, "color": "C0"}
         curve = _curve(scores[:, c], data.labels[:, c])
-        axis.plot(*curve, drawstyle="steps-pre", label=f"{name} ({known[name]:.0f})", **look)
-    overall = _curve(scores.ravel(), data.labels.ravel())
-    axis.plot(*overall, drawstyle="steps-pre", linewidth=2.6, label="all labels", color=_text_colour())
+        axis.plot(*curve, drawstyle="steps-pre", label=f"{short(name)} ({known[name]:.0f})", **look)
+    if not alone:
+        overall = _curve(scores.ravel(), data.labels.ravel())
+        axis.plot(*overall, drawstyle="steps-pre", linewidth=2.6, label="all labels", color=_text_colour())
     axis.set_xlim(0, 1)
     axis.set_ylim(0, 1.02)
     axis.set_xlabel("recall", fontsize=9)
     axis.set_ylabel("precision", fontsize=9)
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.25)
-    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, title="category (AP)")
+    legend_beside(axis, "category (AP)")
     return figure
 
 
@@ -105,7 +110,7 @@ def calibration_curve(calibration: Calibration) -> "Figure":
     """How often labels of a score are present, over that score, and how many there are."""
     figure: Figure
     figure, (curve, counts) = pyplot().subplots(
-        2, 1, figsize=(4.6, 4.4), sharex=True, height_ratios=(3, 1), layout="constrained"
+        2, 1, figsize=size(4.6, 4.4), sharex=True, height_ratios=(3, 1), layout="constrained"
     )
     filled = calibration.count > 0
     curve.plot([0, 1], [0, 1], "--", linewidth=1, color="C7", label="perfect")
@@ -124,6 +129,7 @@ def calibration_curve(calibration: Calibration) -> "Figure":
     bins = len(calibration.count)
     counts.bar((np.arange(bins) + 0.5) / bins, calibration.count, 0.9 / bins, color="C0")
     counts.set_yscale("log")
+    counts.set_ylim(0.8, 1.3 * max(1, calibration.count.max()))  # so that at least one power of ten has its number
     counts.yaxis.set_major_formatter("{x:,.0f}")
     counts.yaxis.set_minor_formatter(
         NullFormatter()
@@ -139,7 +145,7 @@ def calibration_curve(calibration: Calibration) -> "Figure":
 def positives_by_category(counts: dict[str, list[LabelCounts]]) -> "Figure":
     """How many known positives each category has, the most first: a curve for each split, {"split": counts}."""
     figure: Figure
-    figure, axis = pyplot().subplots(figsize=(5.4, 3.4), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=size(5.4, 3.4), layout="constrained")
     for i, (split, rows) in enumerate(counts.items()):
         ranked = sorted((row.positive for row in rows), reverse=True)
         at = evenly_taken(len(ranked), POINTS)

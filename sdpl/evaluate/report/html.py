@@ -1,7 +1,7 @@
 """The report of an evaluation: everything of it, on one page."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +9,14 @@ import numpy as np
 from sdpl.data.images import LabelledImages, count_labels
 from sdpl.evaluate.calibration import calibration
 from sdpl.evaluate.evaluation import Evaluated, Evaluation
-from sdpl.evaluate.report.cases import Scored, error_cards, sample_cards, sample_rows, worst_errors
+from sdpl.evaluate.report.cases import NAME, Scored, error_cards, sample_cards, sample_rows, worst_errors
 from sdpl.evaluate.report.curves import loss_and_rate, mean_ap_over_epochs
 from sdpl.evaluate.report.figures import ap_bars, calibration_curve, precision_recall
 from sdpl.evaluate.report.page import Figure, figure, write_page
 from sdpl.evaluate.training import Epoch
+from sdpl.text import shortened
 
+MOST_ROWS = 800  # of the table of categories, within the page's size: half of them the worst, half the best
 MOST_COUNTED = 300  # categories for which the page can count again at another threshold, within its size
 
 
@@ -76,7 +78,8 @@ def write_report(
         model=model_name,
         data=data_name,
         result=result,
-        rows=rows,
+        rows=shown_rows(rows),
+        categories=len(rows),
         thresholds=_thresholds(model.thresholds),
         figures={
             "ap": figure(lambda: ap_bars(aps, chance), "average precision of each category"),
@@ -94,6 +97,17 @@ def write_report(
         models=[(model_name, result), *((other.name, other.result) for other in others)],
         known=float((data.labels != 0).mean()),
     )
+
+
+def shown_rows(rows: Sequence[CategoryRow]) -> list[CategoryRow]:
+    """All rows, or of more than `MOST_ROWS` those with the lowest and the highest AP; in their order."""
+    chosen: Sequence[int] = range(len(rows))
+    if len(rows) > MOST_ROWS:
+        ranked = sorted(chosen, key=lambda i: (rows[i].ap is None, rows[i].ap or 0))  # those without an AP last
+        defined = max(MOST_ROWS, sum(row.ap is not None for row in rows))
+        half = MOST_ROWS // 2
+        chosen = sorted([*ranked[:half], *ranked[defined - half : defined]])
+    return [replace(rows[i], category=shortened(rows[i].category, NAME)) for i in chosen]
 
 
 def _training_figures(epochs: Sequence[Epoch]) -> dict[str, Figure]:

@@ -3,6 +3,8 @@
 import base64
 import hashlib
 import io
+import itertools
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from sdpl.files import replace_file
 from sdpl.plots import pyplot
 
 if TYPE_CHECKING:
+    import matplotlib.axes
     import matplotlib.figure
 
 THEMES = {
@@ -35,12 +38,17 @@ THEMES = {
 }
 
 
+NARROW = 4.0  # inches: the width of a figure on a phone; its text is then as large as the page's
+
+
 @dataclass(frozen=True)
 class Figure:
-    """One figure twice, as SVG in data URIs: for a light and for a dark page."""
+    """One figure four times, as SVG in data URIs: for a light and for a dark page, on a wide screen and on a phone."""
 
     light: str
     dark: str
+    light_narrow: str
+    dark_narrow: str
     alt: str
 
 
@@ -64,18 +72,56 @@ def write_page(path: Path, template: str, **values: Any) -> None:
 
 
 def figure(draw: "Callable[[], matplotlib.figure.Figure]", alt: str) -> Figure:
-    """What `draw` draws, in both themes."""
+    """What `draw` draws, in both themes and for both widths, which it learns from matplotlib's settings (`size`)."""
     plot, uris = pyplot(), {}
-    for name, theme in THEMES.items():
-        with plot.rc_context(_settings(theme)), warnings.catch_warnings():
+    for (name, theme), narrow in itertools.product(THEMES.items(), (False, True)):
+        width = {"figure.figsize": (NARROW, NARROW)} if narrow else {}
+        with plot.rc_context({**_settings(theme), **width}), warnings.catch_warnings():
             # a name's letters are the browser's matter, not its font's
             warnings.filterwarnings("ignore", message="Glyph")
             drawn = draw()
             stream = io.BytesIO()
             drawn.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
             plot.close(drawn)
-        uris[name] = f"data:image/svg+xml;base64,{base64.b64encode(stream.getvalue()).decode()}"
+        encoded = base64.b64encode(_compact(stream.getvalue())).decode()
+        uris[name + "_narrow" * narrow] = f"data:image/svg+xml;base64,{encoded}"
     return Figure(**uris, alt=alt)
+
+
+def _compact(svg: bytes) -> bytes:
+    """The same with paths of half the length: to a tenth of a point, below 10 to a hundredth; no needless spaces."""
+
+    def shorter(path: re.Match[bytes]) -> bytes:
+        rounded = re.sub(rb"(\.\d\d)\d+", rb"\1", re.sub(rb"(\d\d\.\d)\d+", rb"\1", path[0]))
+        return re.sub(rb"\s*([MLHVCQz])\s*", rb"\1", rounded)
+
+    return re.sub(rb"(?<= d=\")[^\"]*(?=\")", shorter, svg)
+
+
+def is_narrow() -> bool:
+    """Whether the figure that is being drawn is for a phone."""
+    return bool(pyplot().rcParams["figure.figsize"][0] <= NARROW)
+
+
+def size(width: float, height: float) -> tuple[float, float]:
+    """Of a figure, in inches: as wide as asked for, or as a phone shows it."""
+    return (NARROW if is_narrow() else width), height
+
+
+def short(name: str, most: int = 24) -> str:
+    """A name as a chart has room for it."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def legend_beside(axis: "matplotlib.axes.Axes", title: str) -> None:
+    """The axis's legend to its right; on a phone below it."""
+    if is_narrow():
+        figure = axis.get_figure()
+        assert figure is not None
+        figure.legend(*axis.get_legend_handles_labels(), fontsize=7, loc="outside lower center", ncols=2,
+                      frameon=False, title=title)  # fmt: skip
+    else:
+        axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, title=title)
 
 
 def _settings(theme: dict[str, str]) -> dict[str, Any]:
@@ -86,6 +132,7 @@ def _settings(theme: dict[str, str]) -> dict[str, Any]:
         "axes.labelcolor": text,
         "axes.spines.right": False,
         "axes.spines.top": False,
+        "font.sans-serif": ["DejaVu Sans"],  # whose measures matplotlib has; each text names all of the list
         "grid.color": muted,
         "legend.facecolor": "none",
         "legend.edgecolor": muted,

@@ -32,7 +32,7 @@ const slider = document.getElementById("threshold");
 if (slider) {
   const counts = JSON.parse(document.getElementById("counts").textContent);
   const own = rows.map(row => [...row.cells].map(cell => [cell.textContent, cell.dataset.value]));
-  const chosen = document.getElementById("chosen");
+  const chosen = document.getElementById("chosen"), effect = document.getElementById("effect");
   const say = text => {
     chosen.textContent = text;
     slider.setAttribute("aria-valuetext", text);
@@ -46,17 +46,24 @@ if (slider) {
   slider.addEventListener("input", () => {
     const at = Number(slider.value);
     say((at / 100).toFixed(2));
+    const sums = [[0, 0], [0, 0], [0, 0]]; // of precision, recall and F1 where they are defined, and how many are
     rows.forEach((row, i) => {
       const [positive, negative] = counts[i];
       const hits = positive[at], claims = hits + negative[at], all = positive[0];
       show(row.cells[6], at / 100, (at / 100).toFixed(2));
       const found = [claims ? 100 * hits / claims : NaN, all ? 100 * hits / all : NaN, all + claims ? 200 * hits / (all + claims) : NaN];
-      found.forEach((number, c) => show(row.cells[7 + c], number, percent(number)));
+      found.forEach((number, c) => {
+        show(row.cells[7 + c], number, percent(number));
+        if (!Number.isNaN(number)) sums[c] = [sums[c][0] + number, sums[c][1] + 1];
+      });
     });
+    const [precision, recall, f1] = sums.map(([sum, count]) => percent(count ? sum / count : NaN));
+    effect.textContent = `mean of the categories: precision ${precision}, recall ${recall}, F1 ${f1}`;
   });
   slider.addEventListener("change", sort);
   document.getElementById("reset").addEventListener("click", () => {
     say("the model's own");
+    effect.textContent = "";
     rows.forEach((row, i) => own[i].slice(6).forEach(([text, number], c) => show(row.cells[6 + c], number, text)));
     sort();
   });

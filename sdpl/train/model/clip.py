@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sdpl.errors import UserError, nearest
+from sdpl.errors import UserError
 from sdpl.train.config import ModelConfig
-from sdpl.train.model.weights import pretrained_tag, quick_gelu
+from sdpl.train.model.weights import pretrained_tag, quick_gelu, require_architecture
 
 MAX_JSON = 1 << 20  # bytes of the definition of a backbone
 
@@ -142,10 +142,8 @@ def clip_config(config: ModelConfig) -> dict[str, Any]:
     if config.backbone_config is not None:
         model_cfg = _read_json(Path(config.backbone_config))
     else:
+        require_architecture(config.backbone)
         model_cfg = open_clip.get_model_config(config.backbone)
-    if model_cfg is None:
-        hint = nearest(config.backbone, open_clip.list_models())
-        raise UserError(f"model.backbone = {config.backbone!r} is no open_clip model; {hint}")
     text_cfg = model_cfg["text_cfg"]
     if any(text_cfg.get(key) for key in ("hf_model_name", "hf_tokenizer_name", "no_causal_mask", "embed_cls")):
         raise UserError(

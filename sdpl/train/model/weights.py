@@ -8,7 +8,6 @@ import urllib.error
 import urllib.request
 import warnings
 import zipfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
@@ -26,13 +25,12 @@ from torch import nn
 
 from sdpl.errors import UserError, nearest
 from sdpl.train.config import ModelConfig
-from sdpl.train.model.weights_bounds import read_code, require_file, require_tensors
+from sdpl.train.model.weights_bounds import read_code, require_file, require_pickles, require_tensors
 
 State = dict[str, torch.Tensor]
 NETWORK_S = 3  # seconds after which the network counts as unreachable
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # that TorchScript archives carry
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, UnpicklingError, SafetensorError)
-DAMAGED = (zipfile.BadZipFile, zlib.error, AttributeError)  # beside them, where a file is read
 DOWNLOADED = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # of a repository on the Hub
 
 
@@ -54,8 +52,11 @@ def read_weights(path: Path) -> WeightsFile:
         weights = _read(path)
         require_tensors(weights.state, path)
         return weights
-    except (*UNREADABLE, *DAMAGED) as error:
-        reason = "it is no file of tensors" if isinstance(error, UnpicklingError) else _first_line(error)
+    except MemoryError:
+        raise
+    except Exception as error:  # torch raises of any kind for damaged files
+        is_foreign = isinstance(error, UnpicklingError | LookupError | AttributeError)
+        reason = "it is no file of tensors" if is_foreign else _first_line(error)
         raise UserError(f"{path}: cannot be loaded as weights ({reason}).") from None
 
 
@@ -84,7 +85,9 @@ def _torchscript_code(path: Path) -> str | None:
     with zipfile.ZipFile(path) as archive:
         if not any(name.endswith("/constants.pkl") for name in archive.namelist()):
             return None
-        return read_code(archive)
+        code = read_code(archive)
+        require_pickles(archive)
+        return code
 
 
 def find_weights(config: ModelConfig) -> Path | None:
@@ -132,6 +135,13 @@ def quick_gelu(config: ModelConfig, model_cfg: dict[str, Any]) -> bool | None:
     )
 
 
+def require_architecture(backbone: str) -> None:
+    """Raise UserError for a name that open_clip does not know."""
+    if open_clip.get_model_config(backbone) is None:
+        hint = nearest(backbone, open_clip.list_models())
+        raise UserError(f"model.backbone = {backbone!r} is no open_clip model; {hint}")
+
+
 def pretrained_tag(config: ModelConfig) -> dict[str, Any]:
     """open_clip's record of a weights tag; empty for a file or random weights."""
     if config.weights is None or Path(config.weights).is_file():
@@ -139,6 +149,13 @@ def pretrained_tag(config: ModelConfig) -> dict[str, Any]:
     tag: dict[str, Any] = open_clip.get_pretrained_cfg(config.backbone, config.weights)
     if not tag:
         known = open_clip.list_pretrained_tags_by_model(config.backbone)
+        if not known:
+            if config.backbone_config is None:
+                require_architecture(config.backbone)
+            raise UserError(
+                f"model.weights = {config.weights!r} is no file, and for {config.backbone} no weights are published: "
+                "name a file, or null for random ones."
+            )
         raise UserError(
             f"model.weights = {config.weights!r} is neither a file nor a tag of {config.backbone}; "
             + nearest(config.weights, known)
@@ -205,7 +222,8 @@ def _downloaded(config: ModelConfig) -> Path:
     url = tag.get("url") or f"https://huggingface.co/{repository}"
     raise UserError(
         f"model.weights = {config.weights!r} is not on this machine and cannot be downloaded: fetch {url} elsewhere, "
-        f"put the file anywhere here, and set model.weights to its path."
+        "put the file anywhere here, and set model.weights to its path; or model.weights=null, random ones, to try "
+        "the rest."
     )
 
 

@@ -1,12 +1,14 @@
 """Word vectors of the categories: the semantic guidance x_c of the paper (section 3.2)."""
 
 import difflib
+import sys
 import zipfile
 import zlib
 from collections.abc import Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO
 
 import numpy as np
@@ -14,6 +16,7 @@ from numpy.lib import format as npy
 
 from sdpl.data.categories import require_distinct, words
 from sdpl.errors import UserError, listed
+from sdpl.text import counted
 
 SHIPPED = {"glove-coco80": "coco80", "glove-voc20": "voc20"}
 DAMAGED = (zipfile.BadZipFile, zlib.error, RuntimeError)  # RuntimeError: encrypted
@@ -60,6 +63,8 @@ def _read_npz(stream: IO[bytes], source: str) -> tuple[list[str], np.ndarray]:
             names, vectors = (_read_entry(archive, f"{key}.npy") for key in ("names", "vectors"))
         if names.dtype.kind != "U":
             raise ValueError(f"the names are {names.dtype}, not text")
+        if names.size and names.dtype.itemsize and _code_points(names).max() > sys.maxunicode:
+            raise ValueError("the names hold numbers that are no characters")
         return names.reshape(-1).tolist(), vectors
     except (ValueError, KeyError, OSError, EOFError, NotImplementedError, *DAMAGED) as error:
         raise UserError(f"{source}: needs the arrays 'names' and 'vectors' ({error}).") from None
@@ -79,13 +84,20 @@ def _read_entry(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     return array
 
 
+def _code_points(names: np.ndarray) -> np.ndarray:
+    return np.frombuffer(names.tobytes(), names.dtype.str[0] + "u4")
+
+
 def _require_bounded(stream: IO[bytes]) -> int:
     """The bytes that an .npy announces. Raises ValueError for shapes and types that no names and vectors have."""
     readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     version = npy.read_magic(stream)
     if version not in readers:
         raise ValueError(f"version {version} of the .npy format is for other arrays")
-    shape, _, dtype = readers[version](stream)
+    try:
+        shape, _, dtype = readers[version](stream)
+    except (SyntaxError, TokenError, RecursionError) as error:  # a header is read as a Python literal
+        raise ValueError(f"its header is damaged ({error})") from None
     if dtype.kind not in "fiuU" or len(shape) not in (1, 2):
         raise ValueError(f"expected names [n] and vectors [n,W] of floats, got {dtype} {list(shape)}")
     if shape[0] > MAX_NAMES or max(shape[1:], default=0) > MAX_WIDTH:
@@ -119,7 +131,7 @@ def _of_names(names: list[str], vectors: np.ndarray, source: str, categories: Se
     rows = {words(name): row for row, name in enumerate(names)}
     missing = [name for name in categories if words(name) not in rows]
     if missing:
-        raise UserError(f"{source}: has no vector for {len(missing)} categories: {_with_nearest(missing, names)}.")
+        raise UserError(f"{source}: has no vector for {counted(len(missing))}: {_with_nearest(missing, names)}.")
     return vectors[[rows[words(name)] for name in categories]].astype(np.float32)  # [C,W]
 
 

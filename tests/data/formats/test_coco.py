@@ -190,3 +190,12 @@ def test_what_labels_do_not_need_takes_no_memory(tmp_path):
     assert size > 40e6
     result = subprocess.run([sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=True)
     assert int(result.stdout) < 1.3 * size  # as bytes, and a little for each annotation
+
+
+def test_some_of_a_file_s_categories_in_another_order(tmp_path):
+    path = coco(tmp_path, annotations=((1, 10), (2, 30)), categories=((10, "cat"), (20, "cow"), (30, "dog")))
+    data = read_labels(path, categories=("dog", "cat"))
+    assert data.categories == ("dog", "cat")
+    np.testing.assert_array_equal(data.labels, [[-1, 1], [1, -1]])
+    with pytest.raises(UserError, match="its categories are not those of the model or configuration"):
+        read_labels(path, categories=("dog", "horse"))

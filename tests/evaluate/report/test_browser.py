@@ -98,6 +98,13 @@ def test_the_slider_counts_as_python_does(page, data, scores):
     for at, found in enumerate(page.evaluate(ALL_THRESHOLDS), 1):
         expected = [cells(row) for row in category_rows(scores, data, np.full(len(NAMES), at / 100), result)]
         assert found == expected, at
+    means = []
+    for name in ("precision", "recall", "f1"):
+        values = [v for row in category_rows(scores, data, np.full(len(NAMES), 0.99), result)
+                  if (v := getattr(row, name)) is not None]  # fmt: skip
+        means.append(shown(sum(values) / len(values) if values else None))
+    said = "mean of the categories: precision {}, recall {}, F1 {}".format(*means)
+    assert page.inner_text("#effect") == said  # of the last step
     page.get_by_role("button", name="Own thresholds").click()
     assert [row[6:] for row in page.evaluate(CELLS)] == own
     assert page.inner_text("#chosen") == "the model's own"

@@ -6,6 +6,7 @@ import json
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,7 +15,8 @@ import pytest
 from sdpl.data.formats import read_labels
 from sdpl.data.images import LabelledImages
 from sdpl.evaluate.evaluation import Evaluated, evaluate
-from sdpl.evaluate.report.html import category_rows, threshold_counts, write_report
+from sdpl.evaluate.report.html import MOST_ROWS, CategoryRow, category_rows, shown_rows, threshold_counts, write_report
+from sdpl.text import shortened
 
 pytestmark = pytest.mark.slow
 
@@ -57,9 +59,11 @@ def test_one_file_that_needs_nothing_beside_it(sdpl, checkpoint, bundle, scenes,
         assert word in page.text
     pictures = [address for address in page.addresses if address.startswith("data:image/jpeg")]
     assert 2 * 2 <= len(pictures) <= 2 * 2 + 2 * 2 * 2  # photo and attention, of each sample and each error
-    assert len(text) < 400_000
+    assert len(text) < 700_000
     figures = [address for address in page.addresses if address.startswith("data:image/svg")]
-    assert len(figures) == {"ckpt": 10, "bundle": 6}[kind]  # light and dark; beside the checkpoint is the run's log
+    assert (
+        len(figures) == {"ckpt": 20, "bundle": 12}[kind]
+    )  # light and dark, wide and narrow; beside the checkpoint is the run's log
     for figure in figures:
         ElementTree.fromstring(base64.b64decode(figure.split(",")[1]))
 
@@ -71,12 +75,12 @@ def test_no_pictures(sdpl, bundle, scenes, tmp_path):
     assert "data:image/jpeg" not in out.read_text()
 
 
-def write(folder, data, scores, thresholds):
+def write(folder, data, scores, thresholds, result=None):
     def attention(images):
         return None, np.full((len(images), len(data.categories), 2, 2), 0.25)
 
     model = Evaluated(None, attention, data.categories, 32, thresholds, "PyTorch")
-    result = evaluate(scores, data, thresholds)
+    result = result or evaluate(scores, data, thresholds)
     write_report(folder / "r.html", "<b>model</b>", "labels & more", model, data, scores, result, 3)
     return (folder / "r.html").read_text()
 
@@ -187,7 +191,7 @@ def test_several_models_beside_each_other(sdpl, fails, checkpoint, bundle, scene
     page = Page(out.read_text())
     assert "Beside other models" in page.text
     assert page.text.count(str(checkpoint)) == 1 + 2 * 2  # the table; scores and attention of each of the two samples
-    bars = [address for address in page.addresses if address.startswith("data:image/svg")][-2:]
+    bars = [address for address in page.addresses if address.startswith("data:image/svg")][-4:]
     assert all(str(checkpoint) in base64.b64decode(bar.split(",")[1]).decode() for bar in bars)  # the legend
     assert "add --report" in fails(*words)
 
@@ -201,7 +205,7 @@ def test_metrics_of_an_earlier_evaluation_beside_the_model(sdpl, fails, checkpoi
     page = Page(out.read_text())
     assert "Beside other models" in page.text
     assert page.text.count(str(metrics)) == 1  # the table: its scores are not known, so samples are the model's own
-    bars = [address for address in page.addresses if address.startswith("data:image/svg")][-2:]
+    bars = [address for address in page.addresses if address.startswith("data:image/svg")][-4:]
     assert all(str(metrics) in base64.b64decode(bar.split(",")[1]).decode() for bar in bars)
     written = json.loads(metrics.read_text())
     for wrong, complaint in (
@@ -224,3 +228,57 @@ def test_no_photo_is_in_more_than_two_cards(scenes, tmp_path):
     shown = Counter(cards)
     assert len(cards) >= 3 + 3 + 3
     assert max(shown.values()) == 2
+
+
+def many(count):
+    """Labels and scores of so many categories, with the longest names, every letter of which is escaped."""
+    names = tuple(f"{c:05d}" + 495 * "&" for c in range(count))
+    random = np.random.RandomState(0)
+    labels = random.choice([-1, 0, 1], (12, count), p=[0.3, 0.2, 0.5]).astype(np.int8)
+    return names, labels, random.uniform(size=labels.shape)
+
+
+def test_thousands_of_categories_stay_under_2_mb_and_the_page_says_what_it_shows(scenes, tmp_path):
+    names, labels, scores = many(2 * MOST_ROWS)
+    images = read_labels(scenes / "annotations" / "instances_train.json").images[:12]
+    few = evaluate(scores[:, :4], LabelledImages((), labels[:, :4], names[:4]))
+    result = replace(few, ap=dict(zip(names, np.linspace(0, 100, len(names)).tolist(), strict=True)))
+    text = write(tmp_path, LabelledImages(images, labels, names), scores, np.full(len(names), 0.5), result)
+    assert len(text.encode()) < 2_000_000
+    assert text.count('<th scope="row">') == MOST_ROWS + 2
+    assert "Shown are 800 of 1,600 categories, half of them with the lowest AP" in text
+    assert "sdpl-eval --json writes the AP of all" in text
+    assert re.search(r"and \d{3} more", text)  # of what is present in an image
+
+
+def test_the_table_keeps_the_worst_and_the_best_in_their_order():
+    names = [f"{c:05d}" for c in range(MOST_ROWS + 50)]
+    aps = np.random.RandomState(0).permutation(len(names)).tolist()
+    rows = [CategoryRow(name, 0, 0, 0, 0, ap, 0.5, None, None, None) for name, ap in zip(names, aps, strict=True)]
+    rows[7] = replace(rows[7], ap=None)
+    shown = [int(row.category) for row in shown_rows(rows)]
+    assert len(shown) == MOST_ROWS
+    assert shown == sorted(shown)
+    assert 7 not in shown
+    left_out = [aps[i] for i in range(len(rows)) if i not in shown and i != 7]
+    kept = sorted(aps[i] for i in shown)
+    assert kept[MOST_ROWS // 2 - 1] < min(left_out)
+    assert max(left_out) < kept[MOST_ROWS // 2]
+    few = [replace(row, ap=None) if i >= 10 else row for i, row in enumerate(rows)]
+    assert [int(row.category) for row in shown_rows(few)] == list(range(MOST_ROWS))
+    assert shown_rows([replace(rows[0], category=500 * "a")])[0].category == shortened(500 * "a", 80)
+
+
+def test_one_category_alone_is_not_spoken_of_as_many(scenes, tmp_path):
+    full = read_labels(scenes / "annotations" / "instances_test.json")
+    data = LabelledImages(full.images, full.labels[:, :1], full.categories[:1])
+    text = write(tmp_path, data, np.random.RandomState(0).uniform(size=data.labels.shape), np.full(1, 0.5))
+    assert "1 category," in text
+    for words in (
+        "Dashed: the categories",
+        "three of a category",
+        "the three best of an image",
+        "five best",
+        "the five",
+    ):
+        assert words not in text

@@ -45,6 +45,7 @@ static thread_local Context* current = nullptr;
 struct Block {
   size_t size;
   int device;  // -1: pinned host memory
+  Context* context;
 };
 static std::map<uintptr_t, Block> blocks;
 
@@ -55,9 +56,10 @@ static const Block* block_of(uintptr_t address, size_t size) {
   return address + size <= start + block.size ? &block : nullptr;
 }
 
-static bool usable(uintptr_t address, size_t size, int device) {
+static bool usable(uintptr_t address, size_t size, int device, const Context* context = nullptr) {
   const Block* block = block_of(address, size);
-  return block && (block->device == -1 || block->device == device);
+  if (!block || block->device == -1) return block;
+  return block->device == device && (!context || block->context == context);  // copies may cross contexts, kernels not
 }
 
 static CUresult take(uintptr_t* address, size_t size, int device) {
@@ -67,7 +69,7 @@ static CUresult take(uintptr_t* address, size_t size, int device) {
   if (posix_memalign(&memory, 512, size)) return CUDA_ERROR_OUT_OF_MEMORY;
   std::memset(memory, 0xFF, size);
   *address = (uintptr_t)memory;
-  blocks[*address] = {size, device};
+  blocks[*address] = {size, device, current};
   if (device >= 0) contexts[device].used += size;
   return CUDA_SUCCESS;
 }
@@ -218,6 +220,11 @@ API(cuDevicePrimaryCtxRetain, CUcontext* context, CUdevice device) {
   *context = (CUcontext)&contexts[device];
   return CUDA_SUCCESS;
 }
+API(cuCtxCreate, CUcontext* context, CUctxCreateParams*, unsigned, CUdevice device) {  // beside the primary one
+  current = new Context{device};
+  *context = (CUcontext)current;
+  return CUDA_SUCCESS;
+}
 API(cuCtxSetCurrent, CUcontext context) { current = (Context*)context; return CUDA_SUCCESS; }
 API(cuCtxGetCurrent, CUcontext* context) { *context = (CUcontext)current; return CUDA_SUCCESS; }
 API(cuCtxGetDevice, CUdevice* device) { NEEDS_CONTEXT; *device = current->device; return CUDA_SUCCESS; }
@@ -242,9 +249,12 @@ API(cuMemGetInfo, size_t* free, size_t* total) {
 API(cuPointerGetAttribute, void* data, CUpointer_attribute attribute, CUdeviceptr address) {
   NEEDS_CONTEXT; LOCKED;
   const Block* block = block_of(address, 1);
-  if (!block || block->device == -1 || attribute != CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL) return CUDA_ERROR_INVALID_VALUE;
-  *(int*)data = block->device;
-  return CUDA_SUCCESS;
+  if (!block || block->device == -1) return CUDA_ERROR_INVALID_VALUE;
+  switch (attribute) {
+    case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: *(int*)data = block->device; return CUDA_SUCCESS;
+    case CU_POINTER_ATTRIBUTE_CONTEXT: *(Context**)data = block->context; return CUDA_SUCCESS;
+    default: return CUDA_ERROR_INVALID_VALUE;
+  }
 }
 API(cuMemcpyAsync, CUdeviceptr target, CUdeviceptr source, size_t size, CUstream handle) {
   COUNTED;
@@ -394,14 +404,14 @@ API(cuLaunchKernel, CUfunction handle, unsigned gx, unsigned gy, unsigned gz, un
     const char* value = (const char*)values[i];
     kept.emplace_back(value, value + function->parameters[i].size);
   }
-  const int device = current->device;
+  const Context* context = current;
   return enqueue(stream, [=]() mutable {
     std::vector<void*> arguments;
     for (size_t i = 0; i < kept.size(); i++) {
       arguments.push_back(kept[i].data());
       uintptr_t address = 0;
       if (function->parameters[i].pointer) std::memcpy(&address, kept[i].data(), sizeof address);
-      if (address && !usable(address, 1, device)) return CUDA_ERROR_ILLEGAL_ADDRESS;
+      if (address && !usable(address, 1, context->device, context)) return CUDA_ERROR_ILLEGAL_ADDRESS;
     }
     function->run(function->name.c_str(), {(int)gx, (int)gy, (int)gz}, {(int)bx, (int)by, (int)bz}, shared_bytes,
                   arguments.data());

@@ -54,7 +54,7 @@ def test_shipped_sets_agree_on_shared_names():
 def test_npz_with_names(tmp_path):
     np.savez(tmp_path / "w.npz", names=np.array(["b", "a"]), vectors=np.eye(2))
     np.testing.assert_array_equal(word_vectors(str(tmp_path / "w.npz"), ["a", "b"]), [[0, 1], [1, 0]])
-    with pytest.raises(UserError, match="no vector for 1 categories: 'c'"):
+    with pytest.raises(UserError, match="no vector for 1 category: 'c'"):
         word_vectors(str(tmp_path / "w.npz"), ["c"])
 
 
