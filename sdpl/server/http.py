@@ -4,6 +4,7 @@ httptools parses heads and chunked bodies; a body with a length goes past it. Wh
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any, cast
@@ -336,8 +337,9 @@ class Connection(asyncio.BufferedProtocol):
         self._closing = True
         self._body = None
         if self._remaining or self._unread:
-            if self._transport.can_write_eof():
-                self._transport.write_eof()
+            if self._transport.can_write_eof() and not self._transport.get_write_buffer_size():
+                with contextlib.suppress(OSError):  # the client is gone already
+                    self._transport.write_eof()
             asyncio.get_running_loop().call_later(LINGER_S, self._transport.close)
         else:
             self._transport.close()

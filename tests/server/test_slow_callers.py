@@ -1,6 +1,8 @@
 """The HTTP side alone, with short times: callers that send a byte now and then."""
 
 import asyncio
+import socket
+import struct
 import time
 from collections.abc import Callable
 
@@ -91,6 +93,36 @@ def test_a_chunked_body_is_as_slow_as_its_bytes_come_and_not_cut_off_before():
     answer, _ = asyncio.run(talk(request, b"\r\n1\r\nb\r\n0\r\n\r\n", 0.1))
     assert answer.startswith(b"HTTP/1.1 200")
     assert answer.endswith(b"ab")
+
+
+def test_a_caller_that_is_gone_when_it_was_refused_leaves_no_word_in_the_log():
+    class Resets(Echo):
+        def route(self, request: Request) -> Response:
+            if request.method == "GET":
+                return Response()
+            raise RefusalError("invalid", "no.")
+
+        def finished(self, request, response, sent) -> None:
+            if request.method == "GET":
+                return
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets
+            caller.close()
+
+    async def refuse() -> list[dict]:
+        loop, said = asyncio.get_running_loop(), []
+        loop.set_exception_handler(lambda _, context: said.append(context))
+        server = Server(Resets(), Limits(1 << 20, 10, 1, 1, 1000))
+        listening = await loop.create_server(server.make, "127.0.0.1", 0)
+        caller.setblocking(False)
+        await loop.sock_connect(caller, listening.sockets[0].getsockname())
+        await loop.sock_sendall(caller, b"GET / HTTP/1.1\r\n\r\nPOST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while caller.fileno() >= 0 or server.connections:
+            await asyncio.sleep(0.01)
+        listening.close()
+        return said
+
+    caller = socket.socket()
+    assert asyncio.run(refuse()) == []
 
 
 def test_a_defect_is_told_with_a_status_and_not_by_silence():
