@@ -69,8 +69,9 @@ class Command(_OneLine):
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # names that the terminal's encoding lacks are escaped
                 stream.reconfigure(errors="backslashreplace")
+        arrived: list[int] = []
         try:
-            with _interrupted_by_signals():
+            with _interrupted_by_signals() as arrived:
                 return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
@@ -78,6 +79,8 @@ class Command(_OneLine):
             sys.stderr.close()
             ctx.exit(1)
         except (Exception, KeyboardInterrupt) as error:
+            if arrived and not isinstance(error, KeyboardInterrupt):  # a library made another error of the stop
+                error = KeyboardInterrupt()
             ctx.exit(_say(*_outcome(error, self.name or "")))
 
 
@@ -121,8 +124,9 @@ def _outcome(error: BaseException, command: str) -> tuple[str, int]:
 
 
 @contextmanager
-def _interrupted_by_signals() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does, by an exception, so that what is half-written is cleaned up."""
+def _interrupted_by_signals() -> Iterator[list[int]]:
+    """SIGTERM ends a command as Ctrl-C does, by an exception, so that what is half-written is cleaned up. Yields the
+    signals that have come."""
     arrived: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -138,7 +142,7 @@ def _interrupted_by_signals() -> Iterator[None]:
             hook(lost)
 
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield arrived
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     hook = sys.unraisablehook
@@ -147,7 +151,7 @@ def _interrupted_by_signals() -> Iterator[None]:
         for number, handler in before.items():
             if handler != signal.SIG_IGN:  # a shell's background job is not to be stopped by Ctrl-C
                 signal.signal(number, interrupt)
-        yield
+        yield arrived
     finally:
         sys.unraisablehook = hook
         for number, handler in before.items():

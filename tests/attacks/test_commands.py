@@ -76,6 +76,24 @@ command()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_a_stop_of_which_a_library_made_another_error_is_a_stop(tmp_path):
+    code = """
+import os, signal, click
+from sdpl.cli.command import Command
+from sdpl.errors import UserError
+@click.command("x", cls=Command)
+def command():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.pause()
+    except KeyboardInterrupt:
+        raise UserError("a part cannot be loaded.") from None
+command()
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stderr) == (130, "error: interrupted; nothing half-written is left.\n")
+
+
 def test_a_message_is_one_bounded_line_without_effect():
     error = UserError("name\n\x1b[31m " + "x" * 10_000 + " \udcff\u202e: fix it.")
     assert len(str(error)) <= 390
