@@ -6,7 +6,7 @@ import click
 
 from sdpl.cli.bars import shown
 from sdpl.cli.command import Command
-from sdpl.cli.options import DEVICE, JSON_FILE, PATH, numbers, runtime_options
+from sdpl.cli.options import DEVICE, JSON_FILE, PATH, Number, numbers, runtime_options
 from sdpl.errors import UserError
 
 
@@ -14,7 +14,7 @@ from sdpl.errors import UserError
 @click.argument("bundle", type=PATH, required=False)
 @click.option("--batch", "batches", default="1,2,4,8", show_default=True, help="Batch sizes, comma-separated.")
 @click.option("--callers", default="1", show_default=True, help="Threads calling at once, comma-separated.")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=3.0, show_default=True, help="Per row.")
+@click.option("--seconds", type=Number(min=0, min_open=True), default=3.0, show_default=True, help="Per row.")
 @runtime_options
 @DEVICE
 @click.option("--url", help="Measure a server there (http://HOST:PORT) with --callers and --rates, beside BUNDLE.")

@@ -7,7 +7,7 @@ import click
 
 from sdpl.cli.bars import shown
 from sdpl.cli.command import Group
-from sdpl.cli.options import FORMAT, IMAGES, JSON_FILE, MAX_PIXELS, PAGE, PATH, TABLE
+from sdpl.cli.options import FORMAT, IMAGES, JSON_FILE, MAX_PIXELS, PAGE, PATH, TABLE, Number
 from sdpl.errors import UserError
 from sdpl.text import counted
 
@@ -65,7 +65,7 @@ def check_data(
 
 @command.command("mask")
 @click.argument("labels", type=PATH)
-@click.option("--proportion", type=click.FloatRange(0, 1, min_open=True), required=True, help="Of the labels, to keep.")
+@click.option("--proportion", type=Number(0, 1, min_open=True), required=True, help="Of the labels, to keep.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option("--out", type=TABLE, required=True, help="The table to write: .csv, .jsonl or .parquet.")
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")

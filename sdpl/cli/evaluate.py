@@ -8,7 +8,7 @@ import click
 
 from sdpl.cli.bars import shown
 from sdpl.cli.command import Command
-from sdpl.cli.options import DEVICE, FORMAT, IMAGES, JSON_PATH, MAX_PIXELS, PAGE, PATH, runtime_options
+from sdpl.cli.options import DEVICE, FORMAT, IMAGES, JSON_PATH, MAX_PIXELS, PAGE, PATH, Number, runtime_options
 from sdpl.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @FORMAT
 @MAX_PIXELS
 @click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True)
-@click.option("--threshold", type=click.FloatRange(0, 1), help="For F1.  [default: the model's own, or 0.5]")
+@click.option("--threshold", type=Number(0, 1), help="For F1.  [default: the model's own, or 0.5]")
 @click.option("--skip-unreadable", is_flag=True, help="Name unreadable images and leave them out, instead of stopping.")
 @click.option("--json", "json_path", type=JSON_PATH, help="Also write the metrics to this file.")
 @click.option("--report", "page", type=PAGE, help="Also write an HTML page: curves, the worst errors and more.")

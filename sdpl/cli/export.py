@@ -7,7 +7,7 @@ import click
 
 from sdpl.cli.bars import shown
 from sdpl.cli.command import Command
-from sdpl.cli.options import MAX_PIXELS, PATH
+from sdpl.cli.options import MAX_PIXELS, PATH, Number
 from sdpl.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,10 +60,10 @@ if TYPE_CHECKING:
 @click.option("--eval", "annotations", type=PATH, help="Labelled data on which mAP is compared too.")
 @click.option("--eval-images", type=PATH, help="Folder of that data's images.  [default: where COCO keeps them]")
 @MAX_PIXELS
-@click.option("--max-score-diff", type=click.FloatRange(min=0), help="Largest difference of a score.")
+@click.option("--max-score-diff", type=Number(min=0), help="Largest difference of a score.")
 @click.option("--triton", type=PATH, help="Also write the bundle into this model repository of NVIDIA Triton.")
 @click.option(
-    "--max-mAP-drop", "--max-map-drop", "max_drop", type=click.FloatRange(min=0), help="Largest loss of mAP in points "
+    "--max-mAP-drop", "--max-map-drop", "max_drop", type=Number(min=0), help="Largest loss of mAP in points "
     "(with --eval)."
 )  # fmt: skip
 def command(

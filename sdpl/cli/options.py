@@ -1,5 +1,6 @@
 """Options that several commands share, and the parsing of their values."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,16 @@ def _allow(ctx: click.Context, param: click.Parameter, value: int | None) -> Non
             allow_pixels(value)
         except UserError as error:
             raise click.BadParameter(str(error)) from None
+
+
+class Number(click.FloatRange):
+    """A finite number in a range: NaN would be in every one, and every comparison with it as the user wishes."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return number
 
 
 class _File(_Path):

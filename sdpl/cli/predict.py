@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from sdpl.cli.command import Command
-from sdpl.cli.options import DEVICE, MAX_PIXELS, PATH, TABLE, runtime_options, say_target
+from sdpl.cli.options import DEVICE, MAX_PIXELS, PATH, TABLE, Number, runtime_options, say_target
 from sdpl.errors import UserError
 
 
@@ -19,7 +19,7 @@ from sdpl.errors import UserError
 @click.option(
     "--top", type=click.IntRange(min=1), help="Print or draw the K best categories instead of those above threshold."
 )
-@click.option("--threshold", type=click.FloatRange(0, 1), help="For all categories.  [default: the bundle's own]")
+@click.option("--threshold", type=Number(0, 1), help="For all categories.  [default: the bundle's own]")
 @click.option("--out", type=TABLE, help="Write a table of every score, .csv or .jsonl, instead of printing.")
 @click.option("--save", type=PATH, help="Draw each photo beside its best scores, one PNG per image, into this folder.")
 @click.option("--attention", type=PATH, help="Draw where the model looked, one PNG per image, into this folder.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sdpl.cli.command import Command
-from sdpl.cli.options import PATH, runtime_options
+from sdpl.cli.options import PATH, Number, runtime_options
 from sdpl.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,12 +46,12 @@ EVERY_S = 5.0  # between lines of progress, where there is no terminal
 @click.option("--tries", type=click.IntRange(min=1), default=3, show_default=True, help="Of an unreadable shard.")
 @click.option(
     "--image-timeout",
-    type=click.FloatRange(0.1),
+    type=Number(0.1),
     default=120,
     show_default=True,
     help="Seconds for decoding one image.",
 )
-@click.option("--price-per-hour", type=click.FloatRange(min=0), help="Of one machine: estimates what a billion costs.")
+@click.option("--price-per-hour", type=Number(min=0), help="Of one machine: estimates what a billion costs.")
 @click.option("--json", "as_json", is_flag=True, help="Print progress and summary as JSON, one object per line.")
 @runtime_options
 @click.option(

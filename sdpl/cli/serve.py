@@ -5,9 +5,9 @@ from pathlib import Path
 import click
 
 from sdpl.cli.command import Command
-from sdpl.cli.options import PATH, runtime_options
+from sdpl.cli.options import PATH, Number, runtime_options
 
-MS = click.FloatRange(min=0)
+MS = Number(min=0)
 ONE = click.IntRange(min=1)
 PORT = click.IntRange(0, 65535)
 
@@ -35,9 +35,7 @@ PORT = click.IntRange(0, 65535)
 @click.option("--queue-mb", type=ONE, default=256, show_default=True, help="Images in hand and their results, in MiB.")
 @click.option("--max-body-mb", type=ONE, default=64, show_default=True, help="Largest request, in MiB.")
 @click.option("--max-connections", type=ONE, default=1024, show_default=True)
-@click.option(
-    "--drain-s", type=click.FloatRange(min=0), default=30.0, show_default=True, help="To finish after SIGTERM."
-)
+@click.option("--drain-s", type=Number(min=0), default=30.0, show_default=True, help="To finish after SIGTERM.")
 @click.option("--skip-proof", is_flag=True, help="Serve without comparing with PyTorch's scores first.")
 @click.option("--allow-repository", is_flag=True, help="Let clients unload and load these models.")
 @click.option("--no-watch", is_flag=True, help="Do not swap a bundle when it is replaced on disk.")

@@ -178,3 +178,20 @@ def test_what_training_cannot_take_is_named(fails, config, tmp_path, setting, me
     (tmp_path / "text.pt").write_text("image,dog\na.jpg,1\n")
     words = ("train", path, "--out", tmp_path / "run", "--set", setting.format(text=tmp_path / "text.pt"))
     assert message in fails(*words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "data mask x --out y.csv --proportion",
+        "export x --max-score-diff",
+        "export x --eval y --max-mAP-drop",
+        "eval x y --threshold",
+        "predict x y --threshold",
+        "bench x --seconds",
+        "serve x --max-delay-ms",
+        "score x y --out z --price-per-hour",
+    ],
+)
+def test_nan_is_in_no_range(fails, words):
+    assert "nan is not a finite number." in fails(*words.split(), "nan")

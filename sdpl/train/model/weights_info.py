@@ -13,7 +13,7 @@ from sdpl.train.model.weights import State, read_weights
 def describe_weights(path: Path) -> dict[str, str]:
     """Property -> value, for `sdpl-info --weights`. Raises UserError for a file that is no weights of a CLIP model."""
     if not path.is_file():
-        raise UserError(f"{path}: no such file.")
+        raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}.")
     weights = read_weights(path)
     sizes = _sizes(weights.state)
     if "image tower" not in sizes:
