@@ -1,7 +1,6 @@
 """sdpl-score"""
 
 import json
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -91,8 +90,6 @@ def command(
 
     from sdpl.supervised import supervise
 
-    if price_per_hour is not None and not math.isfinite(price_per_hour):
-        raise UserError(f"--price-per-hour {price_per_hour}: expected a number.")
     if not out:
         raise UserError("--out '' is empty: name a folder, or . for this one.")
     if workers is not None and address is None:

@@ -288,7 +288,7 @@ def test_what_a_user_gets_wrong(fails, sdpl, bundle, photos, tars, tmp_path):
     for keep in ("top:0", "top:x", "threshold:2", "some"):
         assert "expected all, top:K, threshold" in fails("score", bundle, photos[0], *out, "--keep", keep)
     for price in ("nan", "inf"):
-        assert "expected a number" in fails("score", bundle, photos[0], *out, "--price-per-hour", price)
+        assert "is not a finite number" in fails("score", bundle, photos[0], *out, "--price-per-hour", price)
     assert "is not in the range" in fails("score", bundle, photos[0], *out, "--shard-size", 10**20)
     assert "--workers is for --ray" in fails("score", bundle, photos[0], *out, "--workers", 2)
     assert "Protocol not known: nope" in fails("score", bundle, "nope://a/b.tar", *out)
