@@ -65,7 +65,7 @@ class Command(_OneLine):
     """A command whose errors are one line. Status 2: the user can fix it; 130: it was stopped; 70: a fault of sdpl."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+        sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # names that the terminal's encoding lacks are escaped
                 stream.reconfigure(errors="backslashreplace")
@@ -86,6 +86,10 @@ class Command(_OneLine):
 
 class Group(click.Group, _OneLine):
     command_class = Command
+
+
+def _nowhere() -> io.TextIOWrapper:
+    return open(os.devnull, "w", encoding="utf-8")
 
 
 def _say(message: str, status: int) -> int:

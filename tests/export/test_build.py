@@ -171,7 +171,7 @@ def test_a_separable_head_is_exact_enough_and_says_by_how_much(sdpl, portable, s
 
 def test_terms_belong_to_a_separable_head(fails, portable, tmp_path):
     out = ("--out", tmp_path / "m.sdpl", "--terms")
-    assert "--terms 8: expected 1 to 64 terms of --head separable" in fails(*portable, *out, "8")
+    assert "--terms 8 is for the separable head: add --head separable" in fails(*portable, *out, "8")
 
 
 def test_the_proof_runs_through_the_code_that_serves(fails, checkpoint, tmp_path, monkeypatch):
@@ -204,5 +204,5 @@ def test_what_a_second_export_drops_is_said_and_kept_on_request(sdpl, checkpoint
     assert kept.exit_code == 0, kept.output
     assert set(Bundle.open(out).manifest.targets) == {"cpu:fp32", "cpu:int8"}
     fewer = sdpl("export", checkpoint, "--out", out, "--target", "cpu:fp32")
-    assert f"{out} loses cpu:int8; --keep exports them again too" in fewer.stderr
+    assert f"when all is proven, {out} has no cpu:int8; --keep exports them too" in fewer.stderr
     assert set(Bundle.open(out).manifest.targets) == {"cpu:fp32"}

@@ -13,6 +13,7 @@ from sdpl.data.images import LabelCounts, LabelledImages, evenly_taken
 from sdpl.evaluate.calibration import Calibration
 from sdpl.evaluate.report.page import is_narrow, legend_beside, short, size
 from sdpl.plots import pyplot
+from sdpl.text import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +54,7 @@ def _ap_column(
     rows = np.arange(len(names))
     for i, (model, values) in enumerate(aps.items()):
         offset = (i - (len(aps) - 1) / 2) * thickness
-        axis.barh(rows + offset, [values[n] or 0 for n in names], thickness, label=short(model, 60), color=f"C{i}")
+        axis.barh(rows + offset, [values[n] or 0 for n in names], thickness, label=shortened(model, 60), color=f"C{i}")
     if chance is not None:
         axis.plot([chance[n] for n in names], rows, "|", markersize=6, markeredgewidth=1.5, color=_text_colour())
     axis.set_yticks(rows, [short(name) for name in names], fontsize=7)
