@@ -167,9 +167,10 @@ class Bundle:
 
     def proof_embeddings(self) -> np.ndarray | None:
         """PyTorch's embeddings of the proof's images, float32 [N,E]; None in a bundle that gives none."""
-        size, path = self.manifest.embedding_size, self.file(PROOF)
+        size = self.manifest.embedding_size
         if size is None:
             return None
+        path = self.file(PROOF)
         tensors = _tensors(path)
         found = tensors.get("embeddings", np.zeros(0))
         fits = found.dtype == np.float32 and found.shape == (len(tensors.get("images", ())), size)

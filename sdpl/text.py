@@ -44,7 +44,7 @@ def joined(names: Iterable[str]) -> str:
 
 def divided(cell: str) -> list[str]:
     """The names of such a cell, without blanks around them. A backslash before anything else is a backslash."""
-    parts = (part for part in re.findall(r"(?:\\[\\|]|[^|])+", cell))
+    parts = re.findall(r"(?:\\[\\|]|[^|])+", cell)
     return [name for part in parts if (name := re.sub(r"\\([\\|])", r"\1", part).strip())]
 
 

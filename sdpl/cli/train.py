@@ -49,17 +49,11 @@ def _one_voice() -> Iterator[None]:
     metavar="KEY=VALUE",
     help="Another value for a key of CONFIG, such as train.lr=0.01; may be repeated.",
 )
+@_one_voice()
 def command(
     config: Path, out: Path, resume: bool, init: Path | None, page: Path | None, settings: tuple[str, ...]
 ) -> None:
     """Train as CONFIG (YAML) says; writes OUT/model.ckpt (as train.keep says), OUT/last.ckpt and OUT/log.csv."""
-    with _one_voice():
-        _train(config, out, resume, init, page, settings)
-
-
-def _train(
-    config: Path, out: Path, resume: bool, init: Path | None, page: Path | None, settings: tuple[str, ...]
-) -> None:
     if resume and init is not None:
         raise UserError("--init starts a new run and --resume goes on with one: leave out one of them.")
     if page is not None:

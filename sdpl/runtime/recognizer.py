@@ -166,13 +166,10 @@ class Recognizer:
         Raises UserError naming a bad image, and as `embedding_size` does.
         """
         size = self.embedding_size  # before anything is read
-        results = self._embedded(self._sources(images, channels), batch_size)
-        if isinstance(images, Iterator) and not is_one_image(images):
-            return results
-        found = list(results)
-        if is_one_image(images):
-            return found[0]
-        return np.stack(found) if found else np.zeros((0, size), np.float32)
+        found = _as_given(images, self._embedded(self._sources(images, channels), batch_size))
+        if isinstance(found, list):
+            return np.stack(found) if found else np.zeros((0, size), np.float32)
+        return found
 
     def recognize(
         self,
@@ -192,11 +189,7 @@ class Recognizer:
         default the largest that the backend takes well. attention: also keep where the model looked for each category.
         channels: of arrays; "bgr" for OpenCV's. Raises UserError naming a bad image; `stream` goes on behind it.
         """
-        results = self._recognized(self._sources(images, channels), threshold, batch_size, attention)
-        if isinstance(images, Iterator) and not is_one_image(images):
-            return results
-        found = list(results)
-        return found[0] if is_one_image(images) else found
+        return _as_given(images, self._recognized(self._sources(images, channels), threshold, batch_size, attention))
 
     def stream(
         self,
@@ -304,3 +297,11 @@ class Recognizer:
         if len(shape) != 4 or shape[1:] != (side, side, 3) or dtype != np.uint8:
             raise ValueError(f"expected images uint8 [B,{side},{side},3], got {dtype} {list(shape)}")
         return int(shape[0])
+
+
+def _as_given(images: ImageInput | Iterable[ImageInput], results: Iterator[Any]) -> Any:
+    """The one result of one image, an iterator's as they come, and a list of all others'."""
+    if is_one_image(images):
+        (result,) = results
+        return result
+    return results if isinstance(images, Iterator) else list(results)

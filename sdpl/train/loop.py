@@ -198,7 +198,7 @@ class _Run:
         return log
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Take the state of a checkpoint that `_resumable` let pass."""
+        """Take the state of a checkpoint that `resumable` let pass."""
         state = content["resume"]
         load_state(self.model, content, f"{self.out}/last.ckpt")
         self.learner.load_state(state["learner"])

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from sdpl.text import counted
+
 SETTLED = 10  # steps, after which the run's time is estimated
 RISE = 1.1  # times the lowest epoch's mean loss so far
 
@@ -56,7 +58,7 @@ class Pace:
         rate = (self.images - images) / max(self.seconds - seconds, 1e-9)
         epoch_s, left_s = (self.train_images + self.val_images) / rate, self._images_left(epoch, done) / rate
         return (
-            f"estimate after {self.steps} step{'s' * (self.steps > 1)}: {duration(epoch_s)} an epoch, "
+            f"estimate after {counted(self.steps, 'step', 'steps')}: {duration(epoch_s)} an epoch, "
             f"{duration(left_s)} to the end of the run, at {rate:,.3g} images/s; "
             f"memory up to now: {memory_mb(self.device):,.0f} MB"
         )

@@ -59,11 +59,8 @@ def _device(device: torch.device) -> str:
 def _steps(config: Config, images: int, processes: int) -> str:
     size, epochs = config.train.batch_size, config.train.epochs
     shared = f" over {processes} processes" if processes > 1 else ""
-    steps = -(-images // size)
-    return (
-        f"{epochs:,} epoch{'s' * (epochs != 1)} of {steps:,} step{'s' * (steps != 1)} "
-        f"with {min(size, images)} images{shared}"
-    )
+    steps = counted(-(-images // size), "step", "steps")
+    return f"{counted(epochs, 'epoch', 'epochs')} of {steps} with {min(size, images)} images{shared}"
 
 
 def _cache(config: Config) -> str:

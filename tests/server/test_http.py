@@ -20,6 +20,11 @@ from sdpl.preprocess import preprocess
 INFER = "/v2/models/model/infer"
 
 
+def to_the_end(sock: socket.socket) -> bytes:
+    """All that comes until the server closes."""
+    return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
 def outputs_of(body: bytes, headers: dict[str, str]) -> dict[str, np.ndarray]:
     """The binary outputs of an answer."""
     split = int(headers["Inference-Header-Content-Length"])
@@ -267,9 +272,7 @@ def test_unknown_paths_methods_models_and_versions(server):
 def test_malformed_heads_are_refused_and_the_connection_ends(server, head):
     with socket.create_connection(("127.0.0.1", server.http_port), timeout=10) as sock:
         sock.sendall(head)
-        received = b""
-        while data := sock.recv(65536):
-            received += data
+        received = to_the_end(sock)
     assert received.startswith((b"HTTP/1.1 400", b"HTTP/1.1 431"))
 
 
@@ -279,9 +282,7 @@ def test_a_caller_that_goes_on_sending_reads_why_it_was_refused(server):
         for _ in range(20):
             sock.sendall(b"a" * 5_000)
             time.sleep(0.01)
-        received = b""
-        while data := sock.recv(65536):
-            received += data
+        received = to_the_end(sock)
     assert received.startswith(b"HTTP/1.1 431")
 
 
@@ -289,9 +290,7 @@ def test_a_caller_that_goes_on_sending_reads_why_it_was_refused(server):
 def test_a_connection_ends_when_the_caller_says_so(server, head):
     with socket.create_connection(("127.0.0.1", server.http_port), timeout=10) as sock:
         sock.sendall(head)
-        received = b""
-        while data := sock.recv(65536):
-            received += data
+        received = to_the_end(sock)
     assert b"connection: close" in received
 
 
