@@ -172,7 +172,7 @@ def small_files():
 def test_a_disk_that_is_full_at_a_checkpoint(sdpl, fails, config, tmp_path, small_files):
     path, out = config(train={"checkpoint_steps": 1, "epochs": 2}), tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._Run, "_validate", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(loop._Run, "_validate", lambda self, t: (_ for _ in ()).throw(KeyboardInterrupt))
         assert "add --resume to go on from the last checkpoint" in fails("train", path, "--out", out, status=130)
     before = load_checkpoint(out / "last.ckpt")["resume"]["step"]
     small_files(1_000_000)
@@ -258,7 +258,7 @@ def test_a_run_is_never_overwritten_by_accident(fails, config, tmp_path, run_fol
 def test_a_stop_between_the_two_checkpoints_loses_no_best(sdpl, config, tmp_path, monkeypatch):
     values = iter([10.0, 90.0, 50.0])
     monkeypatch.setattr(keeping, "MAX_AP_ERROR", 1.0)
-    monkeypatch.setattr(loop._Run, "_validate", lambda self: next(values))
+    monkeypatch.setattr(loop._Run, "_validate", lambda self, t: next(values))
     original, shared = loop.share_file, []
 
     def stop_at_second(source, path):
@@ -280,7 +280,7 @@ def test_a_stop_between_the_two_checkpoints_loses_no_best(sdpl, config, tmp_path
 def test_an_epoch_writes_the_frozen_towers_once(sdpl, config, tmp_path, monkeypatch):
     values = iter([10.0, 90.0, 50.0])
     monkeypatch.setattr(keeping, "MAX_AP_ERROR", 1.0)
-    monkeypatch.setattr(loop._Run, "_validate", lambda self: next(values))
+    monkeypatch.setattr(loop._Run, "_validate", lambda self, t: next(values))
     original, written = torch.save, []
     monkeypatch.setattr(torch, "save", lambda content, path: (written.append(path.name), original(content, path)))
     assert sdpl("train", config(train={"epochs": 3}), "--out", tmp_path / "run").exit_code == 0
@@ -303,7 +303,7 @@ def test_resuming_on_other_data_is_refused(sdpl, fails, config, scenes, tmp_path
 
 
 def test_without_validation_positives_the_newest_epoch_is_kept(sdpl, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop._Run, "_validate", lambda self: float("nan"))
+    monkeypatch.setattr(loop._Run, "_validate", lambda self, t: float("nan"))
     assert sdpl("train", config(), "--out", tmp_path / "run").exit_code == 0
     assert load_checkpoint(tmp_path / "run" / "model.ckpt")["resume"]["epoch"] == 2
 
@@ -482,7 +482,7 @@ def test_the_last_epoch_is_kept_where_validation_cannot_choose(sdpl, config, tmp
 def test_best_and_last_are_kept_as_configured(config, tmp_path, monkeypatch, keep, kept):
     values = iter([10.0, 90.0, 50.0])
     monkeypatch.setattr(keeping, "MAX_AP_ERROR", 1.0)
-    monkeypatch.setattr(loop._Run, "_validate", lambda self: next(values))
+    monkeypatch.setattr(loop._Run, "_validate", lambda self, t: next(values))
     settings = read_config(config(train={"epochs": 3, "keep": keep}))
     path = loop.train(settings, tmp_path / "run", best_too=True)
     assert load_checkpoint(path)["resume"]["epoch"] == kept
