@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from sdpl.cli.command import Command
-from sdpl.cli.options import DEVICE, MAX_PIXELS, PATH, TABLE, Number, runtime_options, say_target
+from sdpl.cli.options import DEVICE, MAX_PIXELS, PATH, TABLE, Number, RunOptions, runtime_options, say_target
 from sdpl.errors import UserError
 
 
@@ -36,10 +36,7 @@ def command(
     out: Path | None,
     save: Path | None,
     attention: Path | None,
-    backend: str,
-    precision: str | None,
-    threads: int | None,
-    streams: int | None,
+    run: RunOptions,
     device: int | None,
 ) -> None:
     """Labels and scores of IMAGES: files, folders, globs, lists of paths (@list.txt, or - for standard input).
@@ -61,7 +58,7 @@ def command(
     require_own_places(save, attention, paths, names)
     failed = 0
     with ExitStack() as stack:
-        recognizer = stack.enter_context(Recognizer.open(bundle, backend, threads, streams, precision, device=device))
+        recognizer = stack.enter_context(Recognizer.open(bundle, **run, device=device))
         say_target(recognizer)
         line = lacking_line(recognizer.categories) if save is not None or attention is not None else None
         if line is not None:
