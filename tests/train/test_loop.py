@@ -489,27 +489,26 @@ def test_best_and_last_are_kept_as_configured(config, tmp_path, monkeypatch, kee
     assert load_checkpoint(tmp_path / "run" / "best.ckpt")["resume"]["epoch"] == 2
 
 
-def test_a_second_training_into_the_same_folder_is_refused(config, tmp_path):
-    """Two real processes, and a third that would resume; the first is then stopped, whole."""
+def test_a_second_training_into_the_same_folder_is_refused(fails, config, tmp_path):
+    """A real process, and this one, which would train anew or resume; the first is then stopped, whole."""
     out = tmp_path / "run"
-    path = config(train={"epochs": 2000, "lr": 1e-6})
-    words = [sys.executable, "-m", "sdpl", "train", str(path), "--out", str(out)]
-    first = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = ["train", str(config(train={"epochs": 2000, "lr": 1e-6})), "--out", str(out)]
+    command = [sys.executable, "-m", "sdpl", *words]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         while not (out / "log.csv").exists():  # it has finished an epoch and goes on
             assert first.poll() is None
             time.sleep(0.05)
         before = (out / "config.yaml").read_bytes()
-        others = [subprocess.Popen([*words, *more], stderr=subprocess.PIPE, text=True) for more in ([], ["--resume"])]
-        lines = [other.communicate(timeout=120)[1].splitlines() for other in others]
+        lines = [fails(*words), fails(*words, "--resume")]
         assert first.poll() is None
     finally:
         first.send_signal(signal.SIGINT)
         _, said = first.communicate(timeout=120)
-    assert [other.returncode for other in others] == [2, 2]
-    assert [line[-1] for line in lines] == [
-        f"error: {out}: another run is writing into it; wait until it has ended, or choose another --out."
-    ] * 2
+    assert (
+        lines
+        == [f"error: {out}: another run is writing into it; wait until it has ended, or choose another --out."] * 2
+    )
     assert first.returncode == 130
     assert said.splitlines()[-1] == f"error: interrupted; add --resume to go on from the last checkpoint in {out}."
     assert (out / "config.yaml").read_bytes() == before
