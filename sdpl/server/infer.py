@@ -21,15 +21,15 @@ class Infer:
         self._ask: Ask | None = None
         self._raw: bytearray | None = None
         self._link.admit(self._info, 1)
-        given = request.headers.get(JSON_LENGTH)
+        given, limit = request.headers.get(JSON_LENGTH), app.settings.max_json
         if given is None:
-            self._json_size, limit = request.length, app.settings.max_json
+            self._json_size = request.length
         else:
             if not (given.isascii() and given.isdigit()) or len(given) > 18 or int(given) > request.length:
                 raise RefusalError(
                     "invalid", f"{JSON_LENGTH} {given[:40]!r} does not fit a body of {request.length} bytes."
                 )
-            self._json_size, limit = int(given), app.settings.max_json
+            self._json_size = int(given)
         if self._json_size > limit:
             raise RefusalError("too_large", f"JSON of {self._json_size} bytes (limit {limit}): send binary data.")
         if self._json_size == 0:
