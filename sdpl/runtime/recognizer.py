@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -214,14 +214,26 @@ class Recognizer:
         or, where the backend resizes, only decoded."""
         return Decoding(self.image_size) if self.backend.resizes else Pixels(self.image_size)
 
-    def recognition(self, scores: np.ndarray, threshold: float | None = None) -> Recognition:
-        """The recognition of one image's scores [C]. Raises UserError for a threshold outside 0..1."""
+    def recognition(
+        self,
+        scores: np.ndarray,
+        threshold: float | None = None,
+        *,
+        image: ImageSource | None = None,
+        attention: np.ndarray | None = None,
+    ) -> Recognition:
+        """The recognition of one image's scores [C]; it keeps the image and its attention [C,h,w], if given.
+
+        Raises UserError for a threshold outside 0..1.
+        """
         if threshold is not None and not 0 <= threshold <= 1:
             raise UserError(f"threshold {threshold!r}: expected a number from 0 to 1.")
         thresholds = self.bundle.manifest.thresholds if threshold is None else [threshold] * len(self.categories)
         order = np.argsort(-scores, kind="stable")
         labels = tuple(self.categories[c] for c in order if scores[c] >= thresholds[c])
-        return Recognition(labels, {self.categories[c]: float(scores[c]) for c in order}, self.target)
+        best_first = {self.categories[c]: float(scores[c]) for c in order}
+        maps = {} if attention is None else dict(zip(self.categories, attention, strict=True))
+        return Recognition(labels, best_first, self.target, image, maps)
 
     def preprocess(self, image: ImageInput, channels: ChannelOrder = "rgb") -> np.ndarray:
         """uint8 [S,S,3]: this model's input for one image, as `recognize` takes it."""
@@ -277,8 +289,7 @@ class Recognizer:
         for image, scored in self.stream(images, attention, batch_size):
             if isinstance(scored, UserError):
                 raise scored
-            maps = () if scored.attention is None else zip(self.categories, scored.attention, strict=True)
-            yield replace(self.recognition(scored.scores, threshold), image=image, attention=dict(maps))
+            yield self.recognition(scored.scores, threshold, image=image, attention=scored.attention)
 
     def _check(self, images: Any) -> int:
         """How many images there are. Raises ValueError for what the backend does not take; it looks at lists itself."""
