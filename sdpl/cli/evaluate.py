@@ -100,7 +100,7 @@ def _compared(path: Path, other: "Evaluated | Evaluation", data: "LabelledImages
     """Another model's scores and metrics of the same data, or only metrics. Raises UserError for other categories."""
     from sdpl.data.formats import in_order
     from sdpl.evaluate.evaluation import Evaluation, evaluate, require_same_data, score_all
-    from sdpl.evaluate.report.cases import Scored
+    from sdpl.evaluate.report.cases import ScoredModel
     from sdpl.evaluate.report.html import Compared
 
     name = str(path)
@@ -111,4 +111,4 @@ def _compared(path: Path, other: "Evaluated | Evaluation", data: "LabelledImages
     with shown() as report:
         scores = score_all(other.scores, own, other.reading(), batch, report)
     columns = [other.categories.index(category) for category in data.categories]
-    return Compared(name, evaluate(scores, own, other.thresholds), Scored(name, other, scores[:, columns]))
+    return Compared(name, evaluate(scores, own, other.thresholds), ScoredModel(name, other, scores[:, columns]))
