@@ -166,9 +166,8 @@ class Engine:
                 os.close(fd)
         front.heard = max(front.heard, content.get("heard", 0))
         if "order" in content:  # to load or unload, from a caller that waits for it
-            self._command(
-                content, lambda reason: self._fronts.tell(front, {"order": content["order"], "reason": reason})
-            )
+            order = content["order"]
+            self._command(content, lambda reason: self._fronts.tell(front, {"order": order, "reason": reason}))
 
     def _lose(self, front: Front) -> None:
         self._fronts.lose(front)
