@@ -79,22 +79,20 @@ def add_engines(
     and no PyTorch. The bundle is replaced when all is done; see `sdpl.export.build.export`."""
     bundle = Bundle.open(path)
     manifest = bundle.manifest
-    likes = [_like(manifest, spec) for spec in specs]
+    likes = {spec: _like(manifest, spec) for spec in specs}
     images, expected = bundle.proof()
     with replace_folder(path, lambda _: bundle.is_unchanged() and may_replace(path)) as folder, naming(folder, path):
         for name in manifest.files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle.file(name), folder / name)
-        made = {
-            str(spec): _engine(folder, spec, like, profile, report) for spec, like in zip(specs, likes, strict=True)
-        }
+        made = {str(spec): _engine(folder, spec, like, profile, report) for spec, like in likes.items()}
         fields = {name: getattr(manifest, name) for name in type(manifest).model_fields}
         del fields["files"], fields["format_version"]
         write_manifest(folder, **fields | {"targets": manifest.targets | made})
-        for name, like in zip(list(made), likes, strict=True):
-            limit = limits.score_difference
-            own = Limits(like.proof().tolerance if limit is None else limit)
-            made |= prove_targets(Bundle.open(folder), [name], Prover(images, expected, own), report)
+        for spec, like in likes.items():
+            limit = like.proof().tolerance if limits.score_difference is None else limits.score_difference
+            prover = Prover(images, expected, Limits(limit))
+            made |= prove_targets(Bundle.open(folder), [str(spec)], prover, report)
         if (path / CACHE).is_dir():
             shutil.copytree(path / CACHE, folder / CACHE, dirs_exist_ok=True)
     report(Progress(f"wrote {path}"))
