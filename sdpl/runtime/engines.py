@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -121,7 +122,7 @@ class TensorRt:
             if self._engine is None:
                 raise UserError(
                     f"{path}: {trt.__name__} {trt.__version__} cannot load it "
-                    f"({reason or self._log.first_error}). Build it again: {rebuild(bundle, name, device.device_id)}"
+                    f"({reason or self._log.first_error()}). Build it again: {rebuild(bundle, name, device.device_id)}"
                 )
             self._sides = tuple(self._engine.get_tensor_shape("image"))[1:]
             self._workspace_bytes = self._engine.device_memory_size_v2
@@ -131,6 +132,7 @@ class TensorRt:
 
     def prepare(self, batch: int, stream: int) -> None:
         with self._lock:
+            self._log.forget()
             if stream not in self._lanes:
                 self._lanes[stream] = Lane(self._device.allocate(self._workspace_bytes))
             lane = self._lanes[stream]
@@ -138,6 +140,7 @@ class TensorRt:
                 lane.contexts[batch] = self._make_context(batch, lane)
 
     def enqueue(self, batch: int, image: int, outputs: Sequence[int], stream: int) -> None:
+        self._log.forget()
         lane = self._lanes[stream]
         context = lane.contexts.get(batch)
         if context is None:  # images already on the GPU come in any number; no graph points into this context
@@ -147,10 +150,10 @@ class TensorRt:
             context = lane.any
         for name, pointer in zip(self._tensors, (image, *outputs), strict=True):
             if not context.set_tensor_address(name, pointer):
-                reason = self._log.first_error
+                reason = self._log.first_error()
                 raise RuntimeError(f"the engine does not take address {pointer:#x} for {name} ({reason})")
         if not context.execute_async_v3(stream):
-            raise _failed(self._log.first_error, batch)
+            raise _failed(self._log.first_error(), batch)
 
     def forget(self, batch: int, stream: int) -> None:
         if stream in self._lanes:
@@ -188,7 +191,7 @@ class TensorRt:
         context = self._engine.create_execution_context(self._config or strategy)
         if context is None:
             raise OutOfMemoryError(
-                f"no execution context for batch {batch} ({self._log.first_error}): use a smaller one."
+                f"no execution context for batch {batch} ({self._log.first_error()}): use a smaller one."
             )
         context.set_device_memory(lane.workspace, self._workspace_bytes)
         self._shape(context, batch)
@@ -215,7 +218,7 @@ class TensorRt:
 
 def _failed(message: str, batch: int) -> Exception:
     """The error of an engine that failed while running: whether for want of memory shows only in its words."""
-    if "memory" in message.lower():
+    if re.search("out ?of ?memory|alloc", message, re.IGNORECASE):  # an illegal memory access is none
         return OutOfMemoryError(f"the GPU has too little free memory for batch {batch}: {' '.join(message.split())}")
     return RuntimeError(f"the engine failed ({message})")
 

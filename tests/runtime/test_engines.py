@@ -10,7 +10,8 @@ import pytest
 
 from sdpl.bundle import Bundle
 from sdpl.errors import UserError
-from sdpl.runtime.engines import OnnxRuntimeCuda, TensorRt
+from sdpl.runtime.device import OutOfMemoryError
+from sdpl.runtime.engines import OnnxRuntimeCuda, TensorRt, _failed
 
 NAME = "rtx:sm86:fp16"
 NO_DEVICE = SimpleNamespace(device_id=0, current=nullcontext)  # none of these comes as far as to use one
@@ -57,3 +58,17 @@ def test_onnxruntime_rounds_no_float32_target_to_tf32(bundle_and_target, monkeyp
     with pytest.raises(UserError):
         OnnxRuntimeCuda(bundle, f"cuda:{precision}", target.model_copy(update={"precision": precision}), device)
     assert asked == [("CUDAExecutionProvider", {"device_id": "3", "use_tf32": tf32})]
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("Error Code 2: OutOfMemory (Requested size was 9 bytes.)", OutOfMemoryError),
+        ("1: [defaultAllocator.cpp] Error Code 1: Cuda Runtime (out of memory)", OutOfMemoryError),
+        ("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of size 9", OutOfMemoryError),
+        ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0", OutOfMemoryError),
+        ("Cuda Runtime (an illegal memory access was encountered)", RuntimeError),
+    ],
+)
+def test_only_want_of_memory_makes_a_batch_smaller(message, kind):
+    assert type(_failed(message, 8)) is kind
