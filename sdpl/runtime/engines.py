@@ -1,11 +1,15 @@
 """Engines for the first stage on a GPU: ONNX Runtime's CUDA provider, TensorRT-RTX and TensorRT."""
 
 import contextlib
+import ctypes
 import importlib
+import io
 import re
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,16 +42,16 @@ class OnnxRuntimeCuda:
         import onnxruntime
 
         path = model_path(bundle, target) if target.is_whole else bundle.file(target.files["encoder"])
-        onnxruntime.preload_dlls()  # CUDA's libraries from wheels, where they are installed so
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         # TF32 is on by default: 10 bits of mantissa move scores by more than fp32 may
         settings = {"device_id": str(device.device_id), "use_tf32": str(int(target.precision != "fp32"))}
-        self._session = onnxruntime.InferenceSession(path, options, providers=[("CUDAExecutionProvider", settings)])
-        if "CUDAExecutionProvider" not in self._session.get_providers():  # it falls back to the CPU without a word
-            raise UserError(
-                f"{name}: ONNX Runtime cannot load its CUDA provider: {BACKENDS['onnxruntime-cuda'].install}."
-            )
+        said = io.StringIO()  # it prints what goes wrong, and falls back to the CPU
+        with contextlib.redirect_stdout(said):
+            onnxruntime.preload_dlls()  # CUDA's libraries from wheels, where they are installed so
+            self._session = onnxruntime.InferenceSession(path, options, providers=[("CUDAExecutionProvider", settings)])
+        if "CUDAExecutionProvider" not in self._session.get_providers():
+            raise UserError(f"{name}: ONNX Runtime cannot use its CUDA provider ({_why_no_cuda(said.getvalue())}).")
         narrow = PRECISIONS[target.precision].kernel_dtype == "float16" and not target.is_whole
         self._dtype, self._outputs = np.float16 if narrow else np.float32, outputs_of(bundle, target)
         self._shapes = {
@@ -214,6 +218,23 @@ class TensorRt:
             self._cache.deserialize(self._cache_path.read_bytes())
         config.set_runtime_cache(self._cache)
         return config
+
+
+def _why_no_cuda(said: str) -> str:
+    """Why ONNX Runtime runs on the CPU though CUDA was asked for, and what to do; from what it printed, or else from
+    the system's loader."""
+    import onnxruntime
+
+    errors = re.findall(r"^EP Error (?!\*)(.*?) when using ", said, re.MULTILINE | re.DOTALL)
+    if errors:  # the provider is there, and CUDA failed
+        return f"{' '.join(errors[0].split())[:300]}: look at nvidia-smi; a driver older than CUDA needs an update"
+    folder, windows = Path(onnxruntime.__file__).with_name("capi"), sys.platform == "win32"
+    try:
+        ctypes.CDLL(str(folder / ("onnxruntime_providers_cuda.dll" if windows else "libonnxruntime_providers_cuda.so")))
+        reason = "it does not say why"
+    except OSError as error:
+        reason = " ".join(str(error).split())
+    return f"{reason}: {BACKENDS['onnxruntime-cuda'].install}"
 
 
 def _failed(message: str, batch: int) -> Exception:

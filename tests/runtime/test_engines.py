@@ -38,8 +38,28 @@ def test_a_cut_engine_ends_in_one_line(bundle_and_target, monkeypatch):
 
 def test_onnxruntime_without_cuda_ends_in_one_line(bundle_and_target):
     bundle, target = bundle_and_target
-    with pytest.warns(UserWarning, match="CUDAExecutionProvider"), pytest.raises(UserError, match="CUDA provider: pip"):
+    line = r"cannot use its CUDA provider \(\S*providers_cuda.so: cannot open shared object file: .*: pip uninstall"
+    with pytest.warns(UserWarning, match="CUDAExecutionProvider"), pytest.raises(UserError, match=line):
         OnnxRuntimeCuda(bundle, "cuda:fp16", target, NO_DEVICE)
+
+
+def test_what_onnxruntime_prints_when_cuda_fails_is_the_reason(bundle_and_target, monkeypatch, capsys):
+    """It falls back to the CPU then, and what it prints would be among a command's JSON."""
+    bundle, target = bundle_and_target
+    real = onnxruntime.InferenceSession
+
+    def session(path, options, providers):
+        print("*************** EP Error ***************")
+        print(f"EP Error /src/cuda_call.cc:129 CUDA failure 35: CUDA driver\nis too old when using {providers}")
+        print("Falling back to ['CPUExecutionProvider'] and retrying.")
+        return real(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    line = r"its CUDA provider \(/src/cuda_call.cc:129 CUDA failure 35: CUDA driver is too old: look at nvidia-smi; a"
+    with pytest.raises(UserError, match=line) as raised:
+        OnnxRuntimeCuda(bundle, "cuda:fp16", target, NO_DEVICE)
+    assert "\n" not in str(raised.value)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(("precision", "tf32"), [("fp32", "0"), ("fp16", "1")])
