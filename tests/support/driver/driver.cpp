@@ -189,7 +189,7 @@ static CUresult refused_now(const std::string& function) {
   return numbers["fail_after"] > 0 && --numbers["fail_after"] == 0 ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
 }
 
-API(cuInit, unsigned) { return CUDA_SUCCESS; }
+API(cuInit, unsigned) { LOCKED; return (CUresult)numbers["init_status"]; }
 API(cuDriverGetVersion, int* version) { LOCKED; *version = numbers["version"]; return CUDA_SUCCESS; }
 API(cuDeviceGetCount, int* count) { LOCKED; *count = numbers["gpus"]; return CUDA_SUCCESS; }
 API(cuDeviceGet, CUdevice* device, int index) {
@@ -218,6 +218,8 @@ API(cuDeviceGetPCIBusId, char* id, int size, CUdevice device) {
   return CUDA_SUCCESS;
 }
 API(cuDevicePrimaryCtxRetain, CUcontext* context, CUdevice device) {
+  LOCKED;
+  if (numbers["context_status"]) return (CUresult)numbers["context_status"];
   *context = (CUcontext)&contexts[device];
   return CUDA_SUCCESS;
 }
