@@ -24,13 +24,13 @@ def models(words: tuple[str, ...]) -> dict[str, str]:
     for word in words:
         name, equals, path = word.partition("=")
         if not equals:
-            name, path = Path(word).resolve().name.removesuffix(".sdpl"), word
+            name, path = Path(os.path.abspath(word)).name.removesuffix(".sdpl"), word
         if not name or not set(name) <= NAME_CHARACTERS:
             raise UserError(f"{word!r}: a model's name may have letters, digits and . _ - only; say NAME={path}.")
         if name in found:
             raise UserError(f"two bundles are called {name!r}: name one of them, such as other={path}.")
         Bundle.open(path)
-        found[name] = str(Path(path).resolve())
+        found[name] = os.path.abspath(path)  # a link is not followed yet: it may lead to another bundle later
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from sdpl.errors import nearest
 from sdpl.server import description, protocol
 from sdpl.server.app import App, retry_after
+from sdpl.server.counters import prometheus_head
 from sdpl.server.exchange import Exchange, Request, Response
 from sdpl.server.lease import Lease, ModelInfo
 from sdpl.server.openapi import document
@@ -267,7 +268,10 @@ def logged(info: ModelInfo, lease: Lease) -> dict[str, Any]:
 
 
 def metrics(app: App) -> bytes:
-    lines = [*app.counters.to_prometheus(), "# HELP sdpl_model_info What is served.", "# TYPE sdpl_model_info gauge"]
+    """All of it in Prometheus's text format."""
+    lines = [*app.counters.to_prometheus(), *prometheus_head("sdpl_model_ready", "gauge", "1: it is served.")]
+    lines += [f'sdpl_model_ready{{model="{each["name"]}"}} {int(each["state"] == "READY")}' for each in app.states()]
+    lines += prometheus_head("sdpl_model_info", "gauge", "What is served.")
     for link in app.links[:1]:
         for name, info in link.models.items():
             about = info.description
