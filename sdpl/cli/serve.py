@@ -90,4 +90,9 @@ def command(
     options.require_packages(settings)
     if token is None and settings.host not in ("127.0.0.1", "::1", "localhost"):
         click.echo(f"warning: {settings.host} is served without a token; anyone who reaches it may use it.", err=True)
-    Supervisor(settings, lambda line: click.echo(line, err=True)).run(lambda s: click.echo(options.greeting(s)))
+
+    def ready(served: Settings) -> None:
+        click.echo(options.greeting(served))
+        options.tell_systemd()
+
+    Supervisor(settings, lambda line: click.echo(line, err=True)).run(ready)

@@ -59,7 +59,7 @@ def count(counters: Counters, line: Line, batch: list[tuple[Row, int]], start: i
     model = line.model
     line.serving.seconds_per_image += SMOOTHING * (run_ns / 1e9 / len(batch) - line.serving.seconds_per_image)
     counters.set(model, "seconds_per_image", line.serving.seconds_per_image)
-    counters.set(model, "last_inference", time.time_ns() // 1_000_000)
+    counters.set(model, "last_inference_timestamp_seconds", round(time.time(), 3))
     counters.set(model, "queued", len(line.batcher))
     counters.add(model, "batches")
     counters.add(model, "images", len(batch))

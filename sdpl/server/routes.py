@@ -10,6 +10,7 @@ from typing import Any
 from sdpl.errors import nearest
 from sdpl.server import description
 from sdpl.server.app import App, retry_after
+from sdpl.server.counters import prometheus_head
 from sdpl.server.exchange import Exchange, Request, Response
 from sdpl.server.infer import Infer
 from sdpl.server.json_form import parse_json
@@ -181,7 +182,10 @@ def allow(request: Request, *methods: str) -> None:
 
 
 def metrics(app: App) -> bytes:
-    lines = [*app.counters.to_prometheus(), "# HELP sdpl_model_info What is served.", "# TYPE sdpl_model_info gauge"]
+    """All of it in Prometheus's text format."""
+    lines = [*app.counters.to_prometheus(), *prometheus_head("sdpl_model_ready", "gauge", "1: it is served.")]
+    lines += [f'sdpl_model_ready{{model="{each["name"]}"}} {int(each["state"] == "READY")}' for each in app.states()]
+    lines += prometheus_head("sdpl_model_info", "gauge", "What is served.")
     for link in app.links[:1]:
         for name, info in link.models.items():
             about = info.description

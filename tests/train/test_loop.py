@@ -251,7 +251,7 @@ def test_a_run_is_never_overwritten_by_accident(fails, config, tmp_path, run_fol
     assert "already holds a run: add --resume" in fails("train", config(), "--out", copy)
     message = fails("train", config(train={"epochs": 1, "lr": 0.5}), "--out", copy, "--resume")
     assert "train.epochs: 2 -> 1; train.lr: 0.002 -> 0.5" in message
-    assert "no such checkpoint" in fails("train", config(), "--out", tmp_path / "new", "--resume")
+    assert "leave out --resume to begin one" in fails("train", config(), "--out", tmp_path / "new", "--resume")
 
 
 def test_resuming_on_other_data_is_refused(sdpl, fails, config, scenes, tmp_path):
