@@ -121,7 +121,7 @@ class TensorRt:
         self._lock = threading.Lock()  # making contexts is not said to be thread-safe
         with device.current():
             self._runtime = trt.Runtime(self._log)
-            reason = invalid_engine(self._runtime, code)
+            reason = invalid_engine(self._runtime, code, self._log)
             self._engine: Any = None if reason else self._runtime.deserialize_cuda_engine(code)
             if self._engine is None:
                 raise UserError(
