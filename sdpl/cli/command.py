@@ -46,6 +46,10 @@ EXTRAS = {  # which extra brings a module
 class _OneLine(click.Command):
     """What click itself finds wrong with a command line is one line too, with its suggestion."""
 
+    def __init__(self, *args: Any, **settings: Any):
+        super().__init__(*args, **settings)
+        self.context_settings["help_option_names"] = ["-h", "--help"]
+
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
         if not extra.pop("standalone_mode", True):
             return super().main(args, prog_name, standalone_mode=False, **extra)

@@ -18,8 +18,8 @@ from sdpl.atomic import Temporary, remove_leftovers
 from sdpl.errors import UserError
 from sdpl.server.channel import Channel, ClosedError
 from sdpl.server.counters import Counters
-from sdpl.server.serving import manifest_hash
 from sdpl.server.settings import Settings
+from sdpl.server.watch import Watch
 
 BACKOFF_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
 ALLOCATOR = {  # of glibc, in front ends: buffers of one image are kept for the next, not given back and zeroed anew
@@ -76,6 +76,7 @@ class Supervisor:
         first = len(self._children)
         self._children += [Child("frontend", i, first + i, sock) for i, sock in enumerate(http)]
         self._memory = Counters.memory(len(self._children), len(settings.models))
+        self._bundles = Watch(list(settings.models.values()))
         self._stopping = False
         self._fatal: asyncio.Future[str]
         self._all_ready: asyncio.Event
@@ -134,6 +135,7 @@ class Supervisor:
                 return
             if child.kind == "frontend" or self._all_ready.is_set():
                 self._say(f"{child.name} ended with status {status}; it is started again")
+                self._counters(child.row).add_server("restarts")
             elif not self._fatal.done():
                 self._fatal.set_result(f"{child.name} ended with status {status} before it was ready.")
             attempt = 0 if time.monotonic() - started > STEADY_S else attempt + 1
@@ -189,6 +191,8 @@ class Supervisor:
             model, state = content["model"], content["state"]
             first = model not in child.models
             child.models[model] = state
+            if content["reason"]:
+                self._bundles.refused(model)
             if state == "unloaded":
                 child.unloaded.add(model)
             else:
@@ -204,6 +208,10 @@ class Supervisor:
             child.ready = content["ready"]
         if all(each.ready for each in self._children):
             self._all_ready.set()
+
+    def _counters(self, row: int) -> Counters:
+        """The row of a process that has ended."""
+        return Counters(self._memory, len(self._children), list(self.settings.models), row)
 
     def _ended(self, child: Child) -> None:
         child.ready, child.models = False, {}
@@ -249,18 +257,12 @@ class Supervisor:
     # Bundles on disk
 
     async def _watch(self) -> None:
-        """Have the engines load a bundle again when its manifest on disk is another."""
-        paths = list(self.settings.models.values())
-        seen = [manifest_hash(path) for path in paths]
+        """Have the engines load a bundle again when there is another on disk."""
         while self.settings.watch_s:
             await asyncio.sleep(self.settings.watch_s)
-            for model, path in enumerate(paths):
-                now = manifest_hash(path)
-                if now in (0, seen[model]):
-                    continue
-                seen[model] = now
-                self._say(f"{path} was replaced: it is being proved")
-                for child in self._children:
+            for model, is_to_load, line in self._bundles.look():
+                self._say(line)
+                for child in self._children if is_to_load else ():
                     if child.kind == "engine" and child.control is not None:
                         with contextlib.suppress(ClosedError):
                             child.control.control({"replaced": model})

@@ -65,6 +65,25 @@ def test_a_bundle_is_swapped_under_load_and_a_bad_one_is_not(own, bundle, images
         assert server.stop() == 0
 
 
+@pytest.mark.slow
+def test_a_bundle_that_is_copied_file_by_file_behind_a_link_is_taken_when_it_is_whole(own, bundle, tmp_path):
+    link = tmp_path / "current.sdpl"
+    link.symlink_to(own)
+    with serving(f"model={link}", "--workers", "1", "--threads", "1") as server:
+        other = tmp_path / "other.sdpl"
+        other.mkdir()
+        shutil.copyfile(bundle / MANIFEST, other / MANIFEST)
+        with_manifest(other, lambda content: content.update(thresholds=[0.25] * 10))
+        link.unlink()
+        link.symlink_to(other)
+        until(lambda: "is missing from the bundle" in str(server.get("/v2/health/ready")))
+        assert server.metric('sdpl_reload_failures_total{model="model"}') == 1
+        shutil.copytree(bundle, other, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+        until(lambda: server.get("/v2/models/model")[1]["sdpl"]["thresholds"][0] == 0.25)
+        assert server.get("/v2/health/ready")[1]["models"][0]["reason"] == ""
+        assert server.metric('sdpl_model_ready{model="model"}') == 1
+
+
 def test_a_bundle_that_fails_its_proof_is_never_served(own):
     wrong_proof(own)
     command = ["serve", str(own), "--http-port", "0", "--no-grpc"]
@@ -93,6 +112,7 @@ def test_processes_that_die_are_started_again(own, images):
         assert good > len(answers) / 2
         until(lambda: server.metric(IN_HAND) == 0)
         assert any("is started again" in line for line in server.lines)
+        assert server.metric("sdpl_restarts_total") == 2
 
 
 @pytest.mark.slow

@@ -154,7 +154,9 @@ def positives_by_category(counts: dict[str, list[LabelCounts]]) -> "Figure":
         x = [rank + 1 for rank in at]
         axis.plot(x, [ranked[rank] for rank in at], marker=marker, markersize=3.5, color=f"C{i}", label=split)
     axis.set_yscale("symlog", linthresh=1)  # linear up to 1, so that 0 has its place
-    axis.set_ylim(bottom=0)
+    most = max((row.positive for rows in counts.values() for row in rows), default=0)
+    axis.set_ylim(0, 1.1 * max(most, 1))
+    axis.set_yticks(_counting_ticks(most))
     axis.yaxis.set_major_formatter("{x:,.0f}")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("category, by rank", fontsize=9)
@@ -163,6 +165,12 @@ def positives_by_category(counts: dict[str, list[LabelCounts]]) -> "Figure":
     axis.grid(alpha=0.25)
     figure.legend(fontsize=7, loc="outside lower center", frameon=False)
     return figure
+
+
+def _counting_ticks(most: int) -> list[int]:
+    """0, and 1, 2, 5, 10 and so on up to `most`; of large numbers only the powers of ten."""
+    steps = (1, 2, 5) if most <= 500 else (1,)
+    return [0, *(step * 10**power for power in range(len(str(most))) for step in steps if step * 10**power <= most)]
 
 
 def _text_colour() -> str:
