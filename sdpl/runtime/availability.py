@@ -95,8 +95,9 @@ def target_obstacle(bundle: Bundle, name: str, device: int = 0) -> str | None:
     if target.compute_capability != gpu.capability:
         return f"built for compute capability {target.compute_capability}, {gpu.name} has {gpu.capability}: {fix}"
     if backend.capabilities:
+        log = logger(module)
         with context(device).current() if device else nullcontext():
-            invalid = invalid_engine(module.Runtime(logger(module)), bundle.file(target.files["engine"]).read_bytes())
+            invalid = invalid_engine(module.Runtime(log), bundle.file(target.files["engine"]).read_bytes(), log)
         return invalid and invalid.replace(REBUILD, fix)
     return None
 
@@ -108,15 +109,20 @@ def rebuild(bundle: Bundle, name: str, device: int = 0) -> str:
     return rebuild_command(bundle.path, name, batch, gpu.capability if gpu else None)
 
 
-def invalid_engine(runtime: Any, code: bytes) -> str | None:
-    """Why TensorRT-RTX will not take an engine, with the fix, or None; TensorRT itself has no such question."""
+def invalid_engine(runtime: Any, code: bytes, log: Any) -> str | None:
+    """Why TensorRT-RTX will not take an engine, with the fix, or None; TensorRT itself has no such question. log: the
+    runtime's `logger`, which knows more where the library itself fails."""
     if not hasattr(runtime, "get_engine_validity"):
         return None
     validity, bits = runtime.get_engine_validity(code)
     if "INVALID" not in str(validity):
         return None
     reasons = [f"{text}: {fix}" for i, (text, fix) in enumerate(INVALID) if int(bits) >> i & 1]
-    return "; ".join(reasons) or "TensorRT-RTX does not say why it will not take the engine"
+    if reasons:
+        return "; ".join(reasons)
+    return (
+        f"TensorRT-RTX fails ({log.first_error()[:300]}): look at nvidia-smi; a driver older than CUDA needs an update"
+    )
 
 
 def in_order(targets: dict[str, Target]) -> list[str]:

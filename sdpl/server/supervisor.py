@@ -302,4 +302,8 @@ def _device(device: str) -> dict[str, str]:
     """What an engine's environment says about GPUs; front ends use none."""
     if device == "auto":
         return {}
-    return {"CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device}
+    visible = "" if device == "cpu" else device
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None and device != "cpu":  # a scheduler's: the number counts those, as in every other command
+        visible = dict(enumerate(each.strip() for each in given.split(","))).get(int(device), "")
+    return {"CUDA_VISIBLE_DEVICES": visible}
