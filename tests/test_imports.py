@@ -54,6 +54,13 @@ def test_onnx_runtime_begins_no_thread_that_sends_usage_data():
     assert run.stdout == "0\n"
 
 
+def test_what_is_promised_is_shown_before_it_is_loaded():
+    code = "import sdpl, sys; print(*dir(sdpl)); print('sdpl.errors' in sys.modules, sdpl.UserError.__module__)"
+    shown, loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.splitlines()
+    assert {name for name in shown.split() if not name.startswith("_")} == set(sdpl.__all__) - {"__version__"}
+    assert loaded == "False sdpl.errors"
+
+
 def test_every_folder_is_a_room():
     folders = {path.name for path in ROOT.iterdir() if path.is_dir() and any(path.glob("*.py"))}
     assert folders == ROOMS.keys()

@@ -1,6 +1,7 @@
 """What can run on this machine, and for what cannot, the one line that says what is missing and how to get it."""
 
 import importlib
+import threading
 from contextlib import nullcontext
 from typing import Any
 
@@ -125,16 +126,25 @@ def in_order(targets: dict[str, Target]) -> list[str]:
 
 
 def logger(trt: Any) -> Any:
-    """A logger for TensorRT or TensorRT-RTX that says nothing and keeps the first error, as `first_error`."""
+    """A logger for TensorRT or TensorRT-RTX that says nothing and keeps the first error until it is asked for."""
 
     class Log(trt.ILogger):  # type: ignore[misc]  # TensorRT ships no types
         def __init__(self) -> None:
             super().__init__()
-            self.first_error = "no reason given"
+            self._errors: dict[int, str] = {}  # by thread: two batches may run at once, and a build has its own threads
 
         def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR) and self.first_error == "no reason given":
-                self.first_error = " ".join(message.split())
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self._errors.setdefault(threading.get_ident(), " ".join(message.split()))
+
+        def forget(self) -> None:
+            """What this thread was told so far is no reason for what fails later."""
+            self._errors.pop(threading.get_ident(), None)
+
+        def first_error(self) -> str:
+            """The first error since then: this thread's, or else another one's."""
+            others = iter(list(self._errors.values()))
+            return self._errors.get(threading.get_ident()) or next(others, "no reason given")
 
     return Log()
 

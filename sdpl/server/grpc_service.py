@@ -17,7 +17,6 @@ from sdpl.server.lease import Lease, ModelInfo
 from sdpl.server.messages import HEALTH, SERVICE, message, methods, split
 from sdpl.server.protocol import Ask, TensorSpec
 from sdpl.server.refusal import RefusalError
-from sdpl.server.routes import logged
 
 Request = message("ModelInferRequest")
 Response = message("ModelInferResponse")
@@ -151,7 +150,7 @@ class Service:
             lease = link.lease(info, ask.rows)
             try:
                 await self._score(lease, ask, raw, started)
-                about = logged(info, lease)
+                about = lease.about()
                 return respond(ask, lease)
             finally:
                 lease.release()

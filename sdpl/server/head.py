@@ -1,16 +1,18 @@
-"""The head of an HTTP/1.1 request, parsed by httptools and checked."""
+"""The heads of HTTP/1.1: of a request, parsed by httptools and checked; of a response, written."""
 
 import contextlib
 import time
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import httptools
 
-from sdpl.server.exchange import Request
+from sdpl.server.exchange import Request, Response
 from sdpl.server.refusal import RefusalError
 
 MAX_HEAD = 16_384  # bytes
+PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
 class Head:
@@ -67,3 +69,15 @@ def parse_head(data: bytes, peer: str) -> tuple[Request, tuple[Any, Head] | None
         peer=peer,
     )
     return request, (parser, head) if chunked else None
+
+
+def format_head(response: Response, size: int, close: bool) -> bytes:
+    """The head of an answer. size: bytes of its body; close: whether the connection ends with it."""
+    lines = [
+        f"HTTP/1.1 {response.status} {PHRASES.get(response.status, '')}",
+        f"content-type: {response.content_type}",
+        f"content-length: {size}",
+        *(f"{name}: {value}" for name, value in response.headers.items()),
+        *(["connection: close"] if close else []),
+    ]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")

@@ -12,18 +12,12 @@ from typing import Any, cast
 import httptools
 
 from sdpl.server.exchange import Exchange, Limits, Request, Response, Routes
-from sdpl.server.head import MAX_HEAD, Head, parse_head
+from sdpl.server.head import MAX_HEAD, Head, format_head, parse_head
 from sdpl.server.refusal import RefusalError
 
 SCRATCH = 1 << 16
 KEEP_UNWANTED = 4 << 20  # bytes of a body that nobody wants that are dropped so that the connection can stay open
 LINGER_S = 2.0
-STATUS = {
-    200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
-    408: "Request Timeout", 413: "Content Too Large", 415: "Unsupported Media Type", 499: "Client Closed Request",
-    431: "Request Header Fields Too Large", 500: "Internal Server Error", 503: "Service Unavailable",
-    504: "Gateway Timeout",
-}  # fmt: skip
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -306,14 +300,7 @@ class Connection(asyncio.BufferedProtocol):
         close = close or self._server.draining or request is None or not request.keep_alive
         if request is not None:
             self._server.routes.finish(request, response)
-        lines = [
-            f"HTTP/1.1 {response.status} {STATUS.get(response.status, '')}",
-            f"content-type: {response.content_type}",
-            f"content-length: {size}",
-            *(f"{name}: {value}" for name, value in response.headers.items()),
-            *(["connection: close"] if close else []),
-        ]
-        head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
+        head = format_head(response, size, close)
         self._transport.write(head if request is not None and request.method == "HEAD" else b"".join((head, *body)))
         if request is not None:
             self._server.routes.finished(request, response, size)

@@ -43,7 +43,8 @@ def test_no_gpu(gpu):
 
 def test_onnxruntime_without_cuda(gpu):
     gpu(RTX_3090)
-    assert f"was built without CUDA: {install_line('gpu')}" in backend_obstacle("onnxruntime-cuda")
+    fix = f"pip uninstall onnxruntime, then {install_line('gpu')}"
+    assert f"was built without CUDA: {fix}" in backend_obstacle("onnxruntime-cuda")
 
 
 def test_a_gpu_that_tensorrt_rtx_does_not_build_for(gpu, opened):

@@ -172,7 +172,7 @@ def small_files():
 def test_a_disk_that_is_full_at_a_checkpoint(sdpl, fails, config, tmp_path, small_files):
     path, out = config(train={"checkpoint_steps": 1, "epochs": 2}), tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._Run, "_validate", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(loop._Run, "_validate", lambda self, t: (_ for _ in ()).throw(KeyboardInterrupt))
         assert "add --resume to go on from the last checkpoint" in fails("train", path, "--out", out, status=130)
     before = load_checkpoint(out / "last.ckpt")["resume"]["step"]
     small_files(1_000_000)
@@ -258,7 +258,7 @@ def test_a_run_is_never_overwritten_by_accident(fails, config, tmp_path, run_fol
 def test_a_stop_between_the_two_checkpoints_loses_no_best(sdpl, config, tmp_path, monkeypatch):
     values = iter([10.0, 90.0, 50.0])
     monkeypatch.setattr(keeping, "MAX_AP_ERROR", 1.0)
-    monkeypatch.setattr(loop._Run, "_validate", lambda self: next(values))
+    monkeypatch.setattr(loop._Run, "_validate", lambda self, t: next(values))
     original, shared = loop.share_file, []
 
     def stop_at_second(source, path):
@@ -280,7 +280,7 @@ def test_a_stop_between_the_two_checkpoints_loses_no_best(sdpl, config, tmp_path
 def test_an_epoch_writes_the_frozen_towers_once(sdpl, config, tmp_path, monkeypatch):
     values = iter([10.0, 90.0, 50.0])
     monkeypatch.setattr(keeping, "MAX_AP_ERROR", 1.0)
-    monkeypatch.setattr(loop._Run, "_validate", lambda self: next(values))
+    monkeypatch.setattr(loop._Run, "_validate", lambda self, t: next(values))
     original, written = torch.save, []
     monkeypatch.setattr(torch, "save", lambda content, path: (written.append(path.name), original(content, path)))
     assert sdpl("train", config(train={"epochs": 3}), "--out", tmp_path / "run").exit_code == 0
@@ -303,7 +303,7 @@ def test_resuming_on_other_data_is_refused(sdpl, fails, config, scenes, tmp_path
 
 
 def test_without_validation_positives_the_newest_epoch_is_kept(sdpl, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop._Run, "_validate", lambda self: float("nan"))
+    monkeypatch.setattr(loop._Run, "_validate", lambda self, t: float("nan"))
     assert sdpl("train", config(), "--out", tmp_path / "run").exit_code == 0
     assert load_checkpoint(tmp_path / "run" / "model.ckpt")["resume"]["epoch"] == 2
 
@@ -482,34 +482,33 @@ def test_the_last_epoch_is_kept_where_validation_cannot_choose(sdpl, config, tmp
 def test_best_and_last_are_kept_as_configured(config, tmp_path, monkeypatch, keep, kept):
     values = iter([10.0, 90.0, 50.0])
     monkeypatch.setattr(keeping, "MAX_AP_ERROR", 1.0)
-    monkeypatch.setattr(loop._Run, "_validate", lambda self: next(values))
+    monkeypatch.setattr(loop._Run, "_validate", lambda self, t: next(values))
     settings = read_config(config(train={"epochs": 3, "keep": keep}))
     path = loop.train(settings, tmp_path / "run", best_too=True)
     assert load_checkpoint(path)["resume"]["epoch"] == kept
     assert load_checkpoint(tmp_path / "run" / "best.ckpt")["resume"]["epoch"] == 2
 
 
-def test_a_second_training_into_the_same_folder_is_refused(config, tmp_path):
-    """Two real processes, and a third that would resume; the first is then stopped, whole."""
+def test_a_second_training_into_the_same_folder_is_refused(fails, config, tmp_path):
+    """A real process, and this one, which would train anew or resume; the first is then stopped, whole."""
     out = tmp_path / "run"
-    path = config(train={"epochs": 2000, "lr": 1e-6})
-    words = [sys.executable, "-m", "sdpl", "train", str(path), "--out", str(out)]
-    first = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = ["train", str(config(train={"epochs": 2000, "lr": 1e-6})), "--out", str(out)]
+    command = [sys.executable, "-m", "sdpl", *words]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         while not (out / "log.csv").exists():  # it has finished an epoch and goes on
             assert first.poll() is None
             time.sleep(0.05)
         before = (out / "config.yaml").read_bytes()
-        others = [subprocess.Popen([*words, *more], stderr=subprocess.PIPE, text=True) for more in ([], ["--resume"])]
-        lines = [other.communicate(timeout=120)[1].splitlines() for other in others]
+        lines = [fails(*words), fails(*words, "--resume")]
         assert first.poll() is None
     finally:
         first.send_signal(signal.SIGINT)
         _, said = first.communicate(timeout=120)
-    assert [other.returncode for other in others] == [2, 2]
-    assert [line[-1] for line in lines] == [
-        f"error: {out}: another run is writing into it; wait until it has ended, or choose another --out."
-    ] * 2
+    assert (
+        lines
+        == [f"error: {out}: another run is writing into it; wait until it has ended, or choose another --out."] * 2
+    )
     assert first.returncode == 130
     assert said.splitlines()[-1] == f"error: interrupted; add --resume to go on from the last checkpoint in {out}."
     assert (out / "config.yaml").read_bytes() == before

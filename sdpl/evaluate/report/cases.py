@@ -82,7 +82,7 @@ class SampleCard:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredModel:
     """A model and its scores [N,C] of the data, in the order of the data's categories."""
 
     name: str
@@ -151,7 +151,7 @@ def sample_rows(data: LabelledImages, most: int) -> list[int]:
     return evenly_taken(len(data), most)
 
 
-def sample_cards(models: Sequence[Scored], data: LabelledImages, rows: Sequence[int]) -> list[SampleCard]:
+def sample_cards(models: Sequence[ScoredModel], data: LabelledImages, rows: Sequence[int]) -> list[SampleCard]:
     """These images with their best scores by each model, and where it looked for one category, the same for all: the
     present one that the first model scores highest; where none is present, its best."""
     columns = {}
@@ -168,7 +168,7 @@ def sample_cards(models: Sequence[Scored], data: LabelledImages, rows: Sequence[
 
 
 def _best(
-    own: Scored, data: LabelledImages, photo: Image.Image, row: int, column: int, attention: np.ndarray
+    own: ScoredModel, data: LabelledImages, photo: Image.Image, row: int, column: int, attention: np.ndarray
 ) -> SampleScores:
     """Of one model's scores of an image."""
     scores = own.scores[row]
