@@ -1,7 +1,6 @@
 """Engines for the first stage on a GPU: ONNX Runtime's CUDA provider, TensorRT-RTX and TensorRT."""
 
 import contextlib
-import importlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -107,7 +106,7 @@ class TensorRt:
     """
 
     def __init__(self, bundle: Bundle, name: str, target: Target, device: Cuda):
-        self._trt = trt = importlib.import_module(BACKENDS[target.backend].package)
+        self._trt = trt = BACKENDS[target.backend].load()
         path = bundle.file(target.files["engine"])
         code = path.read_bytes()
         self._log = logger(trt)
