@@ -21,6 +21,7 @@ from sdpl.files import one_at_a_time, recover_folder, replace_file
 from sdpl.manifest import CACHE, FORMAT_VERSION, MANIFEST, OLDEST_VERSION, FileRecord, Manifest, Target
 from sdpl.onnx_interface import NotOnnxError, read_interface
 from sdpl.text import counted
+from sdpl.verification import Answers
 
 PROOF = "proof.safetensors"  # images uint8 [N,S,S,3]; PyTorch's scores [N,C] and embeddings [N,E] of them, float32
 HEAD = "head.safetensors"  # the operator's constants v [C,K], q [K], t [C,E], float32
@@ -152,8 +153,9 @@ class Bundle:
         except UserError:
             return False
 
-    def proof(self) -> tuple[np.ndarray, np.ndarray]:
-        """The images of the proof, uint8 [N,S,S,3], and PyTorch's scores for them, float32 [N,C]."""
+    def proof(self) -> tuple[np.ndarray, Answers]:
+        """The images of the proof, uint8 [N,S,S,3], and PyTorch's answers for them: scores float32 [N,C], and
+        embeddings float32 [N,E] in a bundle that gives some."""
         path = self.file(PROOF)
         tensors = _tensors(path)
         images, scores = (tensors.get(name, np.zeros(0)) for name in ("images", "scores"))
@@ -163,20 +165,14 @@ class Bundle:
             raise UserError(f"{path}: is no proof for {categories} categories. Export the checkpoint again.")
         if not np.isfinite(scores).all():
             raise UserError(f"{path}: its scores are not finite. Export the checkpoint again.")
-        return images, scores
-
-    def proof_embeddings(self) -> np.ndarray | None:
-        """PyTorch's embeddings of the proof's images, float32 [N,E]; None in a bundle that gives none."""
         size = self.manifest.embedding_size
         if size is None:
-            return None
-        path = self.file(PROOF)
-        tensors = _tensors(path)
-        found = tensors.get("embeddings", np.zeros(0))
-        fits = found.dtype == np.float32 and found.shape == (len(tensors.get("images", ())), size)
-        if not fits or not np.isfinite(found).all():
+            return images, Answers(scores)
+        embeddings = tensors.get("embeddings", np.zeros(0))
+        fits = embeddings.dtype == np.float32 and embeddings.shape == (len(images), size)
+        if not fits or not np.isfinite(embeddings).all():
             raise UserError(f"{path}: has no embeddings of {size} numbers. Export the checkpoint again.")
-        return found
+        return images, Answers(scores, embeddings)
 
 
 def _tensors(path: Path) -> dict[str, np.ndarray]:

@@ -73,7 +73,7 @@ def command(
     data = read_labels(annotations, images, format, opened.categories)
     with shown() as report:
         unreadable = Unreadable("skip" if skip_unreadable else "stop", report, "--skip-unreadable leaves it out.")
-        scores = score_all(opened.scores, data, opened.image_size, batch, report, unreadable, opened.reading())
+        scores = score_all(opened.scores, data, opened.reading(), batch, report, unreadable)
     data = data.without(unreadable.images)
     result = evaluate(scores, data, opened.thresholds)
     for table in evaluation_tables(result):
@@ -101,6 +101,6 @@ def _compared(path: Path, other: "Evaluated | Evaluation", data: "LabelledImages
         return Compared(name, other)
     own = in_order(data, other.categories, f"--compare {path}")
     with shown() as report:
-        scores = score_all(other.scores, own, other.image_size, batch, report, reading=other.reading())
+        scores = score_all(other.scores, own, other.reading(), batch, report)
     columns = [other.categories.index(category) for category in data.categories]
     return Compared(name, evaluate(scores, own, other.thresholds), Scored(name, other, scores[:, columns]))

@@ -25,6 +25,7 @@ from sdpl.evaluate.evaluation import Evaluation, Scorer, evaluate, score_all
 from sdpl.evaluate.report.figures import ap_bars
 from sdpl.files import replace_folder, write_json, writing
 from sdpl.manifest import Verification
+from sdpl.pipeline import Pixels
 from sdpl.plots import save_figure
 from sdpl.runtime import Recognizer
 from sdpl.runtime.bench import Latency, measure, summarize
@@ -93,7 +94,7 @@ def _summary(out: Path, checkpoint: Path, bundle: Path, test: LabelledImages, co
 
     def look_at(name: str, scorer: Scorer, opened: Bundle) -> None:
         with console.status(f"scoring the test scenes with {name}"):
-            scores[name] = score_all(scorer, test, config.model.image_size, 16)
+            scores[name] = score_all(scorer, test, Pixels(config.model.image_size), 16)
             latency[name] = _latency(scorer, opened)
 
     opened = Bundle.open(bundle)

@@ -90,7 +90,7 @@ def add_engines(
                 f"({listed(have) or 'none'}); export the checkpoint for this one."
             )
         require_possible(spec)
-    (images, expected), embeddings = bundle.proof(), bundle.proof_embeddings()
+    images, expected = bundle.proof()
     made: dict[str, Target] = {}
     limits_of: dict[str, Limits] = {}
     with replace_folder(path, lambda _: bundle.is_unchanged() and may_replace(path)) as folder, naming(folder, path):
@@ -118,7 +118,7 @@ def add_engines(
         del fields["files"], fields["format_version"]
         write_manifest(folder, **fields | {"targets": manifest.targets | made})
         for name, own in limits_of.items():
-            prover = Prover(images, expected, own, embeddings=embeddings)
+            prover = Prover(images, expected, own)
             made |= prove_targets(Bundle.open(folder), [name], prover, report)
         if (path / CACHE).is_dir():
             shutil.copytree(path / CACHE, folder / CACHE, dirs_exist_ok=True)

@@ -1,6 +1,7 @@
 """The CUDA driver API through NVIDIA's cuda-python: all that this project asks of a GPU goes through `call`."""
 
 import functools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -49,6 +50,7 @@ class Context:
         if not 0 <= device_id < count:
             raise UserError(f"device {device_id}: this machine has {count} CUDA GPUs, counted from 0.")
         self.device_id = device_id
+        self.not_capturing = threading.Lock()  # CUDA refuses to wait for a whole GPU while a stream of it is captured
         self._device = call("cuDeviceGet", device_id)
         self._handle = call("cuDevicePrimaryCtxRetain", self._device)  # kept, as the runtime API keeps it
 

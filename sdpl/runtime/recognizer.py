@@ -149,10 +149,6 @@ class Recognizer:
             return np.zeros((0, len(self.categories)), np.float32), np.zeros((0, size), np.float32)
         return self.backend.embeddings(images)
 
-    def embedded(self, images: Any) -> np.ndarray:
-        """The embeddings alone, float32 [B,E]."""
-        return self.embeddings(images)[1]
-
     def embed(
         self,
         images: ImageInput | Iterable[ImageInput],

@@ -38,8 +38,8 @@ def test_says_what_was_proved(sdpl, checkpoint, tmp_path):
     assert result.exit_code == 0
     assert "cpu:fp32: verified; 6 images: scores differ by at most" in result.stdout
     assert "rtx:sm86:fp16: built, not run; 6 images" in result.stdout
-    images, scores = Bundle.open(tmp_path / "m.sdpl").proof()
-    assert (images.shape, scores.shape) == ((6, 64, 64, 3), (6, 10))
+    images, expected = Bundle.open(tmp_path / "m.sdpl").proof()
+    assert (images.shape, expected.scores.shape, expected.embeddings.shape) == ((6, 64, 64, 3), (6, 10), (6, 16))
 
 
 def test_images_of_the_user_are_taken_for_the_proof(sdpl, checkpoint, scenes, tmp_path):
@@ -180,8 +180,8 @@ def test_the_proof_runs_through_the_code_that_serves(fails, checkpoint, tmp_path
     record = build.export(checkpoint, tmp_path / "m.sdpl", options)["cpu:fp32"]
     assert record.verification.scored_by == "target"
     assert record.verification.environment["provider"] == "CPUExecutionProvider"
-    right = OnnxRuntimeCpu.scores
-    monkeypatch.setattr(OnnxRuntimeCpu, "scores", lambda self, images: right(self, images) * 0.99)
+    right = OnnxRuntimeCpu.infer
+    monkeypatch.setattr(OnnxRuntimeCpu, "infer", lambda *given: [0.99 * output for output in right(*given)])
     words = ("export", checkpoint, "--out", tmp_path / "wrong.sdpl", "--target", "cpu:fp32")
     assert "cpu:fp32 does not give PyTorch's answers: scores differ by up to" in fails(*words)
     assert not (tmp_path / "wrong.sdpl").exists()

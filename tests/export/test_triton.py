@@ -56,7 +56,7 @@ def test_the_onnx_model_has_standard_nodes_only_and_gives_the_proof_s_scores(rep
     assert model.ir_version <= 10
     images, expected = Bundle.open(bundle).proof()
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    np.testing.assert_allclose(session.run(["scores"], {"image": images})[0], expected, atol=1e-5)
+    np.testing.assert_allclose(session.run(["scores"], {"image": images})[0], expected.scores, atol=1e-5)
 
 
 def test_the_repository_carries_labels_and_a_whole_bundle(repository, bundle):
@@ -159,7 +159,7 @@ def test_triton_serves_the_python_backend(repository, bundle, recognizer_scores,
 @pytest.fixture
 def recognizer_scores(bundle) -> tuple[np.ndarray, np.ndarray]:
     images, expected = Bundle.open(bundle).proof()
-    return images[:2], expected[:2]
+    return images[:2], expected.scores[:2]
 
 
 def answers(url: str) -> bool:

@@ -217,7 +217,7 @@ def test_what_was_compiled_is_kept_as_soon_as_a_batch_size_has_run(recorded, enc
     TensorRt(bundle, NAME, target, device).close()
     assert recorded.loaded == [b"compiled"]
     assert may_replace(bundle.path)  # an export may still replace it
-    assert np.isfinite(bundle.proof()[1]).all()
+    assert np.isfinite(bundle.proof()[1].scores).all()
 
 
 def test_a_bundle_that_cannot_be_written_to_works_too(recorded, encoder, bundle_and_target):

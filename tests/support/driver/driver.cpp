@@ -228,7 +228,13 @@ API(cuCtxCreate, CUcontext* context, CUctxCreateParams*, unsigned, CUdevice devi
 API(cuCtxSetCurrent, CUcontext context) { current = (Context*)context; return CUDA_SUCCESS; }
 API(cuCtxGetCurrent, CUcontext* context) { *context = (CUcontext)current; return CUDA_SUCCESS; }
 API(cuCtxGetDevice, CUdevice* device) { NEEDS_CONTEXT; *device = current->device; return CUDA_SUCCESS; }
-API(cuCtxSynchronize) { NEEDS_CONTEXT; COUNTED; ALLOWED; return drain_all(); }
+API(cuCtxSynchronize) {  // whatever the mode of a capture: the context is the wider handle of its stream
+  NEEDS_CONTEXT; COUNTED;
+  bool refused = false;
+  for (Stream* stream : streams)
+    if (stream->capturing && stream->context == current) refused = stream->broken = true;
+  return refused ? CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED : failure ? failure : drain_all();
+}
 
 API(cuMemAlloc, CUdeviceptr* address, size_t size) {
   NEEDS_CONTEXT; COUNTED; ALLOWED;
