@@ -134,13 +134,14 @@ class TensorRt:
             self._config = self._runtime_config()
 
     def prepare(self, batch: int, stream: int) -> None:
-        with self._lock:
+        if stream in self._lanes and batch in self._lanes[stream].contexts:
+            return
+        with self._device.no_captures(), self._lock:
             self._log.forget()
             if stream not in self._lanes:
                 self._lanes[stream] = Lane(self._device.allocate(self._workspace_bytes))
             lane = self._lanes[stream]
-            if batch not in lane.contexts:
-                lane.contexts[batch] = self._make_context(batch, lane)
+            lane.contexts[batch] = self._make_context(batch, lane)
 
     def enqueue(self, batch: int, image: int, outputs: Sequence[int], stream: int) -> None:
         self._log.forget()
