@@ -1,6 +1,5 @@
 """What can run on this machine, and for what cannot, the one line that says what is missing and how to get it."""
 
-import importlib
 import threading
 from contextlib import nullcontext
 from typing import Any
@@ -41,7 +40,7 @@ def backend_obstacle(name: str, device: int = 0) -> str | None:
     gpu = find_gpu(device)
     if gpu is None:
         return gpu_obstacle(device)
-    module = importlib.import_module(backend.package)
+    module = backend.load()
     if name == "onnxruntime-cuda" and "CUDAExecutionProvider" not in module.get_available_providers():
         return f"onnxruntime {module.__version__} was built without CUDA: {backend.install}"
     if backend.capabilities and gpu.capability not in backend.capabilities:
@@ -55,7 +54,7 @@ def backend_obstacle(name: str, device: int = 0) -> str | None:
 def package_obstacle(backend: Backend) -> str | None:
     """Why a backend's package cannot be used, or None."""
     try:
-        module = importlib.import_module(backend.package)
+        module = backend.load()
     except (ImportError, OSError, RuntimeError) as error:  # the package, or a library that it loads
         lines = str(error).splitlines() or ["no reason given"]
         reason = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({lines[0]})"
@@ -69,7 +68,7 @@ def precision_obstacle(backend: Backend, precision: str) -> str | None:
     """Why a precision that the library makes itself is of no use on this processor, or None."""
     if precision not in backend.narrows:
         return None
-    core = importlib.import_module(backend.package).Core()
+    core = backend.load().Core()
     if precision.upper() in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return None
     return (
@@ -87,7 +86,7 @@ def target_obstacle(bundle: Bundle, name: str, device: int = 0) -> str | None:
     obstacle = backend_obstacle(target.backend, device) or precision_obstacle(backend, target.precision)
     if obstacle is not None or not backend.builds_engines:
         return obstacle
-    module = importlib.import_module(backend.package)
+    module = backend.load()
     built = target.built_with.get(backend.package)
     gpu, fix = require_gpu(device), rebuild(bundle, name, device)
     if built != module.__version__:

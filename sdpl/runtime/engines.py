@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import importlib
 import io
 import re
 import sys
@@ -111,7 +110,7 @@ class TensorRt:
     """
 
     def __init__(self, bundle: Bundle, name: str, target: Target, device: Cuda):
-        self._trt = trt = importlib.import_module(BACKENDS[target.backend].package)
+        self._trt = trt = BACKENDS[target.backend].load()
         path = bundle.file(target.files["engine"])
         code = path.read_bytes()
         self._log = logger(trt)

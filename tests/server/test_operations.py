@@ -21,7 +21,7 @@ from serving import INFER, Callers, binary_request, replace, serving, until, wit
 from sdpl.bundle import PROOF, sha256
 from sdpl.manifest import MANIFEST
 from sdpl.server import supervisor
-from sdpl.server.messages import message, methods
+from sdpl.server.messages import HEALTH, SERVICE, message, methods
 
 IN_HAND = 'sdpl_in_hand{model="model"}'
 
@@ -153,10 +153,10 @@ def test_sigterm_finishes_what_was_accepted(own, images):
             server.get("/v2/health/live")
 
 
-def needs_token(channel: grpc.Channel, name: str, metadata: tuple = ()) -> bool:
+def needs_token(channel: grpc.Channel, name: str, metadata: tuple = (), service: str = SERVICE) -> bool:
     """Whether a method refuses an empty request for its token."""
     try:
-        channel.unary_unary(f"/inference.GRPCInferenceService/{name}")(b"", timeout=10, metadata=metadata)
+        channel.unary_unary(f"/{service}/{name}")(b"", timeout=10, metadata=metadata)
     except grpc.RpcError as error:
         return error.code() == grpc.StatusCode.UNAUTHENTICATED
     return False
@@ -179,6 +179,7 @@ def test_token_tls_and_limits(own, images, tmp_path):
             for name in methods():
                 assert needs_token(channel, name) == (name not in ("ServerLive", "ServerReady", "ModelReady")), name
                 assert not needs_token(channel, name, metadata), name
+            assert not needs_token(channel, "Check", service=HEALTH)
         for path in (
             "/v2/health/live",
             "/v2/health/ready",
