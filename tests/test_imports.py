@@ -61,6 +61,18 @@ def test_what_is_promised_is_shown_before_it_is_loaded():
     assert loaded == "False sdpl.errors"
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the process that sends is a fork")
+def test_openvino_sends_no_usage_data_and_writes_nothing_at_home(tmp_path):
+    code = "import multiprocessing as m, threading; from sdpl.targets import BACKENDS; BACKENDS['openvino'].load()\n"
+    code += (
+        "import sys, time; time.sleep(0.5); print('openvino_telemetry.main' in sys.modules, len(m.active_children()))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "CI"} | {"HOME": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert run.stdout == "False 0\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_every_folder_is_a_room():
     folders = {path.name for path in ROOT.iterdir() if path.is_dir() and any(path.glob("*.py"))}
     assert folders == ROOMS.keys()

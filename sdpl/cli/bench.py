@@ -7,8 +7,10 @@ import click
 
 from sdpl.cli.bars import shown
 from sdpl.cli.command import Command
-from sdpl.cli.options import DEVICE, JSON_FILE, PATH, Number, RunOptions, numbers, runtime_options
+from sdpl.cli.options import DEVICE, JSON_FILE, PATH, Number, RunOptions, given, numbers, runtime_options
 from sdpl.errors import UserError
+
+FOR_SERVERS = {"rates", "model", "kind", "token_file"}
 
 
 @click.command("bench", cls=Command)
@@ -51,6 +53,11 @@ def command(
     from sdpl.files import write_json
     from sdpl.runtime.bench import benchmark_bundle
 
+    for name, option in given().items():
+        if url is None and name in FOR_SERVERS:
+            raise UserError(f"{option} is about a server: name it with --url.")
+        if url is not None and name == "against":
+            raise UserError("--against is measured beside BUNDLE alone: leave out --url.")
     if plot is not None:
         from sdpl.plots import pyplot
 

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
 
 from sdpl.cli.bars import shown
 from sdpl.cli.command import Command
-from sdpl.cli.options import MAX_PIXELS, PATH, Number
+from sdpl.cli.options import MAX_PIXELS, PATH, Number, given
 from sdpl.errors import UserError
 
 if TYPE_CHECKING:
@@ -101,7 +100,8 @@ def command(
         raise UserError(f"{option} is about labelled data: name it with --eval.")
     if checkpoint.is_dir():
         _require_bundle(checkpoint)
-        _refuse_others(click.get_current_context())
+        for option in (option for name, option in given().items() if name not in FOR_BUNDLES):
+            raise UserError(f"{option} needs a checkpoint: a bundle only gets more engines, in its place.")
         if targets:
             from sdpl.export.engines import add_engines
 
@@ -138,14 +138,6 @@ def command(
     if options.default_target is not None:
         click.echo(f"--backend auto takes {options.default_target} where it runs")
     _write_triton(bundle, triton)
-
-
-def _refuse_others(context: click.Context) -> None:
-    """Raise UserError for an option that was given and means nothing for a bundle."""
-    for option in context.command.params:
-        is_given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
-        if is_given and option.name not in FOR_BUNDLES:
-            raise UserError(f"{option.opts[0]} needs a checkpoint: a bundle only gets more engines, in its place.")
 
 
 def _require_bundle(folder: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import click
+from click.core import ParameterSource
 
 from sdpl.errors import UserError
 from sdpl.text import path_problem, printable, shortened
@@ -146,6 +147,16 @@ def runtime_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in (NO_ENGINES, STREAMS, THREADS, PRECISION, BACKEND):
         gathered = option(gathered)
     return gathered
+
+
+def given() -> dict[str, str]:
+    """The options that this command line has, by parameter, as they are written: {"token_file": "--token-file"}."""
+    context = click.get_current_context()
+    return {
+        option.name: option.opts[0]
+        for option in context.command.params
+        if option.name and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
+    }
 
 
 def say_target(recognizer: "Recognizer") -> None:

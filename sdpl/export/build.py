@@ -1,6 +1,5 @@
 """model.ckpt to model.sdpl: fold, write and prove every target, and only then put the bundle in place."""
 
-import importlib
 import json
 import shutil
 import time
@@ -142,7 +141,7 @@ def _make(
     fields: dict[str, Any] = {}
     if not spec.backend.needs_gpu:
         files, notes = artifacts.whole_model(spec.graph, options.head, held_out)
-        library = importlib.import_module(spec.backend.package)
+        library = spec.backend.load()
         built_with |= {"onnxruntime": onnxruntime.__version__, spec.backend.package: library.__version__}
     else:
         polynomial = 0

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import importlib
 import io
 import re
 import sys
@@ -97,11 +96,10 @@ class OnnxRuntimeCuda:
 
 @dataclass
 class Lane:
-    """What an engine needs on one stream. any: the context for batch sizes without one of their own."""
+    """What an engine needs on one stream."""
 
     workspace: int
     contexts: dict[int, Any] = field(default_factory=dict)
-    any: Any = None
 
 
 class TensorRt:
@@ -112,7 +110,7 @@ class TensorRt:
     """
 
     def __init__(self, bundle: Bundle, name: str, target: Target, device: Cuda):
-        self._trt = trt = importlib.import_module(BACKENDS[target.backend].package)
+        self._trt = trt = BACKENDS[target.backend].load()
         path = bundle.file(target.files["engine"])
         code = path.read_bytes()
         self._log = logger(trt)
@@ -121,7 +119,7 @@ class TensorRt:
         self._lock = threading.Lock()  # making contexts is not said to be thread-safe
         with device.current():
             self._runtime = trt.Runtime(self._log)
-            reason = invalid_engine(self._runtime, code)
+            reason = invalid_engine(self._runtime, code, self._log)
             self._engine: Any = None if reason else self._runtime.deserialize_cuda_engine(code)
             if self._engine is None:
                 raise UserError(
@@ -145,13 +143,7 @@ class TensorRt:
 
     def enqueue(self, batch: int, image: int, outputs: Sequence[int], stream: int) -> None:
         self._log.forget()
-        lane = self._lanes[stream]
-        context = lane.contexts.get(batch)
-        if context is None:  # images already on the GPU come in any number; no graph points into this context
-            with self._lock:
-                lane.any = lane.any or self._make_context(batch, lane)
-            self._shape(lane.any, batch)
-            context = lane.any
+        context = self._lanes[stream].contexts[batch]
         for name, pointer in zip(self._tensors, (image, *outputs), strict=True):
             if not context.set_tensor_address(name, pointer):
                 reason = self._log.first_error()
@@ -167,7 +159,6 @@ class TensorRt:
         lane = self._lanes.pop(stream, None)
         if lane is not None:
             lane.contexts.clear()
-            lane.any = None
             self._device.free(lane.workspace)
 
     def capturable(self, stream: int) -> bool:

@@ -95,8 +95,8 @@ class Recognizer:
     def scores(self, images: Any) -> np.ndarray:
         """float32 [B,C] in 0..1 from preprocessed images, uint8 [B,S,S,3]. An empty batch gives [0,C].
 
-        On a GPU backend the images may also lie on that GPU: anything with `__cuda_array_interface__`, read without a
-        copy. A backend that resizes (`reading`) also takes a list of decoded pictures, uint8 [H,W,3] of any sizes.
+        On a GPU backend the images may also lie on that GPU: anything with `__cuda_array_interface__`; they never leave
+        it. A backend that resizes (`reading`) also takes a list of decoded pictures, uint8 [H,W,3] of any sizes.
         Raises ValueError for another shape or type.
         """
         if self._check(images) == 0:

@@ -1,4 +1,4 @@
-"""The heads of HTTP/1.1: of a request, parsed by httptools and checked; of a response, written."""
+"""HTTP/1.1: the head of a request, and the chunks that may follow it, parsed by httptools; the head of a response."""
 
 import contextlib
 import time
@@ -37,8 +37,31 @@ class Head:
         self.complete = True
 
 
-def parse_head(data: bytes, peer: str) -> tuple[Request, tuple[Any, Head] | None]:
-    """A head, and the parser to go on with when its body is chunked. Raises RefusalError."""
+class ChunkedBody:
+    """A chunked body, gathered by the parser that has read its head."""
+
+    def __init__(self, parser: Any, head: Head):
+        self._parser, self._head = parser, head
+
+    def feed(self, data: bytes) -> None:
+        """Raises RefusalError."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            raise RefusalError("invalid", "the chunked body is malformed.") from None
+
+    @property
+    def content(self) -> bytearray:
+        """What has come in."""
+        return self._head.body
+
+    @property
+    def is_whole(self) -> bool:
+        return self._head.complete
+
+
+def parse_head(data: bytes, peer: str) -> tuple[Request, ChunkedBody | None]:
+    """A head, and what gathers its body when that is chunked. Raises RefusalError."""
     head = Head()
     parser = httptools.HttpRequestParser(head)
     try:
@@ -68,7 +91,7 @@ def parse_head(data: bytes, peer: str) -> tuple[Request, tuple[Any, Head] | None
         started_ns=time.monotonic_ns(),
         peer=peer,
     )
-    return request, (parser, head) if chunked else None
+    return request, ChunkedBody(parser, head) if chunked else None
 
 
 def format_head(response: Response, size: int, close: bool) -> bytes:

@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from sdpl.atomic import Temporary, remove_leftovers
-from sdpl.errors import UserError
+from sdpl.errors import Stopped, UserError
 from sdpl.server.channel import Channel, ClosedError
 from sdpl.server.counters import Counters
 from sdpl.server.settings import Settings
 from sdpl.server.watch import Watch
+from sdpl.signals import STOPS
 
 BACKOFF_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
 ALLOCATOR = {  # of glibc, in front ends: buffers of one image are kept for the next, not given back and zeroed anew
     "MALLOC_MMAP_THRESHOLD_": "33554432",
     "MALLOC_TRIM_THRESHOLD_": "67108864",
 }
-SIGNALS = (signal.SIGTERM, signal.SIGINT)  # that stop a server
 STEADY_S = 30.0  # after so long a restart counts as the first again
 FRONT_ENDS_STOP_S = 5.0  # beside their drain time
 
@@ -82,23 +82,23 @@ class Supervisor:
         self._all_ready: asyncio.Event
 
     def run(self, ready: Callable[[Settings], None] = lambda settings: None) -> None:
-        """Serve until SIGTERM or SIGINT; then finish what was accepted. ready: called once when requests are served.
+        """Serve until a signal says to stop; then finish what was accepted. ready: called once it serves.
 
-        Raises KeyboardInterrupt when it was stopped before that, UserError when it cannot be served.
+        Raises Stopped when it was stopped before that, UserError when it cannot be served.
         """
         try:
             served = asyncio.run(self._run(ready))
         finally:
             self._sockets.close()
         if not served:
-            raise KeyboardInterrupt
+            raise Stopped
 
     async def _run(self, ready: Callable[[Settings], None]) -> bool:
         """Whether it came to serving."""
         loop = asyncio.get_running_loop()
         self._fatal, self._all_ready = loop.create_future(), asyncio.Event()
         stop = asyncio.Event()
-        for number in SIGNALS:
+        for number in STOPS:
             if signal.getsignal(number) != signal.SIG_IGN:  # a shell's background job is not to be stopped by Ctrl-C
                 loop.add_signal_handler(number, stop.set)
         keepers = [loop.create_task(self._keep(child)) for child in self._children]
@@ -143,11 +143,11 @@ class Supervisor:
 
     async def _start(self, child: Child) -> None:
         ours, theirs = socket.socketpair()
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a child has them blocked until it ignores them
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # a child has them blocked until it ignores them
         try:
             child.process = await self._spawn(child, theirs)
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         theirs.close()
         child.control = Channel(ours)
         setup = {
@@ -302,4 +302,8 @@ def _device(device: str) -> dict[str, str]:
     """What an engine's environment says about GPUs; front ends use none."""
     if device == "auto":
         return {}
-    return {"CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device}
+    visible = "" if device == "cpu" else device
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None and device != "cpu":  # a scheduler's: the number counts those, as in every other command
+        visible = dict(enumerate(each.strip() for each in given.split(","))).get(int(device), "")
+    return {"CUDA_VISIBLE_DEVICES": visible}

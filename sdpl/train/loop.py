@@ -40,7 +40,10 @@ from sdpl.train.validation import Validation
 
 PROOF_IMAGES = 8
 START_IMAGES = 32  # that the attention's start is measured on
-FIX = "Repair or remove it and add --resume; or, with data.unreadable: skip, such images are left out and counted."
+FIX = (
+    "Repair it (--resume goes on after a finished epoch), or set data.unreadable: skip, which leaves such images out; "
+    "sdpl-data check names them all."
+)
 
 
 def train(

@@ -294,7 +294,7 @@ def test_a_cubin_that_the_driver_refuses_is_one_line(capability):
 
     with pytest.raises(UserError, match=r"the driver \(CUDA 13.0\) cannot load the kernel for compute capability 86"):
         Kernels("float32", cubin("90", "float32"))
-    with pytest.raises(UserError, match="update the driver, or export again"):
+    with pytest.raises(UserError, match=r"update the driver \(CUDA 13 needs 580 or later\), or export again"):
         Kernels("float32", b"no cubin at all, but long enough to be looked at by a driver" * 4)
 
 

@@ -143,10 +143,9 @@ def test_one_context_per_batch_size_and_one_workspace_for_all_of_a_stream(record
     before = get("used")
     for batch in (1, 8):
         encoder.prepare(batch, STREAM)
-    for batch in (1, 8, 1, 5, 6):
+    for batch in (1, 8, 1):
         encoder.enqueue(batch, 256, (512, 768), STREAM)
-    one, eight, of_any_batch = recorded.contexts
-    assert (of_any_batch.shape[1][0], len(of_any_batch.runs)) == (6, 2)
+    one, eight = recorded.contexts
     assert (one.shape, eight.shape) == (("image", (1, 64, 64, 3)), ("image", (8, 64, 64, 3)))
     assert one.memory == eight.memory
     assert one.memory[1] == get("used") - before == 4096
@@ -233,9 +232,9 @@ def test_batches_of_two_threads_fail_each_for_its_own_reason(recorded, encoder):
 
 
 def test_nothing_is_destroyed_before_what_was_made_of_it(recorded, encoder):
-    encoder.prepare(1, STREAM)
-    encoder.enqueue(1, 256, (512, 768), STREAM)
-    encoder.enqueue(3, 256, (512, 768), STREAM)
+    for batch in (1, 3):
+        encoder.prepare(batch, STREAM)
+        encoder.enqueue(batch, 256, (512, 768), STREAM)
     encoder.close()
     encoder.close()
     assert recorded.destroyed == ["Context", "Context", "Config", "Cache", "Engine", "Runtime"]

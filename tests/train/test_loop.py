@@ -16,7 +16,6 @@ import pytest
 import torch
 
 import sdpl.train.features.sources as maps
-import sdpl.train.keeping as keeping
 import sdpl.train.loop as loop
 from sdpl.bundle import Bundle
 from sdpl.data.formats import read_labels
@@ -255,40 +254,6 @@ def test_a_run_is_never_overwritten_by_accident(fails, config, tmp_path, run_fol
     assert "leave out --resume to begin one" in fails("train", config(), "--out", tmp_path / "new", "--resume")
 
 
-def test_a_stop_between_the_two_checkpoints_loses_no_best(sdpl, config, tmp_path, monkeypatch):
-    values = iter([10.0, 90.0, 50.0])
-    monkeypatch.setattr(keeping, "MAX_AP_ERROR", 1.0)
-    monkeypatch.setattr(loop._Run, "_validate", lambda self, t: next(values))
-    original, shared = loop.share_file, []
-
-    def stop_at_second(source, path):
-        shared.append(path.name)
-        if len(shared) == 2:  # epoch 2 has written one of its two
-            raise KeyboardInterrupt
-        original(source, path)
-
-    monkeypatch.setattr(loop, "share_file", stop_at_second)
-    path = config(train={"epochs": 3})
-    sdpl("train", path, "--out", tmp_path / "run")
-    assert shared == ["last.ckpt"] * 2
-    monkeypatch.setattr(loop, "share_file", original)
-    values = iter([90.0, 50.0])
-    assert sdpl("train", path, "--out", tmp_path / "run", "--resume").exit_code == 0
-    assert load_checkpoint(tmp_path / "run" / "model.ckpt")["resume"]["epoch"] == 2
-
-
-def test_an_epoch_writes_the_frozen_towers_once(sdpl, config, tmp_path, monkeypatch):
-    values = iter([10.0, 90.0, 50.0])
-    monkeypatch.setattr(keeping, "MAX_AP_ERROR", 1.0)
-    monkeypatch.setattr(loop._Run, "_validate", lambda self, t: next(values))
-    original, written = torch.save, []
-    monkeypatch.setattr(torch, "save", lambda content, path: (written.append(path.name), original(content, path)))
-    assert sdpl("train", config(train={"epochs": 3}), "--out", tmp_path / "run").exit_code == 0
-    assert [name.split(".")[1] for name in written] == ["model", "model", "last"]  # .model.ckpt.<random>.sdpl-tmp
-    epochs = [load_checkpoint(tmp_path / "run" / name)["resume"]["epoch"] for name in ("model.ckpt", "last.ckpt")]
-    assert epochs == [2, 3]
-
-
 def test_resuming_on_other_data_is_refused(sdpl, fails, config, scenes, tmp_path):
     moved = shutil.copytree(scenes, tmp_path / "scenes")
     annotations = moved / "annotations" / "instances_train.json"
@@ -300,12 +265,6 @@ def test_resuming_on_other_data_is_refused(sdpl, fails, config, scenes, tmp_path
     annotations.write_text(text)
     (tmp_path / "run" / "model.ckpt").unlink()
     assert "the checkpoint that is kept, is missing" in fails("train", path, "--out", tmp_path / "run", "--resume")
-
-
-def test_without_validation_positives_the_newest_epoch_is_kept(sdpl, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop._Run, "_validate", lambda self, t: float("nan"))
-    assert sdpl("train", config(), "--out", tmp_path / "run").exit_code == 0
-    assert load_checkpoint(tmp_path / "run" / "model.ckpt")["resume"]["epoch"] == 2
 
 
 def test_a_stop_before_the_first_epoch_does_not_promise_a_resume(fails, config, tmp_path, monkeypatch):
@@ -465,28 +424,6 @@ def test_training_starts_with_the_configured_sharpness(sdpl, config, tmp_path, s
         assert 0 < measured < 0.1  # as PyTorch draws it
     else:
         assert measured == pytest.approx(expected, rel=1e-3)
-
-
-def test_the_last_epoch_is_kept_where_validation_cannot_choose(sdpl, config, tmp_path):
-    """6 held-out scenes; what they know is too little for a mAP to within 5 points."""
-    result = sdpl("train", config(), "--out", tmp_path / "run")
-    assert "its mAP may be off by" in result.stderr
-    assert "too much to choose an epoch by; the last is kept" in result.stderr
-    assert load_checkpoint(tmp_path / "run" / "model.ckpt")["resume"]["epoch"] == 2
-    told = sdpl("train", config(train={"keep": "last"}), "--out", tmp_path / "last")
-    assert "may be off" not in told.stderr
-    assert load_checkpoint(tmp_path / "last" / "model.ckpt")["resume"]["epoch"] == 2
-
-
-@pytest.mark.parametrize(("keep", "kept"), [("best", 2), ("last", 3)])
-def test_best_and_last_are_kept_as_configured(config, tmp_path, monkeypatch, keep, kept):
-    values = iter([10.0, 90.0, 50.0])
-    monkeypatch.setattr(keeping, "MAX_AP_ERROR", 1.0)
-    monkeypatch.setattr(loop._Run, "_validate", lambda self, t: next(values))
-    settings = read_config(config(train={"epochs": 3, "keep": keep}))
-    path = loop.train(settings, tmp_path / "run", best_too=True)
-    assert load_checkpoint(path)["resume"]["epoch"] == kept
-    assert load_checkpoint(tmp_path / "run" / "best.ckpt")["resume"]["epoch"] == 2
 
 
 def test_a_second_training_into_the_same_folder_is_refused(fails, config, tmp_path):

@@ -11,7 +11,7 @@ from sklearn.metrics import precision_recall_curve
 
 from sdpl.data.images import LabelCounts, LabelledImages, evenly_taken
 from sdpl.evaluate.calibration import Calibration
-from sdpl.evaluate.report.page import is_narrow, legend_beside, short, size
+from sdpl.evaluate.report.page import counting_ticks, is_narrow, legend_beside, short, size
 from sdpl.plots import pyplot
 from sdpl.text import shortened
 
@@ -156,7 +156,7 @@ def positives_by_category(counts: dict[str, list[LabelCounts]]) -> "Figure":
     axis.set_yscale("symlog", linthresh=1)  # linear up to 1, so that 0 has its place
     most = max((row.positive for rows in counts.values() for row in rows), default=0)
     axis.set_ylim(0, 1.1 * max(most, 1))
-    axis.set_yticks(_counting_ticks(most))
+    axis.set_yticks([0, *counting_ticks(1, most)])
     axis.yaxis.set_major_formatter("{x:,.0f}")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("category, by rank", fontsize=9)
@@ -165,12 +165,6 @@ def positives_by_category(counts: dict[str, list[LabelCounts]]) -> "Figure":
     axis.grid(alpha=0.25)
     figure.legend(fontsize=7, loc="outside lower center", frameon=False)
     return figure
-
-
-def _counting_ticks(most: int) -> list[int]:
-    """0, and 1, 2, 5, 10 and so on up to `most`; of large numbers only the powers of ten."""
-    steps = (1, 2, 5) if most <= 500 else (1,)
-    return [0, *(step * 10**power for power in range(len(str(most))) for step in steps if step * 10**power <= most)]
 
 
 def _text_colour() -> str:

@@ -18,7 +18,8 @@ from sdpl.evaluate.report.data import (
     finding_cards,
     write_data_report,
 )
-from sdpl.evaluate.report.figures import _counting_ticks, positives_by_category
+from sdpl.evaluate.report.figures import positives_by_category
+from sdpl.evaluate.report.page import counting_ticks
 
 THUMB = r'<img src="data:image/jpeg;base64,[^"]+" alt="([^"]*)">'
 
@@ -130,10 +131,11 @@ def test_the_curve_of_positives_is_ranked():
 
 
 @pytest.mark.parametrize(
-    ("most", "ticks"), [(0, [0]), (8, [0, 1, 2, 5]), (31, [0, 1, 2, 5, 10, 20]), (45174, [0, 1, 10, 100, 1000, 10000])]
+    ("low", "high", "ticks"),
+    [(1, 0, []), (0.4, 8, [1, 2, 5]), (3, 31, [5, 10, 20]), (1, 45174, [1, 10, 100, 1000, 10000])],
 )
-def test_ticks_of_counts_can_be_read(most, ticks):
-    assert _counting_ticks(most) == ticks
+def test_ticks_of_counts_can_be_read(low, high, ticks):
+    assert counting_ticks(low, high) == ticks
 
 
 def test_the_command_writes_it_and_refuses_a_folder_at_once(sdpl, fails, scenes, tmp_path):
