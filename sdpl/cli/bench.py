@@ -48,8 +48,7 @@ def command(
 
     With --url, of a server too: closed loops of so many callers, and open loops at given rates.
     """
-    from rich.console import Console
-
+    from sdpl.cli.tables import show
     from sdpl.files import write_json
     from sdpl.runtime.bench import benchmark_bundle
     from sdpl.runtime.tables import latency_table
@@ -78,7 +77,7 @@ def command(
         result = benchmark_bundle(
             bundle, backend, threads, sizes, threads_at_once, seconds, sides, report, streams, precision, device
         )
-    Console().print(latency_table(result))
+    show(latency_table(result))
     click.echo(f"target: {result['target']} ({result['chosen']})")
     for target, obstacle in result["skipped"].items():
         click.echo(f"skipped {target}: {obstacle}")
@@ -103,8 +102,7 @@ def _server(
     plot: Path | None,
 ) -> None:
     """Measure a server, and the bundle itself beside it where one was given."""
-    from rich.console import Console
-
+    from sdpl.cli.tables import show
     from sdpl.files import write_json
     from sdpl.runtime.bench import benchmark_bundle
     from sdpl.runtime.tables import latency_table
@@ -118,9 +116,9 @@ def _server(
             result["direct"] = benchmark_bundle(
                 bundle, backend, threads, sizes, [1], seconds, None, report, streams, precision, device
             )
-    Console().print(load_table(result))
+    show(load_table(result))
     if bundle is not None:
-        Console().print(latency_table(result["direct"]))
+        show(latency_table(result["direct"]))
     if json_path is not None:
         write_json(json_path, result)
     if plot is not None:
