@@ -36,6 +36,13 @@ PORT = click.IntRange(0, 65535)
 @click.option("--max-body-mb", type=ONE, default=64, show_default=True, help="Largest request, in MiB.")
 @click.option("--max-connections", type=ONE, default=1024, show_default=True)
 @click.option("--drain-s", type=Number(min=0), default=30.0, show_default=True, help="To finish after SIGTERM.")
+@click.option(
+    "--hung-after-s",
+    type=Number(min=0),
+    default=60.0,
+    show_default=True,
+    help="Start a process again that hangs in a photo or a batch for so long; 0: never.",
+)
 @click.option("--skip-proof", is_flag=True, help="Serve without comparing with PyTorch's scores first.")
 @click.option("--allow-repository", is_flag=True, help="Let clients unload and load these models.")
 @click.option("--no-watch", is_flag=True, help="Do not swap a bundle when it is replaced on disk.")
@@ -64,6 +71,7 @@ def command(
     max_body_mb: int,
     max_connections: int,
     drain_s: float,
+    hung_after_s: float,
     skip_proof: bool,
     allow_repository: bool,
     no_watch: bool,
@@ -106,6 +114,7 @@ def command(
         max_json=min(max_body_mb, 16) * MIB,
         max_connections=max_connections,
         drain_s=drain_s,
+        hung_after_s=hung_after_s,
         skip_proof=skip_proof,
         allow_repository=allow_repository,
         watch_s=0.0 if no_watch else 1.0,

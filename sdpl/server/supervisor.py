@@ -20,6 +20,7 @@ from sdpl.server.channel import Channel, ClosedError
 from sdpl.server.counters import Counters
 from sdpl.server.serving import manifest_hash
 from sdpl.server.settings import Settings
+from sdpl.server.watchdog import LOOK_S, Watchdog
 from sdpl.signals import STOPS
 
 BACKOFF_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -76,6 +77,7 @@ class Supervisor:
         first = len(self._children)
         self._children += [Child("frontend", i, first + i, sock) for i, sock in enumerate(http)]
         self._memory = Counters.memory(len(self._children), len(settings.models))
+        self._counters = Counters(self._memory, len(self._children), list(settings.models))
         self._stopping = False
         self._fatal: asyncio.Future[str]
         self._all_ready: asyncio.Event
@@ -101,7 +103,7 @@ class Supervisor:
             if signal.getsignal(number) != signal.SIG_IGN:  # a shell's background job is not to be stopped by Ctrl-C
                 loop.add_signal_handler(number, stop.set)
         keepers = [loop.create_task(self._keep(child)) for child in self._children]
-        watcher = loop.create_task(self._watch())
+        watchers = [loop.create_task(self._watch()), loop.create_task(self._guard())]
         waits: list[asyncio.Future[Any]] = [loop.create_task(self._all_ready.wait()), loop.create_task(stop.wait())]
         try:
             await asyncio.wait({*waits, self._fatal}, return_when=asyncio.FIRST_COMPLETED)
@@ -113,10 +115,9 @@ class Supervisor:
             return self._all_ready.is_set()
         finally:
             self._stopping = True
-            watcher.cancel()
-            await self._end(keepers)
-            for task in (*waits, watcher):
+            for task in (*waits, *watchers):
                 task.cancel()
+            await self._end(keepers)
 
     # Processes
 
@@ -205,7 +206,19 @@ class Supervisor:
         if all(each.ready for each in self._children):
             self._all_ready.set()
 
+    async def _guard(self) -> None:
+        """Kill processes that hang; they are started again like others that die."""
+        watchdog = Watchdog(self._counters, self.settings.hung_after_s)
+        while self.settings.hung_after_s:
+            await asyncio.sleep(LOOK_S)
+            rows = watchdog.hung([child.row for child in self._children])
+            for child in self._children:
+                if child.row in rows and child.process is not None and child.process.returncode is None:
+                    self._say(f"{child.name} hangs: no progress for {self.settings.hung_after_s:g} s; it is ended")
+                    child.process.kill()
+
     def _ended(self, child: Child) -> None:
+        self._counters.clear_progress(child.row)
         child.ready, child.models = False, {}
         if child.control is not None:
             asyncio.get_running_loop().remove_reader(child.control.sock)
