@@ -86,13 +86,13 @@ class Bundle:
         if not is_inside:
             raise UserError(f"{path}: points outside the bundle; it is not opened.")
         if not path.is_file():
-            raise UserError(f"{path}: is missing from the bundle. Export the checkpoint again.")
+            raise UserError(f"{path}: is missing from the bundle. Copy or export it again.")
         try:
             same = path.stat().st_size == record.size and sha256(path) == record.sha256
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
         if not same:
-            raise UserError(f"{path}: is not the file that was exported (hash differs). Export the checkpoint again.")
+            raise UserError(f"{path}: is not the file that was exported (hash differs). Copy or export it again.")
         if name.endswith(".onnx"):
             self._check_graph(path)
         return path

@@ -31,9 +31,9 @@ class Backend:
 
     @property
     def install(self) -> str:
-        """How to get it."""
-        instead = ", in place of onnxruntime" if self.name == "onnxruntime-cuda" else ""
-        return install_line(self.extra) + instead
+        """How to get it. Two packages of ONNX Runtime would write over each other's files."""
+        first = "pip uninstall onnxruntime, then " if self.name == "onnxruntime-cuda" else ""
+        return first + install_line(self.extra)
 
     def load(self) -> Any:
         """Its package, imported. Raises what the import raises.

@@ -54,6 +54,13 @@ def test_onnx_runtime_begins_no_thread_that_sends_usage_data():
     assert run.stdout == "0\n"
 
 
+def test_what_is_promised_is_shown_before_it_is_loaded():
+    code = "import sdpl, sys; print(*dir(sdpl)); print('sdpl.errors' in sys.modules, sdpl.UserError.__module__)"
+    shown, loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.splitlines()
+    assert {name for name in shown.split() if not name.startswith("_")} == set(sdpl.__all__) - {"__version__"}
+    assert loaded == "False sdpl.errors"
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the process that sends is a fork")
 def test_openvino_sends_no_usage_data_and_writes_nothing_at_home(tmp_path):
     code = "import multiprocessing as m, threading; from sdpl.targets import BACKENDS; BACKENDS['openvino'].load()\n"

@@ -42,6 +42,10 @@ EXTRAS = {  # which extra brings a module
 class _OneLine(click.Command):
     """What click itself finds wrong with a command line is one line too, with its suggestion."""
 
+    def __init__(self, *args: Any, **settings: Any):
+        super().__init__(*args, **settings)
+        self.context_settings["help_option_names"] = ["-h", "--help"]
+
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
         if not extra.pop("standalone_mode", True):
             return super().main(args, prog_name, standalone_mode=False, **extra)
@@ -77,10 +81,9 @@ class Command(_OneLine):
         except (Exception, KeyboardInterrupt) as error:
             if stops.arrived and not isinstance(error, KeyboardInterrupt):  # a library made another error of the stop
                 error = KeyboardInterrupt()
-            status = _say(*_outcome(error, self.name or ""))
-            if stops.arrived:
-                stops.said()
-            ctx.exit(status)
+            ctx.exit(_say(*_outcome(error, self.name or "")))
+        finally:
+            stops.said()
 
 
 class Group(click.Group, _OneLine):

@@ -90,4 +90,4 @@ def mask_data(
         f"{out}: {counted(len(partial), 'image', 'images')}, {counted(len(partial.categories))}, "
         f"{known / total:.1%} of labels known"
     )
-    click.echo(f"train on it with  annotations: {out}  and  images: {folder}")
+    click.echo(f"train on it with  annotations: {out}" + (f"  and  images: {folder}" if folder else ""))

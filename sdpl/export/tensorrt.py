@@ -75,7 +75,7 @@ def build_engine(graph: Path, spec: TargetSpec, profile: Profile, report: Report
     if interrupted.is_set():
         raise Stopped
     if code is None:
-        raise UserError(f"--target {spec}: {spec.backend.package} cannot build the engine ({log.first_error}).")
+        raise UserError(f"--target {spec}: {spec.backend.package} cannot build the engine ({log.first_error()}).")
     built_with, capability = _built_with(trt, spec)
     return Engine(bytes(code), built_with, capability, WORKSPACE_BYTES)
 

@@ -144,7 +144,7 @@ class App:
         return {
             "name": name,
             "version": "1",
-            "last_inference": int(c.largest(model, "last_inference")),
+            "last_inference": round(1000 * c.largest(model, "last_inference_timestamp_seconds")),
             "inference_count": int(images),
             "execution_count": int(batches),
             "inference_stats": {k: {"count": int(n), "ns": int(s * 1e9)} for k, (n, s) in durations.items()},

@@ -18,8 +18,8 @@ from sdpl.atomic import Temporary, remove_leftovers
 from sdpl.errors import Stopped, UserError
 from sdpl.server.channel import Channel, ClosedError
 from sdpl.server.counters import Counters
-from sdpl.server.serving import manifest_hash
 from sdpl.server.settings import Settings
+from sdpl.server.watch import Watch
 from sdpl.server.watchdog import LOOK_S, Watchdog
 from sdpl.signals import STOPS
 
@@ -77,7 +77,7 @@ class Supervisor:
         first = len(self._children)
         self._children += [Child("frontend", i, first + i, sock) for i, sock in enumerate(http)]
         self._memory = Counters.memory(len(self._children), len(settings.models))
-        self._counters = Counters(self._memory, len(self._children), list(settings.models))
+        self._bundles = Watch(list(settings.models.values()))
         self._stopping = False
         self._fatal: asyncio.Future[str]
         self._all_ready: asyncio.Event
@@ -135,6 +135,7 @@ class Supervisor:
                 return
             if child.kind == "frontend" or self._all_ready.is_set():
                 self._say(f"{child.name} ended with status {status}; it is started again")
+                self._counters(child.row).add_server("restarts")
             elif not self._fatal.done():
                 self._fatal.set_result(f"{child.name} ended with status {status} before it was ready.")
             attempt = 0 if time.monotonic() - started > STEADY_S else attempt + 1
@@ -190,6 +191,8 @@ class Supervisor:
             model, state = content["model"], content["state"]
             first = model not in child.models
             child.models[model] = state
+            if content["reason"]:
+                self._bundles.refused(model)
             if state == "unloaded":
                 child.unloaded.add(model)
             else:
@@ -208,7 +211,7 @@ class Supervisor:
 
     async def _guard(self) -> None:
         """Kill processes that hang; they are started again like others that die."""
-        watchdog = Watchdog(self._counters, self.settings.hung_after_s)
+        watchdog = Watchdog(self._counters(0), self.settings.hung_after_s)
         while self.settings.hung_after_s:
             await asyncio.sleep(LOOK_S)
             rows = watchdog.hung([child.row for child in self._children])
@@ -217,8 +220,12 @@ class Supervisor:
                     self._say(f"{child.name} hangs: no progress for {self.settings.hung_after_s:g} s; it is ended")
                     child.process.kill()
 
+    def _counters(self, row: int) -> Counters:
+        """The counters, as one who writes in this process's row: it has ended."""
+        return Counters(self._memory, len(self._children), list(self.settings.models), row)
+
     def _ended(self, child: Child) -> None:
-        self._counters.clear_progress(child.row)
+        self._counters(child.row).clear_progress()
         child.ready, child.models = False, {}
         if child.control is not None:
             asyncio.get_running_loop().remove_reader(child.control.sock)
@@ -262,18 +269,12 @@ class Supervisor:
     # Bundles on disk
 
     async def _watch(self) -> None:
-        """Have the engines load a bundle again when its manifest on disk is another."""
-        paths = list(self.settings.models.values())
-        seen = [manifest_hash(path) for path in paths]
+        """Have the engines load a bundle again when there is another on disk."""
         while self.settings.watch_s:
             await asyncio.sleep(self.settings.watch_s)
-            for model, path in enumerate(paths):
-                now = manifest_hash(path)
-                if now in (0, seen[model]):
-                    continue
-                seen[model] = now
-                self._say(f"{path} was replaced: it is being proved")
-                for child in self._children:
+            for model, is_to_load, line in self._bundles.look():
+                self._say(line)
+                for child in self._children if is_to_load else ():
                     if child.kind == "engine" and child.control is not None:
                         with contextlib.suppress(ClosedError):
                             child.control.control({"replaced": model})
@@ -313,4 +314,8 @@ def _device(device: str) -> dict[str, str]:
     """What an engine's environment says about GPUs; front ends use none."""
     if device == "auto":
         return {}
-    return {"CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device}
+    visible = "" if device == "cpu" else device
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None and device != "cpu":  # a scheduler's: the number counts those, as in every other command
+        visible = dict(enumerate(each.strip() for each in given.split(","))).get(int(device), "")
+    return {"CUDA_VISIBLE_DEVICES": visible}

@@ -86,7 +86,8 @@ def test_a_tensorrt_engine_of_the_whole_model_where_it_can_be_built(bundle, sdpl
     monkeypatch.setattr("sdpl.kernels.gpu.look", lambda device_id: Gpu("a GPU", "86", 24 << 30, "CUDA 13.0"))
     assert [path.name for path in write_triton(bundle, tmp_path / "models")] == ["model", "model_onnx", "model_plan"]
     plan = (tmp_path / "models" / "model_plan" / "1" / "model.plan").read_bytes()
-    assert "damaged" not in (invalid_engine(tensorrt_rtx.Runtime(logger(tensorrt_rtx)), plan) or "")
+    log = logger(tensorrt_rtx)
+    assert "damaged" not in (invalid_engine(tensorrt_rtx.Runtime(log), plan, log) or "")
     config = (tmp_path / "models" / "model_plan" / "config.pbtxt").read_text()
     assert 'backend: "tensorrt"' in config
     assert 'name: "attention"' in config

@@ -36,7 +36,9 @@ def test_a_process_that_is_started_again_keeps_its_counts_but_not_what_it_held()
     one, _ = pair(["a"])
     one.add(0, "images")
     one.add(0, "in_hand", 9)
+    one.set(0, "last_inference_timestamp_seconds", 1795614084.125)
     one.clear_gauges()
+    assert 'sdpl_last_inference_timestamp_seconds{model="a"} 1795614084.125' in list(one.to_prometheus())
     assert (one.total(0, "images"), one.total(0, "in_hand")) == (1, 0)
 
 

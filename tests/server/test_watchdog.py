@@ -33,7 +33,7 @@ def test_a_process_hangs_after_so_many_looks_and_its_successor_is_counted_anew()
     watchdog = Watchdog(own, 3)
     own.get_on(7)
     assert [watchdog.hung([0, 1]) for _ in range(7)] == [[], [], [], [0], [], [], [0]]
-    own.clear_progress(0)
+    own.clear_progress()
     assert all(watchdog.hung([0]) == [] for _ in range(10))
 
 
