@@ -142,9 +142,10 @@ class Bundle:
             if not self.is_unchanged():
                 raise UserError(f"{self.path} was replaced by another command meanwhile; its manifest is left alone.")
             remove_leftovers(self.path)
-            self.manifest = self.manifest.model_copy(update={"targets": self.manifest.targets | targets})
+            manifest = self.manifest.model_copy(update={"targets": self.manifest.targets | targets})
             with replace_file(self.path / MANIFEST) as temporary:
-                temporary.write_text(_text(self.manifest), encoding="utf-8")
+                temporary.write_text(_text(manifest), encoding="utf-8")
+            self.manifest = manifest
 
     def is_unchanged(self) -> bool:
         """Whether the manifest on disk still is the one that was opened."""

@@ -93,12 +93,11 @@ def command(
 
 def _show_latencies(found: dict[str, Any], plot: Path | None) -> None:
     """What was measured of a bundle."""
-    from rich.console import Console
-
+    from sdpl.cli.tables import show
     from sdpl.plots import draw_latencies
     from sdpl.runtime.tables import latency_table
 
-    Console().print(latency_table(found))
+    show(latency_table(found))
     click.echo(f"target: {found['target']} ({found['chosen']})")
     for target, obstacle in found["skipped"].items():
         click.echo(f"skipped {target}: {obstacle}")
@@ -110,13 +109,12 @@ def _show_latencies(found: dict[str, Any], plot: Path | None) -> None:
 
 def _show_loads(found: dict[str, Any], plot: Path | None) -> None:
     """What was measured of a server, and of the bundle itself beside it where one was given."""
-    from rich.console import Console
-
+    from sdpl.cli.tables import show
     from sdpl.runtime.tables import latency_table
     from sdpl.server.load_table import draw_loads, load_table
 
-    Console().print(load_table(found))
+    show(load_table(found))
     if "direct" in found:
-        Console().print(latency_table(found["direct"]))
+        show(latency_table(found["direct"]))
     if plot is not None:
         draw_loads(found, plot)

@@ -81,10 +81,9 @@ class Command(_OneLine):
         except (Exception, KeyboardInterrupt) as error:
             if stops.arrived and not isinstance(error, KeyboardInterrupt):  # a library made another error of the stop
                 error = KeyboardInterrupt()
-            status = _say(*_outcome(error, self.name or ""))
-            if stops.arrived:
-                stops.said()
-            ctx.exit(status)
+            ctx.exit(_say(*_outcome(error, self.name or "")))
+        finally:
+            stops.said()
 
 
 class Group(click.Group, _OneLine):

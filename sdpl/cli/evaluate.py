@@ -61,8 +61,7 @@ def command(
     worst: int,
 ) -> None:
     """Metrics of MODEL (model.ckpt or model.sdpl) on the labels of ANNOTATIONS: COCO, VOC or a table."""
-    from rich.console import Console
-
+    from sdpl.cli.tables import show
     from sdpl.data.formats import read_labels
     from sdpl.data.reading import Unreadable
     from sdpl.evaluate.evaluation import evaluate, read_evaluation, score_all
@@ -85,7 +84,7 @@ def command(
     data = data.without(unreadable.images)
     result = evaluate(scores, data, opened.thresholds)
     for table in evaluation_tables(result):
-        Console().print(table)
+        show(table)
     if json_path is not None:
         write_json(json_path, {**asdict(result), "target": opened.target})
     if page is not None:

@@ -37,6 +37,13 @@ PORT = click.IntRange(0, 65535)
 @click.option("--max-body-mb", type=ONE, default=64, show_default=True, help="Largest request, in MiB.")
 @click.option("--max-connections", type=ONE, default=1024, show_default=True)
 @click.option("--drain-s", type=Number(min=0), default=30.0, show_default=True, help="To finish after SIGTERM.")
+@click.option(
+    "--hung-after-s",
+    type=Number(min=0),
+    default=60.0,
+    show_default=True,
+    help="Start a process again that hangs in a photo or a batch for so long; 0: never.",
+)
 @click.option("--skip-proof", is_flag=True, help="Serve without comparing with PyTorch's scores first.")
 @click.option("--allow-repository", is_flag=True, help="Let clients unload and load these models.")
 @click.option("--no-watch", is_flag=True, help="Do not swap a bundle when it is replaced on disk.")

@@ -38,17 +38,18 @@ class Stops:
                     signal.signal(number, self._interrupt)
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if not self._before:
             return
         sys.unraisablehook = self._hook
+        stopped = self.arrived and kind is not None  # not where a library has swallowed the stop
         for number, handler in self._before.items():  # of a stopped command, none until its line is out
-            signal.signal(number, signal.SIG_IGN if self.arrived and handler is leave else handler)  # type: ignore[arg-type]
+            signal.signal(number, signal.SIG_IGN if stopped and handler is leave else handler)  # type: ignore[arg-type]
 
     def said(self) -> None:
         """The command has said its line about the stop: a further one ends the process without another line."""
         for number, handler in self._before.items():
-            if handler is leave:
+            if handler is leave and signal.getsignal(number) == signal.SIG_IGN:
                 signal.signal(number, leave_quietly)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:

@@ -36,6 +36,7 @@ def verify(
     say: Callable[[str, Result], None] = lambda target, result: None,
     targets: Sequence[str] = (),
     device: int | None = None,
+    unrecorded: Callable[[UserError], None] = lambda reason: None,
 ) -> dict[str, Result]:
     """Compare every target of a bundle that runs here, and write the results into its manifest; time each for `auto`.
 
@@ -43,7 +44,7 @@ def verify(
     comparison, or why it cannot run here; `say` is told each as it comes. Raises UserError, after all were tried, when
     one that should run here failed: its files are missing or changed (of targets for other machines too), it crashed,
     or its scores are outside of its limits. Its record then stays as it was; those that passed are written. Also when
-    the bundle cannot be written.
+    the bundle was replaced meanwhile. One that cannot be written is verified all the same: `unrecorded` is told why.
     """
     number = named_device(device)  # before anything is tried
     bundle = Bundle.open(path)
@@ -60,8 +61,13 @@ def verify(
         say(name, results[name])
     passed = {name: r for name, r in results.items() if isinstance(r, Verification)}
     if passed:
-        bundle.replace_targets({n: known[n].model_copy(update={"verification": v}) for n, v in passed.items()})
-        keep(bundle, measured, number)
+        try:
+            bundle.replace_targets({n: known[n].model_copy(update={"verification": v}) for n, v in passed.items()})
+            keep(bundle, measured, number)
+        except UserError as error:
+            if not bundle.is_unchanged():
+                raise
+            unrecorded(error)
     failed = [f"{name} {r.reason}" for name, r in results.items() if isinstance(r, Failed)]
     if failed:
         raise UserError(f"{path}: {'; '.join(failed)}")

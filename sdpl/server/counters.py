@@ -44,6 +44,7 @@ SERVER = {
     "log_lines_lost": "Lines of the access log that could not be written.",
     "restarts": "Processes of this server that ended and were started again.",
 }
+PRIVATE = ("progress", "allowed_s")  # of each process, for the supervisor alone (`sdpl.server.watchdog`)
 SERVER_COUNTS = ("log_lines_lost", "restarts")  # never go back; the others are gauges
 MOMENTS = ("last_inference_timestamp_seconds",)  # kept when the process that wrote them ends
 
@@ -62,8 +63,8 @@ class Counters:
             self._at[name] = width
             width += len(bounds) + 2  # buckets, above all of them, sum
         self._width = width
-        self._server = {name: len(models) * width + i for i, name in enumerate(SERVER)}
-        total = len(models) * width + len(SERVER)
+        self._server = {name: len(models) * width + i for i, name in enumerate((*SERVER, *PRIVATE))}
+        total = len(models) * width + len(self._server)
         self._all = np.frombuffer(mmap.mmap(fd, 8 * processes * total), np.float64).reshape(processes, total)
         self._own = self._all[row]
         self.in_hand_columns = [self._column(m, "in_hand") for m in range(len(models))]
@@ -73,7 +74,7 @@ class Counters:
         """A file descriptor of memory for so many processes and models."""
         fd = os.memfd_create("sdpl-counters", os.MFD_CLOEXEC)
         width = len(COUNTS) + len(GAUGES) + len(FAILURES) + sum(len(b) + 2 for b, _ in HISTOGRAMS.values())
-        os.ftruncate(fd, 8 * processes * (models * width + len(SERVER)))
+        os.ftruncate(fd, 8 * processes * (models * width + len(SERVER) + len(PRIVATE)))
         return fd
 
     def add(self, model: int, name: str, amount: float = 1) -> None:
@@ -94,6 +95,20 @@ class Counters:
 
     def set_server(self, name: str, value: float) -> None:
         self._own[self._server[name]] = value
+
+    def get_on(self, progress: float, allowed_s: float = 0.0) -> None:
+        """Say that this process gets on: a number that is not the last one, nor 0. allowed_s: to the next one, where
+        that may be long."""
+        self.set_server("allowed_s", allowed_s)
+        self.set_server("progress", progress)
+
+    def progress(self, row: int) -> tuple[float, float]:
+        """What a process last said with `get_on`; 0 of one that begins."""
+        return tuple(self._all[row, [self._server[name] for name in PRIVATE]].tolist())
+
+    def clear_progress(self) -> None:
+        """The next process of this row has said nothing yet."""
+        self.set_server("progress", 0)
 
     def clear_gauges(self) -> None:
         """What a process that died had in its hands."""

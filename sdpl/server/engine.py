@@ -38,6 +38,7 @@ from sdpl.server.line import Line, Row, count, score
 from sdpl.server.loading import Loading, Tell
 from sdpl.server.serving import Serving, make_ready
 from sdpl.server.settings import Settings
+from sdpl.server.watchdog import LOOK_S, SLOWER
 
 FAILURES_IN_A_ROW = 3  # calls of the engine that fail before the process gives up and is started anew
 
@@ -66,6 +67,7 @@ class Engine:
         self._loading = Loading(self._make, self._wake)
         self._wake_out, self._wake_in = socket.socketpair()
         self._wake_out.setblocking(False)
+        self._rounds = 0
         self._stopping = False
 
     def run(self) -> None:
@@ -78,6 +80,8 @@ class Engine:
         for each in (self._control, self._wake_out):
             self._fronts.selector.register(each, selectors.EVENT_READ)
         while not self._stopping:
+            self._rounds += 1
+            self._counters.get_on(self._rounds)
             self._read(self._pause())
             self._loading.retry()
             self._take_loaded()
@@ -89,14 +93,14 @@ class Engine:
 
     # What comes in
 
-    def _pause(self) -> float | None:
-        """Seconds to wait for messages: none while a batch may leave."""
+    def _pause(self) -> float:
+        """Seconds to wait for messages: none while a batch may leave, and no longer than between two looks at it."""
         times = [at / 1e9 for line in self._lines() if (at := line.batcher.ready_at()) is not None]
         if (retry := self._loading.next_retry) is not None:
             times.append(retry)
-        return max(0.0, min(times) - time.monotonic()) if times else None
+        return max(0.0, min(LOOK_S, *(at - time.monotonic() for at in times))) if times else LOOK_S
 
-    def _read(self, timeout: float | None) -> None:
+    def _read(self, timeout: float) -> None:
         for key, events in self._fronts.selector.select(timeout):
             if key.fileobj is self._listener:
                 self._accept()
@@ -285,6 +289,7 @@ class Engine:
         batch = line.batcher.take()
         model = line.model
         rows = [row for row, _ in batch]
+        self._counters.get_on(self._rounds + 0.5, SLOWER * line.serving.seconds_per_image * len(rows))
         start = time.monotonic_ns()
         try:
             score(line, rows)

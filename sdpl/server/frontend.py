@@ -72,10 +72,11 @@ def tls(settings: Settings) -> ssl.SSLContext | None:
 
 
 async def _report(app: App, http: Server, control: Channel) -> None:
-    """Keep the counters' gauges, and tell the supervisor when this front end is ready."""
+    """Keep the counters' gauges and the heartbeat, and tell the supervisor when this front end is ready."""
     told = False
     while True:
         app.counters.set_server("connections", len(http.connections))
+        app.decoding.beat()
         if app.settled and not told:
             told = True
             control.control({"ready": True})

@@ -20,6 +20,7 @@ from sdpl.server.channel import Channel, ClosedError
 from sdpl.server.counters import Counters
 from sdpl.server.settings import Settings
 from sdpl.server.watch import Watch
+from sdpl.server.watchdog import LOOK_S, Watchdog
 from sdpl.signals import STOPS
 
 BACKOFF_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -102,7 +103,7 @@ class Supervisor:
             if signal.getsignal(number) != signal.SIG_IGN:  # a shell's background job is not to be stopped by Ctrl-C
                 loop.add_signal_handler(number, stop.set)
         keepers = [loop.create_task(self._keep(child)) for child in self._children]
-        watcher = loop.create_task(self._watch())
+        watchers = [loop.create_task(self._watch()), loop.create_task(self._guard())]
         waits: list[asyncio.Future[Any]] = [loop.create_task(self._all_ready.wait()), loop.create_task(stop.wait())]
         try:
             await asyncio.wait({*waits, self._fatal}, return_when=asyncio.FIRST_COMPLETED)
@@ -114,10 +115,9 @@ class Supervisor:
             return self._all_ready.is_set()
         finally:
             self._stopping = True
-            watcher.cancel()
-            await self._end(keepers)
-            for task in (*waits, watcher):
+            for task in (*waits, *watchers):
                 task.cancel()
+            await self._end(keepers)
 
     # Processes
 
@@ -209,11 +209,23 @@ class Supervisor:
         if all(each.ready for each in self._children):
             self._all_ready.set()
 
+    async def _guard(self) -> None:
+        """Kill processes that hang; they are started again like others that die."""
+        watchdog = Watchdog(self._counters(0), self.settings.hung_after_s)
+        while self.settings.hung_after_s:
+            await asyncio.sleep(LOOK_S)
+            rows = watchdog.hung([child.row for child in self._children])
+            for child in self._children:
+                if child.row in rows and child.process is not None and child.process.returncode is None:
+                    self._say(f"{child.name} hangs: no progress for {self.settings.hung_after_s:g} s; it is ended")
+                    child.process.kill()
+
     def _counters(self, row: int) -> Counters:
-        """The row of a process that has ended."""
+        """The counters, as one who writes in this process's row: it has ended."""
         return Counters(self._memory, len(self._children), list(self.settings.models), row)
 
     def _ended(self, child: Child) -> None:
+        self._counters(child.row).clear_progress()
         child.ready, child.models = False, {}
         if child.control is not None:
             asyncio.get_running_loop().remove_reader(child.control.sock)
