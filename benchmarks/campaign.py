@@ -60,6 +60,7 @@ PARTS: dict[str, tuple[Part, int]] = {  # with the cases that are their goal
     "kill-score": (repeated(kills_of_jobs.kill_score, 10), 200),
     "kill-serve": (repeated(kills_of_servers.kill_server, 11), 50),
     "signals": (repeated(stops.signals, 6), 200),
+    "programs": (repeated(stops.programs, 13), 400),
     "disk": (repeated(stops.full_disk, 7), 50),
     "threads": (repeated(stops.threads, 8), 200),
 }

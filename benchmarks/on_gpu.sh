@@ -6,9 +6,9 @@
 #     benchmarks/on_gpu.sh run RESULTS [SECONDS]  on the machine with the GPU: the next steps, for at most so long (540)
 #
 # The GPU machine needs Python with PyTorch, whose wheels bring NVRTC, and nothing else of sdpl's: no pydantic, open_clip,
-# ONNX or TensorRT. Call
-# `run` until its last line says "all done". RESULTS then holds at most 8 files. A step that fails is tried once more by
-# the next call; steps that need what is not there say so and are left out.
+# ONNX or TensorRT. Call `run` until its last line says "all done"; RESULTS then holds at most 8 files, and may move to
+# another machine between two calls. A step that fails is tried once more by the next call; steps that need what is not
+# there say so and are left out.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 wheels=benchmarks/wheels
@@ -25,35 +25,44 @@ if [ "${1:-}" = wheels ]; then
   [ "$bytes" -le $((64 << 20)) ] || { echo "more than the 64 MiB that can be carried" >&2; exit 1; }
   exit
 fi
-[ "${1:-}" = run ] || { sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2; }
+[ "${1:-}" = run ] || { sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2; }
 
 results=${2:?usage: benchmarks/on_gpu.sh run RESULTS [SECONDS]}
 until=$((SECONDS + ${3:-540}))
+"$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || {
+  echo "PyTorch finds no GPU here: nothing was run" >&2
+  exit 1
+}
 mkdir -p "$results"
 export XDG_CACHE_HOME="${XDG_CACHE_HOME:-/tmp/sdpl-on-gpu}"
 site=$XDG_CACHE_HOME/site
 if [ -d "$wheels" ] && [ ! -d "$site" ]; then
-  "$python" -m pip install --quiet --no-deps --no-index --target="$site.part" "$wheels"/*.whl && mv "$site.part" "$site"
+  "$python" -m pip install --quiet --no-deps --no-index --target="$site.part" "$wheels"/*.whl && mv "$site.part" "$site" || {
+    echo "$wheels is for another Python than this $("$python" -V): nothing was run" >&2
+    exit 1
+  }
 fi
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 SDPL_WHEELS=$site
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 SDPL_WHEELS=$site PATH="$PATH:/usr/local/cuda/bin"
 log=$results/log.txt
 unfinished=() failed=()
 
-step() { # step NAME MOST_SECONDS SCRIPT ARGUMENTS...: what it prints goes into the log; done once it has ended well
+step() { # step NAME MOST_SECONDS SCRIPT ARGUMENTS...: what it prints goes into the log; done once it has ended well.
+  # @seconds among the arguments: how long it may go on by itself. One that has to be stopped after MOST_SECONDS hangs.
   local name=$1 most=$2 left=$((until - SECONDS)) status
   shift 2
   if grep -qs "^== $name: failed twice" "$log"; then failed+=("$name"); return; fi
   if grep -qs "^== $name: done" "$log"; then return; fi
-  if [ "$left" -lt 30 ]; then
+  if [ "$left" -lt 60 ]; then
     unfinished+=("$name")
     return
   fi
   echo "== $name: started $(date -u +%H:%M:%S)" | tee -a "$log"
-  timeout "$((left < most ? left : most))" "$python" benchmarks/with_wheels.py "$@" >>"$log" 2>&1
+  local allowed=$((left < most ? left : most))
+  timeout -k 10 "$allowed" "$python" benchmarks/with_wheels.py "${@/#@seconds/$((allowed - 40))}" >>"$log" 2>&1
   status=$?
   if [ "$status" = 0 ]; then
     echo "== $name: done" | tee -a "$log"
-  elif [ "$status" = 3 ] || [ "$status" = 124 ]; then
+  elif [ "$status" = 3 ] || { [ "$allowed" -lt "$most" ] && [[ $status = 124 || $status = 137 ]]; }; then
     echo "== $name: goes on with the next call" | tee -a "$log"
     unfinished+=("$name")
   elif grep -qs "^== $name: failed" "$log"; then
@@ -66,27 +75,23 @@ step() { # step NAME MOST_SECONDS SCRIPT ARGUMENTS...: what it prints goes into 
   fi
 }
 
-"$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || {
-  echo "PyTorch finds no GPU here: nothing was run" >&2
-  exit 1
-}
 nvidia-smi -q >"$results/nvidia-smi.txt" 2>&1
 name=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -1 | tr ' ' '-' | tr -cd 'A-Za-z0-9-')
-left=$((until - SECONDS - 40))
 step kernels 180 kernel_once.py
 step two-stage-answers 180 two_stage.py --quick
-step kernel-quick 300 kernel.py --quick --seconds 240 --out "$results/kernel-$name.json"
-step two-stage 480 two_stage.py --seconds "$left" --out "$results/two_stage-$name.json"
-step kernel 540 kernel.py --seconds "$left" --out "$results/kernel-$name.json"
+step kernel-quick 300 kernel.py --quick --seconds @seconds --out "$results/kernel-$name.json"
+step two-stage 300 two_stage.py --seconds @seconds --out "$results/two_stage-$name.json"
 if command -v compute-sanitizer >/dev/null; then
-  for tool in memcheck racecheck initcheck; do
-    step "sanitizer-$tool" 300 --under compute-sanitizer --tool "$tool" --error-exitcode 1 -- kernel_once.py
+  for tool in memcheck racecheck initcheck; do # each tensor in memory of its own, so that what is beside it is seen
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "sanitizer-$tool" 300 \
+      --under compute-sanitizer --tool "$tool" --report-api-errors no --error-exitcode 1 -- kernel_once.py --small
   done
 else
   echo "compute-sanitizer is not installed: left out"
 fi
+step kernel 480 kernel.py --seconds @seconds --out "$results/kernel-$name.json"
 if "$python" -c "import open_clip, onnx, pydantic" 2>/dev/null; then
-  step gpu-model 540 gpu_model.py --folder /tmp/sdpl-on-gpu/work --out "$results/gpu_model-$name.json"
+  step gpu-model 480 gpu_model.py --folder /tmp/sdpl-on-gpu/work --seconds @seconds --out "$results/gpu_model-$name.json"
 else
   echo "open_clip or ONNX is not installed: the whole model is left out"
 fi

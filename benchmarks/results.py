@@ -1,7 +1,9 @@
 """Results that are written as they come, so that a run that was cut off goes on where it stopped."""
 
 import json
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ UNFINISHED = 3  # exit status: call again
 
 
 class Results:
-    """A JSON file of named results. seconds: after so long, `enough` is true."""
+    """A JSON file of named results. seconds: nothing is begun after so long."""
 
     def __init__(self, path: Path | None, seconds: float, **about: Any):
         self.path, self.until = path, time.monotonic() + seconds
@@ -17,11 +19,29 @@ class Results:
         if path is not None and path.exists():
             self.found["results"] = json.loads(path.read_text())["results"]
 
-    def enough(self) -> bool:
-        return time.monotonic() > self.until
-
     def has(self, name: str) -> bool:
         return name in self.found["results"]
+
+    def attempt(self, name: str, work: Callable[[], Any], needs_s: float = 0) -> None:
+        """Add what `work` gives, unless it is there already. An exception is a result too, {"failed": why}: one that
+        fails must not lose those after it. needs_s: it may take so long. Ends the process with status 3 where there is
+        not so much time left, and where the GPU does not answer any more, which only a new process can change."""
+        if self.has(name):
+            return
+        if time.monotonic() + needs_s > self.until:
+            sys.exit(UNFINISHED)
+        try:
+            self.add(name, work())
+        except Exception as error:
+            self.add(name, {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"})
+            if not gpu_answers():
+                sys.exit(UNFINISHED)
+
+    def finish(self) -> None:
+        """End the process with status 1 when a result failed, or says that something is wrong."""
+        bad = [name for name, result in self.found["results"].items() if {"failed", "wrong"} & set(result)]
+        if bad:
+            sys.exit(f"failed: {', '.join(bad)}")
 
     def add(self, name: str, result: Any) -> None:
         self.found["results"][name] = result
@@ -30,3 +50,15 @@ class Results:
             temporary = self.path.with_suffix(".part")
             temporary.write_text(json.dumps(self.found, indent=2) + "\n")
             temporary.replace(self.path)
+
+
+def gpu_answers() -> bool:
+    """Whether the GPU still works for this process: after an illegal address it does not."""
+    import torch
+
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except Exception:
+        return False
+    return True

@@ -62,7 +62,6 @@ class TorchEncoder:
 
     def enqueue(self, batch: int, image: int, outputs: Sequence[int], stream: int) -> None:
         m = self.module
-        self.prepare(batch, stream)  # images on the GPU come in any number
         try:
             with (
                 torch.inference_mode(),

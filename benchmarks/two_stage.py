@@ -9,7 +9,6 @@ call it again.
 """
 
 import itertools
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +18,7 @@ import click
 import numpy as np
 import torch
 from kernel import folded
-from results import UNFINISHED, Results
+from results import Results
 from torch_encoder import PatchEncoder, TorchEncoder
 
 from sdpl.kernels.launch import Kernels
@@ -59,18 +58,17 @@ def specified(module: PatchEncoder, head: dict[str, np.ndarray], images: np.ndar
     return 1 / (1 + np.exp(-logits))
 
 
-def answers(backend: TwoStage, expected: np.ndarray, sources: dict[str, Any]) -> dict[str, float]:
+def answers(backend: TwoStage, expected: np.ndarray, sources: dict[str, Any]) -> dict[str, Any]:
     """Largest differences from the scores that are expected, for the same images from each source, in turn, then for
-    all of them at once. Scores move by at most a fourth of what logits do, and logits by few thousandths (u and g round
-    to 11 bits)."""
+    all of them at once; "wrong" names those that are too large. Scores move by at most a fourth of what logits do, and
+    logits by few thousandths (u and g round to 11 bits)."""
     with ThreadPoolExecutor(len(sources)) as pool:
         found = {name: backend.scores(source) for name, source in sources.items()}
         together = pool.map(backend.scores, sources.values())
         found |= {f"{name}, all at once": scores for name, scores in zip(sources, together, strict=True)}
     off = {name: float(np.abs(scores - expected).max()) for name, scores in found.items()}
-    wrong = {name: difference for name, difference in off.items() if not difference <= 0.02}
-    assert not wrong, f"off by {wrong}"
-    return off
+    wrong = [name for name, difference in off.items() if not difference <= 0.02]
+    return off | ({"wrong": wrong} if wrong else {})
 
 
 def on_host_and_gpu(images: np.ndarray) -> dict[str, Any]:
@@ -88,6 +86,8 @@ def head_us(backend: TwoStage, batch: int) -> float:
     device = backend._device
     with backend._slots.take(first=True) as slot, device.current():
         bucket = backend._bucket(slot, batch, None)
+        backend._head.enqueue(batch, bucket.pointers, None, slot.stream)  # loads the kernel: not while capturing
+        device.synchronize(slot.stream)
         graph = device.capture(
             slot.stream,
             lambda: [backend._head.enqueue(batch, bucket.pointers, None, slot.stream) for _ in range(LAUNCHES)],
@@ -148,15 +148,14 @@ def main(out: Path | None, seconds: float, quick: bool) -> None:
     backend = make(head, module, TorchEncoder(module), max(BATCHES))
     for batch in (1, 3, 8, 32):
         some = images[:batch]
-        off = answers(backend, specified(module, head, some), on_host_and_gpu(some))
-        results.add(f"answers, batch {batch}", off)
-    works = {} if quick else dict(measurements(backend, module, head, images))
-    for name, work in works.items():
-        if results.enough():
-            sys.exit(UNFINISHED)
-        if not results.has(name):
-            results.add(name, work())
+        results.attempt(
+            f"answers, batch {batch}",
+            lambda some=some: answers(backend, specified(module, head, some), on_host_and_gpu(some)),
+        )
+    for name, work in () if quick else measurements(backend, module, head, images):
+        results.attempt(name, work)
     backend.close()
+    results.finish()
 
 
 def measurements(backend: TwoStage, module: PatchEncoder, head: dict[str, np.ndarray], images: np.ndarray):

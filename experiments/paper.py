@@ -35,19 +35,8 @@ EPOCHS = 24
 LEARNING_RATES = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)
 TUNE_SEEDS, TUNE_PROPORTIONS = (100, 101, 102), (0.2,)
 
-NO_WORDS, BCE = {"decoupling": "none"}, {"loss": "partial-bce"}
-METHODS: dict[str, dict[str, dict[str, Any]]] = {
-    "full": {},
-    "CoOp": {"model": {"prompts": "shared", **NO_WORDS}},  # table 4
-    "CoOp + csp": {"model": NO_WORDS},
-    "CoOp + sd": {"model": {"prompts": "shared"}},
-    "full, P-BCE": {"train": BCE},  # figure 7
-    "full, convolutional attention": {"model": {"decoupling": "convolutional"}},  # figure 4
-    "full, sigmoid masks": {"model": {"decoupling": "sigmoid-mask"}},
-    "SSGRL-style": {"model": {"prompts": "vectors"}, "train": BCE},  # tables 2 and 3
-    "linear probe": {"model": {"prompts": "vectors", "pooling": "trunk", **NO_WORDS}, "train": BCE},
-    "dual prompts": {"model": {"prompts": "dual", "pooling": "trunk", **NO_WORDS}},
-}
+PAPER = yaml.safe_load(Path(__file__).parents[1].joinpath("configs", "coco_sweep.yaml").read_text())
+METHODS: dict[str, dict[str, dict[str, Any]]] = PAPER["methods"]
 GAMMAS: dict[str, dict[str, dict[str, Any]]] = {  # figure 8; "full" is gamma+ 1, gamma- 2
     f"full, {key} = {value}": {"train": {key: value}}
     for key, own in (("gamma_neg", 2), ("gamma_pos", 1))
@@ -55,12 +44,9 @@ GAMMAS: dict[str, dict[str, dict[str, Any]]] = {  # figure 8; "full" is gamma+ 1
     if value != own
 }
 FIGURES = {
-    "table4": ["CoOp", "CoOp + csp", "CoOp + sd", "full"],
-    "figure4": ["full", "full, convolutional attention", "full, sigmoid masks"],
-    "figure7": ["full", "full, P-BCE"],
+    **PAPER["figures"],
     "figure8-absent": sorted(["full", *(name for name in GAMMAS if "gamma_neg" in name)]),
     "figure8-present": sorted(["full", *(name for name in GAMMAS if "gamma_pos" in name)]),
-    "baselines": ["full", "SSGRL-style", "linear probe", "dual prompts"],
 }
 PAIRS = [
     ("full", "CoOp + sd"),

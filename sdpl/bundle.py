@@ -21,6 +21,7 @@ from sdpl.files import one_at_a_time, recover_folder, replace_file
 from sdpl.manifest import CACHE, FORMAT_VERSION, MANIFEST, OLDEST_VERSION, FileRecord, Manifest, Target
 from sdpl.onnx_interface import NotOnnxError, read_interface
 from sdpl.text import counted
+from sdpl.verification import Answers
 
 PROOF = "proof.safetensors"  # images uint8 [N,S,S,3]; PyTorch's scores [N,C] and embeddings [N,E] of them, float32
 HEAD = "head.safetensors"  # the operator's constants v [C,K], q [K], t [C,E], float32
@@ -85,13 +86,13 @@ class Bundle:
         if not is_inside:
             raise UserError(f"{path}: points outside the bundle; it is not opened.")
         if not path.is_file():
-            raise UserError(f"{path}: is missing from the bundle. Export the checkpoint again.")
+            raise UserError(f"{path}: is missing from the bundle. Copy or export it again.")
         try:
             same = path.stat().st_size == record.size and sha256(path) == record.sha256
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
         if not same:
-            raise UserError(f"{path}: is not the file that was exported (hash differs). Export the checkpoint again.")
+            raise UserError(f"{path}: is not the file that was exported (hash differs). Copy or export it again.")
         if name.endswith(".onnx"):
             self._check_graph(path)
         return path
@@ -141,9 +142,10 @@ class Bundle:
             if not self.is_unchanged():
                 raise UserError(f"{self.path} was replaced by another command meanwhile; its manifest is left alone.")
             remove_leftovers(self.path)
-            self.manifest = self.manifest.model_copy(update={"targets": self.manifest.targets | targets})
+            manifest = self.manifest.model_copy(update={"targets": self.manifest.targets | targets})
             with replace_file(self.path / MANIFEST) as temporary:
-                temporary.write_text(_text(self.manifest), encoding="utf-8")
+                temporary.write_text(_text(manifest), encoding="utf-8")
+            self.manifest = manifest
 
     def is_unchanged(self) -> bool:
         """Whether the manifest on disk still is the one that was opened."""
@@ -152,8 +154,9 @@ class Bundle:
         except UserError:
             return False
 
-    def proof(self) -> tuple[np.ndarray, np.ndarray]:
-        """The images of the proof, uint8 [N,S,S,3], and PyTorch's scores for them, float32 [N,C]."""
+    def proof(self) -> tuple[np.ndarray, Answers]:
+        """The images of the proof, uint8 [N,S,S,3], and PyTorch's answers for them: scores float32 [N,C], and
+        embeddings float32 [N,E] in a bundle that gives some."""
         path = self.file(PROOF)
         tensors = _tensors(path)
         images, scores = (tensors.get(name, np.zeros(0)) for name in ("images", "scores"))
@@ -163,20 +166,14 @@ class Bundle:
             raise UserError(f"{path}: is no proof for {categories} categories. Export the checkpoint again.")
         if not np.isfinite(scores).all():
             raise UserError(f"{path}: its scores are not finite. Export the checkpoint again.")
-        return images, scores
-
-    def proof_embeddings(self) -> np.ndarray | None:
-        """PyTorch's embeddings of the proof's images, float32 [N,E]; None in a bundle that gives none."""
         size = self.manifest.embedding_size
         if size is None:
-            return None
-        path = self.file(PROOF)
-        tensors = _tensors(path)
-        found = tensors.get("embeddings", np.zeros(0))
-        fits = found.dtype == np.float32 and found.shape == (len(tensors.get("images", ())), size)
-        if not fits or not np.isfinite(found).all():
+            return images, Answers(scores)
+        embeddings = tensors.get("embeddings", np.zeros(0))
+        fits = embeddings.dtype == np.float32 and embeddings.shape == (len(images), size)
+        if not fits or not np.isfinite(embeddings).all():
             raise UserError(f"{path}: has no embeddings of {size} numbers. Export the checkpoint again.")
-        return found
+        return images, Answers(scores, embeddings)
 
 
 def _tensors(path: Path) -> dict[str, np.ndarray]:

@@ -22,7 +22,8 @@ class UserError(Exception):
 
 
 class Stopped(KeyboardInterrupt):
-    """A stop by Ctrl-C or SIGTERM that tells what is left and how to go on. The commands exit with status 130."""
+    """A stop by Ctrl-C, SIGTERM or a closed terminal. Its message, if any, tells what is left and how to go on. The
+    commands exit with status 130."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

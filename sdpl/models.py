@@ -5,11 +5,15 @@ evaluated without torch.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sdpl.errors import UserError
 from sdpl.evaluate.evaluation import Evaluated
+
+if TYPE_CHECKING:
+    from sdpl.runtime import Recognizer
 
 
 def open_model(
@@ -28,7 +32,9 @@ def open_model(
     """
     path = Path(path)
     if path.is_dir() or path.suffix == ".sdpl":
-        return _bundle(path, threshold, backend, threads, streams, precision, device)
+        from sdpl.runtime import Recognizer
+
+        return _bundle(Recognizer.open(path, backend, threads, streams, precision, device=device), threshold)
     given = {"--backend": backend != "auto", "--threads": threads, "--streams": streams, "--precision": precision}
     given["--device"] = device is not None
     for option in (name for name, value in given.items() if value):
@@ -36,18 +42,7 @@ def open_model(
     return _checkpoint(path, threshold)
 
 
-def _bundle(
-    path: Path,
-    threshold: float | None,
-    backend: str,
-    threads: int | None,
-    streams: int | None,
-    precision: str | None,
-    device: int | None,
-) -> Evaluated:
-    from sdpl.runtime import Recognizer
-
-    recognizer = Recognizer.open(path, backend, threads, streams, precision, device=device)
+def _bundle(recognizer: "Recognizer", threshold: float | None) -> Evaluated:
     return Evaluated(
         recognizer.scores,
         recognizer.attention,

@@ -49,6 +49,11 @@ def overlay(image: Image.Image, attention: np.ndarray) -> Image.Image:
     return Image.blend(image.convert("L").convert("RGB"), Image.fromarray(np.ascontiguousarray(colours)), 0.6)
 
 
+def peak(attention: np.ndarray) -> float:
+    """The largest attention of a map [h,w] as a multiple of its mean."""
+    return float(attention.max() * attention.size)
+
+
 def draw_attention(image: Image.Image, maps: list[tuple[str, float, np.ndarray]], path: Path) -> None:
     """One row: the photo, then for each (category, score, attention [h,w]) the photo under its heat map, whose title
     names the largest attention as a multiple of the mean."""
@@ -59,9 +64,7 @@ def draw_attention(image: Image.Image, maps: list[tuple[str, float, np.ndarray]]
         axes[0, 0].set_title("image", fontsize=9)
         for axis, (category, score, attention) in zip(axes[0, 1:], maps, strict=True):
             axis.imshow(overlay(image, attention))
-            axis.set_title(
-                f"{label(category)}  {score:.2f}\npeak {attention.max() * attention.size:.1f} x mean", fontsize=9
-            )
+            axis.set_title(f"{label(category)}  {score:.2f}\npeak {peak(attention):.1f} x mean", fontsize=9)
         for axis in axes[0]:
             axis.set_axis_off()
         save_figure(figure, path)
@@ -138,8 +141,7 @@ def _drawn(
         for part in lower:
             for axis, (name, attention) in zip(part.subplots(1, columns, squeeze=False)[0], maps, strict=False):
                 axis.imshow(overlay(image, attention))
-                peak = attention.max() * attention.size
-                axis.set_title(label(name[:24]) + f"\npeak {peak:.1f} x mean", fontsize=8)
+                axis.set_title(label(name[:24]) + f"\npeak {peak(attention):.1f} x mean", fontsize=8)
             for axis in part.axes:
                 axis.set_axis_off()
         buffer = io.BytesIO()

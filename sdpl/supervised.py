@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from sdpl.errors import UserError, listed
+from sdpl.signals import STOPS
 
 MOST = 64  # shards in work that are remembered
 WITHOUT_PROGRESS = 10  # deaths without one finished shard between them, after which something else is wrong
@@ -69,18 +70,20 @@ def supervise(tries: int, keep_stdin: bool = False) -> Journal | None:
     journal, deaths = Journal(tries), 0
     if keep_stdin:
         _keep_stdin()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in STOPS}
     while True:
         if keep_stdin:
             os.lseek(0, 0, os.SEEK_SET)
         sys.stdout.flush()
         sys.stderr.flush()
         alive, held = os.pipe()
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # until each of the two knows what a stop means
         child = os.fork()
         if child == 0:
             os.close(held)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
             threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
             return journal
         os.close(alive)
@@ -99,14 +102,17 @@ def supervise(tries: int, keep_stdin: bool = False) -> Journal | None:
 
 
 def _wait(child: int) -> int:
-    """The child's exit status, or minus the signal that ended it. Ctrl-C is its business; SIGTERM is handed on."""
+    """The child's exit status, or minus the signal that ended it. What stops this process alone is handed on; the child
+    takes what comes twice, from a terminal and from here, for one stop."""
 
     def hand_on(number: int, frame: Any) -> None:
         with suppress(ProcessLookupError):
             os.kill(child, number)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, hand_on)
+    for number in STOPS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, hand_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 

@@ -1,5 +1,8 @@
 """The proof: a target gives PyTorch's scores on real images. The export and the serving machine compare alike."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -9,30 +12,48 @@ from sdpl.manifest import Accuracy, Verification
 TOP_K = 5
 
 
-def compare(
-    expected: np.ndarray,
-    actual: np.ndarray,
-    tolerance: float,
-    embeddings: tuple[np.ndarray, np.ndarray] | None = None,
-    **about: Any,
-) -> Verification:
-    """Compare scores [N,C] of a target with PyTorch's, and both `embeddings` [N,E] where there are some; `about` are
-    the record's other fields.
+@dataclass(frozen=True)
+class Answers:
+    """What a model says about images: scores float32 [N,C] and, where it gives some, embeddings float32 [N,E]."""
+
+    scores: np.ndarray
+    embeddings: np.ndarray | None = None
+
+
+Run = Callable[[np.ndarray], Answers]  # of images uint8 [B,S,S,3]
+
+
+def answer_all(run: Run, images: np.ndarray, batches: Sequence[int]) -> Answers:
+    """The answers for images uint8 [N,S,S,3], N > 0, in batches of these sizes, taken in turn."""
+    parts: list[Answers] = []
+    sizes, start = cycle(batches), 0
+    while start < len(images):
+        size = next(sizes)
+        parts.append(run(images[start : start + size]))
+        start += size
+    embeddings = [part.embeddings for part in parts if part.embeddings is not None]
+    scores = np.concatenate([part.scores for part in parts])
+    return Answers(scores, np.concatenate(embeddings) if embeddings else None)
+
+
+def compare(expected: Answers, actual: Answers, tolerance: float, **about: Any) -> Verification:
+    """Compare a target's answers with PyTorch's: scores, and embeddings where PyTorch's are known; `about` are the
+    record's other fields.
 
     Categories whose scores differ by less than the tolerance may swap places among the k best: that is no
     disagreement.
     """
-    difference = np.abs(expected.astype(np.float64) - actual.astype(np.float64))  # [N,C]
-    top_k = min(TOP_K, expected.shape[1])
-    same = [_same_best(e, a, top_k, tolerance) for e, a in zip(expected, actual, strict=True)]
+    difference = np.abs(expected.scores.astype(np.float64) - actual.scores.astype(np.float64))  # [N,C]
+    top_k = min(TOP_K, expected.scores.shape[1])
+    same = [_same_best(e, a, top_k, tolerance) for e, a in zip(expected.scores, actual.scores, strict=True)]
     return Verification(
-        images=len(expected),
+        images=len(expected.scores),
         max_score_difference=float(np.nan_to_num(difference, nan=np.inf).max()),
         mean_score_difference=float(np.nan_to_num(difference, nan=np.inf).mean()),
         tolerance=tolerance,
         top_k=top_k,
         same_top_k=float(np.mean(same)),
-        embedding_cosine=None if embeddings is None else _least_cosine(*embeddings),
+        embedding_cosine=_least_cosine(expected.embeddings, actual.embeddings),
         **about,
     )
 
@@ -74,8 +95,12 @@ def describe(verification: Verification) -> str:
     )
 
 
-def _least_cosine(expected: np.ndarray, actual: np.ndarray) -> float:
-    """Over the images, of embeddings [N,E]; -1 for one that is not finite."""
+def _least_cosine(expected: np.ndarray | None, actual: np.ndarray | None) -> float | None:
+    """Over the images, of embeddings [N,E]; -1 for one that is not finite; None where none are expected."""
+    if expected is None:
+        return None
+    if actual is None:
+        raise ValueError("expected embeddings beside the scores, got none")
     e, a = expected.astype(np.float64), actual.astype(np.float64)
     lengths = np.linalg.norm(e, axis=1) * np.linalg.norm(a, axis=1)
     return float(np.nan_to_num((e * a).sum(axis=1) / np.maximum(lengths, 1e-12), nan=-1).min())

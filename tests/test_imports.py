@@ -54,6 +54,25 @@ def test_onnx_runtime_begins_no_thread_that_sends_usage_data():
     assert run.stdout == "0\n"
 
 
+def test_what_is_promised_is_shown_before_it_is_loaded():
+    code = "import sdpl, sys; print(*dir(sdpl)); print('sdpl.errors' in sys.modules, sdpl.UserError.__module__)"
+    shown, loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.splitlines()
+    assert {name for name in shown.split() if not name.startswith("_")} == set(sdpl.__all__) - {"__version__"}
+    assert loaded == "False sdpl.errors"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the process that sends is a fork")
+def test_openvino_sends_no_usage_data_and_writes_nothing_at_home(tmp_path):
+    code = "import multiprocessing as m, threading; from sdpl.targets import BACKENDS; BACKENDS['openvino'].load()\n"
+    code += (
+        "import sys, time; time.sleep(0.5); print('openvino_telemetry.main' in sys.modules, len(m.active_children()))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "CI"} | {"HOME": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert run.stdout == "False 0\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_every_folder_is_a_room():
     folders = {path.name for path in ROOT.iterdir() if path.is_dir() and any(path.glob("*.py"))}
     assert folders == ROOMS.keys()
@@ -114,6 +133,13 @@ def test_evaluating_a_bundle_and_looking_at_data_loads_no_torch(bundle, scenes, 
         loaded = loaded_by(f"from sdpl.cli import main\nmain({words!r}, standalone_mode=False)")
         assert "numpy" in loaded
         assert "torch" not in loaded
+
+
+def test_a_mistake_in_a_configuration_is_said_before_pytorch_is_loaded(tmp_path):
+    (tmp_path / "c.yaml").write_text("data: {train: {annotations: a.json}, wrkers: 2}")
+    words = ["train", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")]
+    code = f"from sdpl.cli import main\ntry:\n    main({words!r})\nexcept SystemExit as end:\n    assert end.code == 2"
+    assert not loaded_by(code) & {"torch", "open_clip"}
 
 
 def test_help_loads_no_part():

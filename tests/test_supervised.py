@@ -88,11 +88,23 @@ def test_an_error_or_a_stop_is_no_crash():
         assert process.returncode == status
 
 
-def test_sigterm_reaches_the_child_and_it_may_end_well():
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_stop_of_the_parent_reaches_the_child_and_it_may_end_well(name):
     process = start(
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(9))\nprint(1, flush=True)\ntime.sleep(60)",
+        f"signal.signal(signal.{name}, lambda *_: sys.exit(9))\nprint(1, flush=True)\ntime.sleep(60)",
     )
     process.stdout.readline()
+    process.send_signal(signal.Signals[name])
+    process.communicate()
+    assert process.returncode == 9
+
+
+def test_a_stop_at_once_after_a_fork_waits_until_the_child_knows_what_it_means():
+    process = start(
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(9))\njournal.begin(1)\n"
+        "print(signal.pthread_sigmask(signal.SIG_BLOCK, ()), flush=True)\ntime.sleep(60)",
+    )
+    assert process.stdout.readline() == "set()\n"  # it is told afterwards
     process.terminate()
     process.communicate()
     assert process.returncode == 9

@@ -38,10 +38,7 @@ def photos(scenes, tmp_path, monkeypatch):
     labels = (data.labels[:, chosen] * known).astype(np.int8)
     monkeypatch.chdir(tmp_path)
     names = tuple(data.categories[c] for c in chosen)
-    write_labels(LabelledImages(tuple(copies), labels, names), Path("photos/labels.csv"))
-    rows = Path("photos/labels.csv").read_text().splitlines()
-    Path("photos/labels.csv").unlink()
-    Path("labels.csv").write_text("\n".join([rows[0], *(f"photos/{row}" for row in rows[1:])]))
+    write_labels(LabelledImages(tuple(copies), labels, names), Path("labels.csv"))
     return tmp_path
 
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM at random times in every command, a full disk, and threads whose recognizer is closed."""
+"""Stops at random times in every command, a full disk, and threads whose recognizer is closed."""
 
 import contextlib
 import multiprocessing
@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -19,12 +20,12 @@ from sdpl.bundle import Bundle
 from sdpl.cli import main
 from sdpl.cli.entry import leave_when_stopped
 from sdpl.runtime import Recognizer
+from sdpl.signals import STOPS
 
 from .material import Material
-from .running import Totals
+from .running import Totals, going_on
 
 STATUSES = (0, 1, 2, 130)
-STOPS = (signal.SIGINT, signal.SIGTERM)
 THREADS = 8
 
 
@@ -44,7 +45,7 @@ def signals(totals: Totals, random: np.random.Generator, until: float, made: Mat
         shutil.rmtree(out / "run", ignore_errors=True)
         out.mkdir(exist_ok=True)
         words = commands[int(random.integers(len(commands)))]
-        number = signal.SIGINT if random.random() < 0.5 else signal.SIGTERM
+        number = STOPS[int(random.integers(len(STOPS)))]
         status, errors = _stopped(lambda words=words: main(words), random.exponential(1.0), number)
         totals.cases += 1
         left = [path.name for path in out.rglob(f"*{SUFFIX}")]
@@ -54,6 +55,51 @@ def signals(totals: Totals, random: np.random.Generator, until: float, made: Mat
         if not is_clean:
             what = f"{words[0]}, {number.name}: status {status}, left {left}, {errors[-300:]!r}"
             totals.findings.append({"part": "signals", "case": totals.cases, "what": what})
+
+
+def programs(totals: Totals, random: np.random.Generator, until: float, made: Material) -> None:
+    """Whole programs, as a shell starts them, stopped at a random time of their life: also while they load, and while
+    Python frees what was loaded. They end well, or with status 130 and one line."""
+    out = made.folder / "programs"
+    commands = [
+        ["score", str(made.bundle), str(made.folder / "train"), "--out", str(out / "scores")],
+        ["predict", str(made.bundle), str(made.folder / "train")],
+        ["info", str(made.bundle)],
+        ["verify", str(made.bundle)],
+        ["data", "check", str(made.annotations)],
+    ]
+    alone = [_program(words, out, None, STOPS[0], False)[2] for words in commands]
+    while going_on(totals, until):
+        which, to_group = int(random.integers(len(commands))), bool(random.random() < 0.3)
+        number = STOPS[int(random.integers(len(STOPS)))]
+        after_s = random.uniform(0.06, 1.05) * alone[which]  # before that Python itself starts
+        status, errors, _ = _program(commands[which], out, after_s, number, to_group)
+        totals.cases += 1
+        lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+        is_clean = "Traceback" not in errors and (status, len(lines)) in ((0, 0), (130, 1))
+        totals.fine += is_clean
+        if not is_clean:
+            what = f"{commands[which][0]}, {number.name} after {after_s:.2f} s: status {status}, {errors[-300:]!r}"
+            totals.findings.append({"part": "programs", "case": totals.cases, "what": what})
+
+
+def _program(
+    words: list[str], out: Path, after_s: float | None, number: signal.Signals, to_group: bool
+) -> tuple[int, str, float]:
+    """Exit status, standard error and seconds of a command that gets a signal, alone or with its whole group."""
+    shutil.rmtree(out, ignore_errors=True)
+    with tempfile.TemporaryFile() as errors:
+        began = time.monotonic()
+        program = subprocess.Popen(
+            [sys.executable, "-m", "sdpl", *words], stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
+        )
+        try:
+            program.wait(after_s)
+        except subprocess.TimeoutExpired:
+            (os.killpg if to_group else os.kill)(program.pid, number)
+        status = program.wait(60)
+        errors.seek(0)
+        return status, errors.read().decode(errors="replace"), time.monotonic() - began
 
 
 def full_disk(totals: Totals, random: np.random.Generator, until: float, made: Material) -> None:

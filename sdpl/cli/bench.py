@@ -1,13 +1,16 @@
 """sdpl-bench"""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from sdpl.cli.bars import shown
 from sdpl.cli.command import Command
-from sdpl.cli.options import DEVICE, JSON_FILE, PATH, Number, numbers, runtime_options
+from sdpl.cli.options import DEVICE, JSON_FILE, PATH, Number, RunOptions, given, numbers, runtime_options
 from sdpl.errors import UserError
+
+FOR_SERVERS = {"rates", "model", "kind", "token_file"}
 
 
 @click.command("bench", cls=Command)
@@ -30,10 +33,7 @@ def command(
     batches: str,
     callers: str,
     seconds: float,
-    backend: str,
-    precision: str | None,
-    threads: int | None,
-    streams: int | None,
+    run: RunOptions,
     device: int | None,
     url: str | None,
     rates: str,
@@ -48,80 +48,73 @@ def command(
 
     With --url, of a server too: closed loops of so many callers, and open loops at given rates.
     """
-    from rich.console import Console
+    from functools import partial
 
     from sdpl.files import write_json
     from sdpl.runtime.bench import benchmark_bundle
-    from sdpl.runtime.tables import latency_table
 
+    for name, option in given().items():
+        if url is None and name in FOR_SERVERS:
+            raise UserError(f"{option} is about a server: name it with --url.")
+        if url is not None and name == "against":
+            raise UserError("--against is measured beside BUNDLE alone: leave out --url.")
     if plot is not None:
-        from sdpl.plots import draw_latencies, pyplot
+        from sdpl.plots import pyplot
 
         pyplot()  # says before the measuring that matplotlib is missing
     sizes, threads_at_once = numbers("--batch", batches), numbers("--callers", callers)
+    measure = partial(benchmark_bundle, batch_sizes=sizes, seconds=seconds, **run, device=device)
     if url is not None:
+        from sdpl.server.load import measure_server
+        from sdpl.server.options import token
+
         sent = [float(rate) for rate in numbers("--rates", rates, most=1_000_000)] if rates else []
-        from sdpl.server.options import token as read_token
+        with shown("measuring") as report:
+            found = measure_server(
+                url, model, threads_at_once, sent, seconds, kind == "jpeg", token(token_file), report
+            )
+            if bundle is not None:
+                found["direct"] = measure(bundle, callers=[1], report=report)
+        _show_loads(found, plot)
+    elif bundle is not None:
+        sides = {}
+        if against is not None:
+            from sdpl.train.pytorch_scorers import pytorch_scorers
 
-        token = read_token(token_file)
-        direct = (bundle, backend, precision, threads, streams, device, sizes)
-        _server(url, model, threads_at_once, sent, seconds, kind == "jpeg", token, direct, json_path, plot)
-        return
-    if bundle is None:
+            sides = pytorch_scorers(against)
+        with shown("measuring") as report:
+            found = measure(bundle, callers=threads_at_once, others=sides, report=report)
+        _show_latencies(found, plot)
+    else:
         raise UserError("give a BUNDLE to measure, or the --url of a server.")
-    sides = {}
-    if against is not None:
-        from sdpl.train.pytorch_scorers import pytorch_scorers
-
-        sides = pytorch_scorers(against)
-    with shown("measuring") as report:
-        result = benchmark_bundle(
-            bundle, backend, threads, sizes, threads_at_once, seconds, sides, report, streams, precision, device
-        )
-    Console().print(latency_table(result))
-    click.echo(f"target: {result['target']} ({result['chosen']})")
-    for target, obstacle in result["skipped"].items():
-        click.echo(f"skipped {target}: {obstacle}")
-    if not all(row["stable"] for row in result["latencies"]):
-        click.echo("not stable: rows marked * spread or drift by more than 10 %; quiet the machine and repeat.")
     if json_path is not None:
-        write_json(json_path, result)
-    if plot is not None:
-        draw_latencies(result, plot)
+        write_json(json_path, found)
 
 
-def _server(
-    url: str,
-    model: str | None,
-    callers: list[int],
-    rates: list[float],
-    seconds: float,
-    encoded: bool,
-    token: str | None,
-    direct: tuple[Path | None, str, str | None, int | None, int | None, int | None, list[int]],
-    json_path: Path | None,
-    plot: Path | None,
-) -> None:
-    """Measure a server, and the bundle itself beside it where one was given."""
-    from rich.console import Console
-
-    from sdpl.files import write_json
-    from sdpl.runtime.bench import benchmark_bundle
+def _show_latencies(found: dict[str, Any], plot: Path | None) -> None:
+    """What was measured of a bundle."""
+    from sdpl.cli.tables import show
+    from sdpl.plots import draw_latencies
     from sdpl.runtime.tables import latency_table
-    from sdpl.server.load import measure_server
+
+    show(latency_table(found))
+    click.echo(f"target: {found['target']} ({found['chosen']})")
+    for target, obstacle in found["skipped"].items():
+        click.echo(f"skipped {target}: {obstacle}")
+    if not all(row["stable"] for row in found["latencies"]):
+        click.echo("not stable: rows marked * spread or drift by more than 10 %; quiet the machine and repeat.")
+    if plot is not None:
+        draw_latencies(found, plot)
+
+
+def _show_loads(found: dict[str, Any], plot: Path | None) -> None:
+    """What was measured of a server, and of the bundle itself beside it where one was given."""
+    from sdpl.cli.tables import show
+    from sdpl.runtime.tables import latency_table
     from sdpl.server.load_table import draw_loads, load_table
 
-    bundle, backend, precision, threads, streams, device, sizes = direct
-    with shown("measuring") as report:
-        result = measure_server(url, model, callers, rates, seconds, encoded, token, report)
-        if bundle is not None:
-            result["direct"] = benchmark_bundle(
-                bundle, backend, threads, sizes, [1], seconds, None, report, streams, precision, device
-            )
-    Console().print(load_table(result))
-    if bundle is not None:
-        Console().print(latency_table(result["direct"]))
-    if json_path is not None:
-        write_json(json_path, result)
+    show(load_table(found))
+    if "direct" in found:
+        show(latency_table(found["direct"]))
     if plot is not None:
-        draw_loads(result, plot)
+        draw_loads(found, plot)

@@ -2,23 +2,19 @@
 
 import io
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from sdpl.cli.entry import INTERRUPTED, STATUS_INTERRUPTED
+from sdpl.cli.stops import Stops
 from sdpl.cli.unforeseen import STATUS, explain
 from sdpl.errors import FULL, Stopped, UserError
 from sdpl.install import install_line
 from sdpl.text import no_file_name
 
-AGAIN_S = 0.01  # until a stop whose exception was lost is tried again
 EXTRAS = {  # which extra brings a module
     "array_api_compat": "train",
     "cuda": "cuda",
@@ -46,6 +42,10 @@ EXTRAS = {  # which extra brings a module
 class _OneLine(click.Command):
     """What click itself finds wrong with a command line is one line too, with its suggestion."""
 
+    def __init__(self, *args: Any, **settings: Any):
+        super().__init__(*args, **settings)
+        self.context_settings["help_option_names"] = ["-h", "--help"]
+
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
         if not extra.pop("standalone_mode", True):
             return super().main(args, prog_name, standalone_mode=False, **extra)
@@ -69,9 +69,9 @@ class Command(_OneLine):
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # names that the terminal's encoding lacks are escaped
                 stream.reconfigure(errors="backslashreplace")
-        arrived: list[int] = []
+        stops = Stops()
         try:
-            with _interrupted_by_signals() as arrived:
+            with stops:
                 return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
@@ -79,9 +79,11 @@ class Command(_OneLine):
             sys.stderr.close()
             ctx.exit(1)
         except (Exception, KeyboardInterrupt) as error:
-            if arrived and not isinstance(error, KeyboardInterrupt):  # a library made another error of the stop
+            if stops.arrived and not isinstance(error, KeyboardInterrupt):  # a library made another error of the stop
                 error = KeyboardInterrupt()
             ctx.exit(_say(*_outcome(error, self.name or "")))
+        finally:
+            stops.said()
 
 
 class Group(click.Group, _OneLine):
@@ -119,44 +121,9 @@ def _outcome(error: BaseException, command: str) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno in FULL and error.filename is None:
         return f"the output cannot be written ({error.strerror}): free space or choose another place.", 2
     if isinstance(error, KeyboardInterrupt):
-        return str(error) if isinstance(error, Stopped) else INTERRUPTED, STATUS_INTERRUPTED
+        return (isinstance(error, Stopped) and str(error)) or INTERRUPTED, STATUS_INTERRUPTED
     if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding() != "utf-8":
         return str(UserError(no_file_name(error))), 2
     if isinstance(error, MemoryError):
         return "memory ran out: take smaller batches or images, or a machine with more of it.", 2
     return explain(error, command), STATUS
-
-
-@contextmanager
-def _interrupted_by_signals() -> Iterator[list[int]]:
-    """SIGTERM ends a command as Ctrl-C does, by an exception, so that what is half-written is cleaned up. Yields the
-    signals that have come."""
-    arrived: list[int] = []
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        arrived.append(number)
-        raise KeyboardInterrupt
-
-    def again(lost: "sys.UnraisableHookArgs") -> None:
-        """The exception of a stop that came where none can pass, such as in a callback of the import system."""
-        if arrived and issubclass(lost.exc_type, KeyboardInterrupt):
-            main_thread = threading.main_thread().ident
-            threading.Timer(AGAIN_S, signal.pthread_kill, [main_thread, arrived[-1]]).start()
-        else:
-            hook(lost)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield arrived
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    hook = sys.unraisablehook
-    try:
-        sys.unraisablehook = again
-        for number, handler in before.items():
-            if handler != signal.SIG_IGN:  # a shell's background job is not to be stopped by Ctrl-C
-                signal.signal(number, interrupt)
-        yield arrived
-    finally:
-        sys.unraisablehook = hook
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -34,8 +34,7 @@ def check_data(
     splits. Exit status 1 if there are problems: an unreadable image, a picture in two splits, a training category of
     which nothing is known. Labels are counted as the files have them, before data.known_proportion hides any.
     """
-    from rich.console import Console
-
+    from sdpl.cli.tables import show
     from sdpl.data.check import check, read_splits
     from sdpl.data.tables import check_tables
     from sdpl.files import write_json
@@ -53,7 +52,7 @@ def check_data(
     with shown() as report:
         result = check(splits, report)
     for table in check_tables(result):
-        Console().print(table, crop=False)
+        show(table)
     if json_path is not None:
         write_json(json_path, asdict(result))
     if page is not None:
@@ -91,4 +90,4 @@ def mask_data(
         f"{out}: {counted(len(partial), 'image', 'images')}, {counted(len(partial.categories))}, "
         f"{known / total:.1%} of labels known"
     )
-    click.echo(f"train on it with  annotations: {out}  and  images: {folder}")
+    click.echo(f"train on it with  annotations: {out}" + (f"  and  images: {folder}" if folder else ""))

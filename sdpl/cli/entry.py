@@ -1,11 +1,15 @@
 """Where every command starts. Imports next to nothing, so that a stop while the rest loads is our line and status 130.
 
 Before its first line, while Python itself starts, nothing of sdpl can be asked; afterwards there is no gap: what is
-loaded here and what ends a command is left at once (`_leave`), and in between `sdpl.cli.command` cleans up.
+loaded here and what ends a command is left at once (`leave`), in between `sdpl.cli.command` cleans up, and while Python
+takes itself apart a stop changes nothing any more.
 """
 
+import atexit
 import os
 import signal
+
+from sdpl.signals import STOPS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,17 +20,32 @@ INTERRUPTED = "interrupted; nothing half-written is left."
 STATUS_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
-def _leave(number: int, frame: "FrameType | None") -> None:
+def leave(number: int, frame: "FrameType | None") -> None:
     """End the process here: nothing is half-written, and an exception could be lost in somebody's import."""
-    os.write(2, f"error: {INTERRUPTED}\n".encode())
+    try:
+        os.write(2, f"error: {INTERRUPTED}\n".encode())
+    finally:  # whoever read it may be gone
+        os._exit(STATUS_INTERRUPTED)
+
+
+def leave_quietly(number: int, frame: "FrameType | None") -> None:
+    """The same, of a command that has said its line about a stop."""
     os._exit(STATUS_INTERRUPTED)
 
 
 def leave_when_stopped() -> None:
-    """From here on SIGINT and SIGTERM end the process with our line, until a command cleans up instead."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """From here on a stop ends the process with our line, until a command cleans up instead."""
+    for number in STOPS:
         if signal.getsignal(number) != signal.SIG_IGN:  # a shell's background job is not to be stopped by Ctrl-C
-            signal.signal(number, _leave)
+            signal.signal(number, leave)
+    atexit.register(_end_undisturbed)  # the first that is registered is the last that is called
+
+
+def _end_undisturbed() -> None:
+    """The command is finished and its status known. Python is about to give every signal its default action back,
+    except those that are ignored, and then takes a while to free what was loaded."""
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _open_streams() -> None:

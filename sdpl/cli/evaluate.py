@@ -8,7 +8,18 @@ import click
 
 from sdpl.cli.bars import shown
 from sdpl.cli.command import Command
-from sdpl.cli.options import DEVICE, FORMAT, IMAGES, JSON_PATH, MAX_PIXELS, PAGE, PATH, Number, runtime_options
+from sdpl.cli.options import (
+    DEVICE,
+    FORMAT,
+    IMAGES,
+    JSON_PATH,
+    MAX_PIXELS,
+    PAGE,
+    PATH,
+    Number,
+    RunOptions,
+    runtime_options,
+)
 from sdpl.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,16 +56,12 @@ def command(
     json_path: Path | None,
     page: Path | None,
     compare: tuple[Path, ...],
-    backend: str,
-    precision: str | None,
-    threads: int | None,
-    streams: int | None,
+    run: RunOptions,
     device: int | None,
     worst: int,
 ) -> None:
     """Metrics of MODEL (model.ckpt or model.sdpl) on the labels of ANNOTATIONS: COCO, VOC or a table."""
-    from rich.console import Console
-
+    from sdpl.cli.tables import show
     from sdpl.data.formats import read_labels
     from sdpl.data.reading import Unreadable
     from sdpl.evaluate.evaluation import evaluate, read_evaluation, score_all
@@ -67,17 +74,17 @@ def command(
         raise UserError("--compare shows other models in the page: add --report FILE.html.")
     if page is not None:
         from sdpl.evaluate.report.html import write_report  # before hours of scoring, should it not be installed
-    opened = open_model(model, threshold, backend, threads, streams, precision, device)
+    opened = open_model(model, threshold, **run, device=device)
     click.echo(f"target: {opened.target}", err=True)
     others = [(p, read_evaluation(p) if p.suffix == ".json" else open_model(p, threshold)) for p in compare]
     data = read_labels(annotations, images, format, opened.categories)
     with shown() as report:
         unreadable = Unreadable("skip" if skip_unreadable else "stop", report, "--skip-unreadable leaves it out.")
-        scores = score_all(opened.scores, data, opened.image_size, batch, report, unreadable, opened.reading())
+        scores = score_all(opened.scores, data, opened.reading(), batch, report, unreadable)
     data = data.without(unreadable.images)
     result = evaluate(scores, data, opened.thresholds)
     for table in evaluation_tables(result):
-        Console().print(table)
+        show(table)
     if json_path is not None:
         write_json(json_path, {**asdict(result), "target": opened.target})
     if page is not None:
@@ -92,7 +99,7 @@ def _compared(path: Path, other: "Evaluated | Evaluation", data: "LabelledImages
     """Another model's scores and metrics of the same data, or only metrics. Raises UserError for other categories."""
     from sdpl.data.formats import in_order
     from sdpl.evaluate.evaluation import Evaluation, evaluate, require_same_data, score_all
-    from sdpl.evaluate.report.cases import Scored
+    from sdpl.evaluate.report.cases import ScoredModel
     from sdpl.evaluate.report.html import Compared
 
     name = str(path)
@@ -101,6 +108,6 @@ def _compared(path: Path, other: "Evaluated | Evaluation", data: "LabelledImages
         return Compared(name, other)
     own = in_order(data, other.categories, f"--compare {path}")
     with shown() as report:
-        scores = score_all(other.scores, own, other.image_size, batch, report, reading=other.reading())
+        scores = score_all(other.scores, own, other.reading(), batch, report)
     columns = [other.categories.index(category) for category in data.categories]
-    return Compared(name, evaluate(scores, own, other.thresholds), Scored(name, other, scores[:, columns]))
+    return Compared(name, evaluate(scores, own, other.thresholds), ScoredModel(name, other, scores[:, columns]))

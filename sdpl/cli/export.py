@@ -7,11 +7,13 @@ import click
 
 from sdpl.cli.bars import shown
 from sdpl.cli.command import Command
-from sdpl.cli.options import MAX_PIXELS, PATH, Number
+from sdpl.cli.options import MAX_PIXELS, PATH, Number, given
 from sdpl.errors import UserError
 
 if TYPE_CHECKING:
     from sdpl.manifest import Profile, Target
+
+FOR_BUNDLES = {"checkpoint", "targets", "batch", "max_pixels", "max_score_diff", "triton"}  # what one may be told
 
 
 @click.command("export", cls=Command)
@@ -98,31 +100,15 @@ def command(
         raise UserError(f"{option} is about labelled data: name it with --eval.")
     if checkpoint.is_dir():
         _require_bundle(checkpoint)
-        from sdpl.export.engines import add_engines
-
-        given: dict[str, object] = {
-            "--out": out,
-            "--images": images,
-            "--calibrate": calibrate,
-            "--eval": annotations,
-            "--eval-images": eval_images,
-            "--head": head != "exact",
-            "--terms": terms,
-            "--tanh": tanh != "unit",
-            "--max-mAP-drop": max_drop,
-            "--default-target": default_target,
-            "--keep": keep,
-        }
-        for option in (name for name, value in given.items() if value):
+        for option in (option for name, option in given().items() if name not in FOR_BUNDLES):
             raise UserError(f"{option} needs a checkpoint: a bundle only gets more engines, in its place.")
-        if not targets and triton is not None:
-            _write_triton(checkpoint, triton)
-            return
-        if not targets:
+        if targets:
+            from sdpl.export.engines import add_engines
+
+            with shown("reading") as report:
+                _print(add_engines(checkpoint, specs, profile, limits, report))
+        elif triton is None:
             raise UserError(f"{checkpoint} is a bundle: name the engine to add with --target, such as rtx:sm89:fp16.")
-        with shown("reading") as report:
-            made = add_engines(checkpoint, specs, profile, limits, report)
-        _print(made)
         _write_triton(checkpoint, triton)
         return
     from sdpl.data.formats import read_labels
@@ -148,8 +134,7 @@ def command(
         default_target=default_target or (None if targets else default_engine()),
     )
     with shown("reading") as report:
-        made = export(checkpoint, bundle, options, report)
-    _print(made)
+        _print(export(checkpoint, bundle, options, report))
     if options.default_target is not None:
         click.echo(f"--backend auto takes {options.default_target} where it runs")
     _write_triton(bundle, triton)

@@ -19,9 +19,8 @@ def command(bundle: Path | None, weights: Path | None, as_json: bool, device: in
     if weights is not None:
         _describe_weights(weights, as_json)
         return
-    from rich.console import Console
-
     from sdpl.bundle import Bundle
+    from sdpl.cli.tables import show
     from sdpl.kernels.gpu import named_device
     from sdpl.runtime.environment import describe
     from sdpl.runtime.tables import environment_table, target_states, target_table
@@ -31,9 +30,9 @@ def command(bundle: Path | None, weights: Path | None, as_json: bool, device: in
         states = target_states(opened, number) if opened else {}
         click.echo(json.dumps({"environment": found, "targets": states}, indent=2))
         return
-    Console().print(environment_table(found))
+    show(environment_table(found))
     if opened:
-        Console().print(target_table(opened, number))
+        show(target_table(opened, number))
 
 
 def _describe_weights(path: Path, as_json: bool) -> None:

@@ -1,11 +1,13 @@
 """Options that several commands share, and the parsing of their values."""
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import click
+from click.core import ParameterSource
 
 from sdpl.errors import UserError
 from sdpl.text import path_problem, printable, shortened
@@ -123,11 +125,38 @@ NO_ENGINES = click.option(
 )
 
 
+class RunOptions(TypedDict):
+    """How a bundle is run, as keywords of `Recognizer.open` and whatever else opens one."""
+
+    backend: str
+    precision: str | None
+    threads: int | None
+    streams: int | None
+
+
 def runtime_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What every command that runs a bundle may be told: backend, precision, threads, streams, no engines."""
+    """What every command that runs a bundle may be told; it comes to the command as one argument, `run`."""
+
+    @functools.wraps(command)
+    def gathered(
+        *, backend: str, precision: str | None, threads: int | None, streams: int | None, **others: Any
+    ) -> None:
+        run = RunOptions(backend=backend, precision=precision, threads=threads, streams=streams)
+        command(run=run, **others)
+
     for option in (NO_ENGINES, STREAMS, THREADS, PRECISION, BACKEND):
-        command = option(command)
-    return command
+        gathered = option(gathered)
+    return gathered
+
+
+def given() -> dict[str, str]:
+    """The options that this command line has, by parameter, as they are written: {"token_file": "--token-file"}."""
+    context = click.get_current_context()
+    return {
+        option.name: option.opts[0]
+        for option in context.command.params
+        if option.name and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
+    }
 
 
 def say_target(recognizer: "Recognizer") -> None:

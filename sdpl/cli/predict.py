@@ -1,5 +1,6 @@
 """sdpl-predict"""
 
+import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import click
 
 from sdpl.cli.command import Command
-from sdpl.cli.options import DEVICE, MAX_PIXELS, PATH, TABLE, Number, runtime_options, say_target
+from sdpl.cli.options import DEVICE, MAX_PIXELS, PATH, TABLE, Number, RunOptions, runtime_options, say_target
 from sdpl.errors import UserError
 
 
@@ -36,10 +37,7 @@ def command(
     out: Path | None,
     save: Path | None,
     attention: Path | None,
-    backend: str,
-    precision: str | None,
-    threads: int | None,
-    streams: int | None,
+    run: RunOptions,
     device: int | None,
 ) -> None:
     """Labels and scores of IMAGES: files, folders, globs, lists of paths (@list.txt, or - for standard input).
@@ -50,7 +48,7 @@ def command(
     from sdpl.fonts import lacking_line
     from sdpl.progress import Steps, silent
     from sdpl.runtime import Recognizer
-    from sdpl.runtime.predict import draw, picture_names, predict, require_own_places, table
+    from sdpl.runtime.predict import draw, picture_names, predict, require_own_places, table, to_line
     from sdpl.sources import expand
 
     _require_obeyed(as_json, top, out, save, attention)
@@ -61,7 +59,7 @@ def command(
     require_own_places(save, attention, paths, names)
     failed = 0
     with ExitStack() as stack:
-        recognizer = stack.enter_context(Recognizer.open(bundle, backend, threads, streams, precision, device=device))
+        recognizer = stack.enter_context(Recognizer.open(bundle, **run, device=device))
         say_target(recognizer)
         line = lacking_line(recognizer.categories) if save is not None or attention is not None else None
         if line is not None:
@@ -69,23 +67,31 @@ def command(
         add = stack.enter_context(table(out, recognizer.categories)) if out is not None else None
         quiet = out is not None or not sys.stdout.isatty()  # a bar and lines on one terminal write over each other
         steps = Steps(stack.enter_context(shown()) if quiet else silent, "images", len(paths))
-        predictions = predict(recognizer, paths, threshold, with_attention=attention is not None)
-        for path, prediction, name in zip(paths, predictions, names, strict=True):
+        found = predict(recognizer, paths, threshold, with_attention=attention is not None)
+        for path, recognition, name in zip(paths, found, names, strict=True):
             steps.advance()
             if add is not None:
-                add(path, prediction)
-            if isinstance(prediction, UserError):
-                click.echo(f"error: {prediction}", err=True)
+                add(path, recognition)
+            if isinstance(recognition, UserError):
+                click.echo(f"error: {recognition}", err=True)
                 failed += 1
                 continue
             if add is None:
-                click.echo(prediction.to_json() if as_json else prediction.to_line(top))
+                click.echo(json.dumps(recognition.to_dict()) if as_json else to_line(path, recognition, top))
             if attention is not None:
-                draw(prediction, top or 3, attention / name)
+                draw(path, recognition, top or 3, attention / name)
             if save is not None:
-                prediction.recognition.save(save / name, top or 5)
+                recognition.save(save / name, top or 5)
+    _say_written(out, *((save, attention) if failed < len(paths) else ()))
     if failed:
         raise UserError(f"{failed} of {len(paths)} images could not be read.")
+
+
+def _say_written(*places: Path | None) -> None:
+    """On standard error, as the target is."""
+    for place in places:
+        if place is not None:
+            click.echo(f"written: {place}", err=True)
 
 
 def _require_obeyed(

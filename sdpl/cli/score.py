@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sdpl.cli.command import Command
-from sdpl.cli.options import PATH, Number, runtime_options
+from sdpl.cli.options import PATH, Number, RunOptions, runtime_options
 from sdpl.errors import UserError
 
 if TYPE_CHECKING:
@@ -74,10 +74,7 @@ def command(
     image_timeout: float,
     price_per_hour: float | None,
     as_json: bool,
-    backend: str,
-    precision: str | None,
-    threads: int | None,
-    streams: int | None,
+    run: RunOptions,
     device: str | None,
 ) -> None:
     """Score INPUTS of any number with BUNDLE, and write Parquet files.
@@ -104,7 +101,13 @@ def command(
 
     settings = Settings(keep, dtype, shard_size, image_column, key_column, embeddings or None)
     options = Options(
-        str(bundle), out, backend, threads, streams, precision, batch, settings, parse_devices(device), image_timeout
+        str(bundle),
+        out,
+        **run,
+        batch_size=batch,
+        settings=settings,
+        devices=parse_devices(device),
+        image_timeout_s=image_timeout,
     )
     engine: Callable[[Options], Engine] = partial(OneProcess, journal=journal)
     if address is not None:

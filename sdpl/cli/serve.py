@@ -1,11 +1,12 @@
 """sdpl-serve"""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from sdpl.cli.command import Command
-from sdpl.cli.options import PATH, Number, runtime_options
+from sdpl.cli.options import PATH, Number, RunOptions, runtime_options
 
 MS = Number(min=0)
 ONE = click.IntRange(min=1)
@@ -36,6 +37,13 @@ PORT = click.IntRange(0, 65535)
 @click.option("--max-body-mb", type=ONE, default=64, show_default=True, help="Largest request, in MiB.")
 @click.option("--max-connections", type=ONE, default=1024, show_default=True)
 @click.option("--drain-s", type=Number(min=0), default=30.0, show_default=True, help="To finish after SIGTERM.")
+@click.option(
+    "--hung-after-s",
+    type=Number(min=0),
+    default=60.0,
+    show_default=True,
+    help="Start a process again that hangs in a photo or a batch for so long; 0: never.",
+)
 @click.option("--skip-proof", is_flag=True, help="Serve without comparing with PyTorch's scores first.")
 @click.option("--allow-repository", is_flag=True, help="Let clients unload and load these models.")
 @click.option("--no-watch", is_flag=True, help="Do not swap a bundle when it is replaced on disk.")
@@ -46,32 +54,18 @@ PORT = click.IntRange(0, 65535)
 @click.option("--otlp-endpoint", help="Send OpenTelemetry spans there, such as http://localhost:4318/v1/traces.")
 def command(
     models: tuple[str, ...],
-    host: str,
-    http_port: int,
     grpc_port: int,
     no_grpc: bool,
     devices: str,
     workers: str,
-    backend: str,
-    precision: str | None,
-    threads: int | None,
-    streams: int | None,
-    max_batch: int | None,
-    max_delay_ms: float,
-    max_wait_ms: float,
-    timeout_ms: float,
+    run: RunOptions,
     queue_mb: int,
     max_body_mb: int,
-    max_connections: int,
-    drain_s: float,
-    skip_proof: bool,
-    allow_repository: bool,
     no_watch: bool,
-    access_log: str | None,
     token_file: Path | None,
     tls_certificate: Path | None,
     tls_key: Path | None,
-    otlp_endpoint: str | None,
+    **others: Any,
 ) -> None:
     """Serve BUNDLEs over HTTP and gRPC (KServe v2), with a page to try them at /.
 
@@ -81,41 +75,31 @@ def command(
     from sdpl.server.settings import MIB, Settings
     from sdpl.server.supervisor import Supervisor
 
-    named = options.models(models)
-    tokens = options.token(token_file)
+    named, token = options.models(models), options.token(token_file)
     certificate, key = options.tls(tls_certificate, tls_key)
-    if access_log not in (None, "-"):
-        options.writable(access_log)
     settings = Settings(
         models=named,
         devices=options.devices(devices),
         workers=options.workers(workers, devices),
-        host=host,
-        http_port=http_port,
         grpc_port=None if no_grpc else grpc_port,
-        backend=backend,
-        precision=precision,
-        threads=threads,
-        streams=streams,
-        max_batch=max_batch,
-        max_delay_ms=max_delay_ms,
-        max_wait_ms=max_wait_ms,
-        timeout_ms=timeout_ms,
         queue_bytes=queue_mb * MIB,
         max_body=max_body_mb * MIB,
         max_json=min(max_body_mb, 16) * MIB,
-        max_connections=max_connections,
-        drain_s=drain_s,
-        skip_proof=skip_proof,
-        allow_repository=allow_repository,
         watch_s=0.0 if no_watch else 1.0,
-        access_log=access_log,
-        token=tokens,
+        token=token,
         tls_certificate=certificate,
         tls_key=key,
-        otlp_endpoint=otlp_endpoint,
+        **run,
+        **others,  # called as in the settings
     )
+    if settings.access_log not in (None, "-"):
+        options.writable(settings.access_log)
     options.require_packages(settings)
-    if tokens is None and host not in ("127.0.0.1", "::1", "localhost"):
-        click.echo(f"warning: {host} is served without a token; anyone who reaches it may use it.", err=True)
-    Supervisor(settings, lambda line: click.echo(line, err=True)).run(lambda s: click.echo(options.greeting(s)))
+    if token is None and settings.host not in ("127.0.0.1", "::1", "localhost"):
+        click.echo(f"warning: {settings.host} is served without a token; anyone who reaches it may use it.", err=True)
+
+    def ready(served: Settings) -> None:
+        click.echo(options.greeting(served))
+        options.tell_systemd()
+
+    Supervisor(settings, lambda line: click.echo(line, err=True)).run(ready)

@@ -20,8 +20,7 @@ def command(sweep: Path, out: Path) -> None:
     Finished runs are not repeated: the same command goes on after a stop. Writes OUT/results.json, OUT/table.md and
     curves over the proportions as PNG.
     """
-    from rich.console import Console
-
+    from sdpl.cli.tables import show
     from sdpl.train.config_files import read_sweep
     from sdpl.train.sweep import run_sweep
     from sdpl.train.sweep_report import table, write_results
@@ -33,4 +32,4 @@ def command(sweep: Path, out: Path) -> None:
     except KeyboardInterrupt:
         raise Stopped(f"interrupted; the same command goes on with what is left in {out}.") from None
     write_results(results, config.figures, out)
-    Console().print(table(results, f"{len(results)} runs, test split, percent"))
+    show(table(results, f"{len(results)} runs, test split, percent"))

@@ -11,7 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 STATUS = 70  # EX_SOFTWARE of sysexits.h: a fault of the program, not of its input
-PACKAGES = ("click", "numpy", "onnx", "onnxruntime", "open_clip_torch", "pillow", "pydantic", "safetensors", "torch")
+PACKAGES = (
+    "click", "cuda-bindings", "cuda-core", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu",
+    "open_clip_torch", "pillow", "pydantic", "safetensors", "tensorrt", "tensorrt-rtx-cu13", "torch",
+)  # fmt: skip
 
 
 def explain(error: BaseException, command: str) -> str:

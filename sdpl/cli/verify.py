@@ -18,7 +18,8 @@ def command(bundle: Path, targets: tuple[str, ...], device: int | None) -> None:
     """Repeat BUNDLE's proof on this machine: every target that runs here against PyTorch's scores on its images.
 
     Exit status 0 only when all that can run here gave PyTorch's answers and no target's files are missing or changed.
-    The results go into the manifest. Each is timed too, which decides what --backend auto takes on this machine.
+    The results go into the manifest, where it can be written. Each is timed too, which decides what --backend auto
+    takes on this machine.
     """
     from sdpl.bundle import Bundle
     from sdpl.kernels.gpu import named_device
@@ -34,8 +35,11 @@ def command(bundle: Path, targets: tuple[str, ...], device: int | None) -> None:
         else:
             click.echo(f"{name}: {describe(result) if isinstance(result, Verification) else f'not run: {result}'}")
 
+    def not_recorded(reason: UserError) -> None:
+        click.echo(f"warning: the result was not recorded: {reason}", err=True)
+
     with shown("running the proof"):
-        results = verify(bundle, say, targets, device)
+        results = verify(bundle, say, targets, device, not_recorded)
     if not any(isinstance(result, Verification) for result in results.values()):
         which = "none of these targets" if targets else "no target of the bundle"
         raise UserError(f"nothing was verified: {which} runs here.")

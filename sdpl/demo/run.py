@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,12 @@ from sdpl.data.formats import read_labels
 from sdpl.data.images import LabelledImages
 from sdpl.demo import tiny_clip
 from sdpl.demo.scenes import SCENE_SIDE, write_coco
-from sdpl.errors import UserError
+from sdpl.errors import Stopped, UserError
 from sdpl.evaluate.evaluation import Evaluation, Scorer, evaluate, score_all
 from sdpl.evaluate.report.figures import ap_bars
 from sdpl.files import replace_folder, write_json, writing
 from sdpl.manifest import Verification
+from sdpl.pipeline import Pixels
 from sdpl.plots import save_figure
 from sdpl.runtime import Recognizer
 from sdpl.runtime.bench import Latency, measure, summarize
@@ -34,6 +36,8 @@ from sdpl.train.checkpoint import load_checkpoint, restore_model
 
 TRAIN_SCENES, TEST_SCENES = 1200, 400
 PICTURES = 6
+SECONDS = 2.0  # of each measurement
+TOLD_S = 5  # in which a step ends that got our Ctrl-C too, as all of a terminal do
 SHOWN = ("cpu:fp32", "cpu:int8")
 CONFIG = Path(__file__).with_name("config.yaml")
 
@@ -53,7 +57,7 @@ def run(out: Path) -> None:
     test = read_labels(annotations)
     _command(console, "predict", bundle, *test.images[:PICTURES], "--attention", out / "attention")
     _command(console, "eval", bundle, annotations, "--report", out / "report.html")
-    bench = ["--batch", "1,8", "--seconds", "2", "--json", out / "bench.json", "--plot", out / "bench.png"]
+    bench = ["--batch", "1,8", "--seconds", SECONDS, "--json", out / "bench.json", "--plot", out / "bench.png"]
     _command(console, "bench", bundle, "--backend", SHOWN[0], *bench)
     _summary(out, checkpoint, bundle, test, console)
 
@@ -81,9 +85,23 @@ def _prepare(out: Path, console: Console) -> None:
 def _command(console: Console, *words: object) -> None:
     """Show a command as a user would type it, and run it."""
     console.print(f"\n[bold]$ sdpl {' '.join(str(word) for word in words)}[/bold]", soft_wrap=True)
-    status = subprocess.run([sys.executable, "-m", "sdpl", *map(str, words)]).returncode
+    process = subprocess.Popen([sys.executable, "-m", "sdpl", *map(str, words)])
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:
+        _end(process)
+        raise Stopped("interrupted; the same command goes on with what is left.") from None
     if status != 0:
         raise UserError(f"the demo's step `sdpl {words[0]}` failed (exit status {status}); the line above says why.")
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Let a step that was stopped with us clean up and say its line; one that was not told is told."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(TOLD_S)
+        return
+    process.terminate()
+    process.wait()
 
 
 def _summary(out: Path, checkpoint: Path, bundle: Path, test: LabelledImages, console: Console) -> None:
@@ -93,7 +111,7 @@ def _summary(out: Path, checkpoint: Path, bundle: Path, test: LabelledImages, co
 
     def look_at(name: str, scorer: Scorer, opened: Bundle) -> None:
         with console.status(f"scoring the test scenes with {name}"):
-            scores[name] = score_all(scorer, test, config.model.image_size, 16)
+            scores[name] = score_all(scorer, test, Pixels(config.model.image_size), 16)
             latency[name] = _latency(scorer, opened)
 
     opened = Bundle.open(bundle)
@@ -159,7 +177,7 @@ def _rows(results: dict[str, Evaluation], latency: dict[str, Latency], sizes: di
 
 def _latency(scorer: Scorer, bundle: Bundle) -> Latency:
     image = bundle.proof()[0][:1]  # [1,S,S,3]
-    return summarize("model", 1, *measure(lambda: scorer(image), seconds=3))
+    return summarize("model", 1, *measure(lambda: scorer(image), SECONDS))
 
 
 def pointing_accuracy(recognizer: Recognizer, data: LabelledImages) -> tuple[float, float]:

@@ -53,18 +53,16 @@ class Evaluation:
 def score_all(
     scorer: Scorer,
     data: LabelledImages,
-    image_size: int,
+    reading: Reading,
     batch_size: int,
     report: Report = silent,
     unreadable: Unreadable | None = None,
-    reading: Reading | None = None,
 ) -> np.ndarray:
-    """Scores float32 [N,C] of every image. reading: how images come to the scorer, by default as uint8 [B,S,S,3].
+    """Scores float32 [N,C] of every image. reading: how images come to the scorer.
 
     The images that `unreadable` lets pass have no row: they are `data.without(unreadable.images)`.
     """
-    unreadable, scores = unreadable or Unreadable(), []
-    reading, steps = reading or Pixels(image_size), Steps(report, "scoring", len(data))
+    unreadable, scores, steps = unreadable or Unreadable(), [], Steps(report, "scoring", len(data))
     with Decoder() as decoder:
         for path, row in stream(decoder, data.images, reading.load, scorer, batch_size, reading.collate):
             if isinstance(row, UserError):

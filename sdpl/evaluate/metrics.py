@@ -1,30 +1,39 @@
-"""Metrics of multi-label recognition. Unknown labels (0) count nowhere. NumPy and scikit-learn only."""
+"""Metrics of multi-label recognition. Unknown labels (0) count nowhere. NumPy only."""
 
 import numpy as np
-from sklearn.metrics import average_precision_score, precision_recall_curve
+
+from sdpl.evaluate.curves import Curves, curves
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray, interpolation: str = "none") -> float:
-    """AP of one category from scores [N] and labels [N]; NaN without a known positive.
-
-    "none" is the area under the precision-recall steps (scikit-learn's); "voc2012" first replaces the
-    precision at each recall by the largest at any higher recall.
-    """
-    known = labels != 0
-    scores, positive = scores[known], labels[known] > 0
-    if not positive.any():
-        return float("nan")
-    if interpolation == "none":
-        return float(average_precision_score(positive, scores))
-    precision, recall, _ = precision_recall_curve(positive, scores)  # a point for each score that occurs: ties are one
-    envelope = np.maximum.accumulate(precision)  # recall falls from 1 to 0
-    return float(-(np.diff(recall) * envelope[:-1]).sum())
+    """AP of one category from scores [N] and labels [N], as `per_category_average_precision`."""
+    return float(per_category_average_precision(scores[:, None], labels[:, None], interpolation)[0])
 
 
 def per_category_average_precision(scores: np.ndarray, labels: np.ndarray, interpolation: str = "none") -> np.ndarray:
-    """AP float [C] from scores [N,C] and labels [N,C] of 1, -1, 0."""
+    """AP float [C] from scores [N,C] and labels [N,C] of 1, -1, 0; NaN without a known positive.
+
+    "none" is the area under the precision-recall steps (scikit-learn's `average_precision_score`); "voc2012" first
+    replaces the precision at each recall by the largest at any higher recall. Raises ValueError for scores of NaN.
+    """
     check_shapes(scores, labels)
-    return np.array([average_precision(scores[:, c], labels[:, c], interpolation) for c in range(labels.shape[1])])
+    aps = np.full(labels.shape[1], np.nan)
+    for block, some in curves(scores, labels):
+        aps[block] = _areas(some, interpolation)
+    return aps
+
+
+def _areas(some: Curves, interpolation: str) -> np.ndarray:
+    """Areas under precision over recall, [c]: between two thresholds recall grows by the hits between them."""
+    precision = np.where(some.ends, some.precision, 0.0)
+    if interpolation == "voc2012":
+        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    gained = np.diff(
+        np.maximum.accumulate(np.where(some.ends, some.hits, 0), axis=1), prepend=0
+    )  # [c,N], 0 within ties
+    areas: np.ndarray = np.full(len(precision), np.nan)
+    np.divide((gained * precision).sum(axis=1), some.positives, out=areas, where=some.positives > 0)
+    return areas
 
 
 def mean_average_precision(scores: np.ndarray, labels: np.ndarray, interpolation: str = "none") -> float:

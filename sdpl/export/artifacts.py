@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from sdpl.bundle import HEAD, to_scores
 from sdpl.export.fold import FoldedHead, fold
 from sdpl.export.fused_head import add_fused_head
-from sdpl.export.graphs import BATCH, encoder_runner, encoder_scorer, in_batches
+from sdpl.export.graphs import BATCH, encoder_runner, run_encoder
 from sdpl.export.head import add_head
 from sdpl.export.onnx import encoder_to_onnx, lowered, save, set_metadata
 from sdpl.export.precision import narrow
@@ -24,6 +24,7 @@ from sdpl.kernels.tolerance import choose_polynomial
 from sdpl.progress import Progress, Report
 from sdpl.targets import PRECISIONS
 from sdpl.train.model import PartialLabelModel
+from sdpl.verification import answer_all
 
 MAX_CATEGORIES = 256  # on which the error of a polynomial is derived
 
@@ -126,7 +127,7 @@ class Artifacts:
         return self._given
 
     def _score(self, encoder: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
-        return in_batches(encoder_scorer(encoder, self.head.constants, self._probability), images)
+        return answer_all(run_encoder(encoder, self.head.constants, self._probability), images, [BATCH]).scores
 
     def _separable(self, held_out: np.ndarray, precision: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Constants of the separable head, fitted to the calibration images; its scores are compared with the exact

@@ -1,6 +1,5 @@
 """model.ckpt to model.sdpl: fold, write and prove every target, and only then put the bundle in place."""
 
-import importlib
 import json
 import shutil
 import time
@@ -107,10 +106,8 @@ def export(checkpoint: Path, out: Path, options: Options | None = None, report: 
     data = options.evaluation and in_order(options.evaluation, model.categories, "--eval")
     with replace_folder(out, may_replace) as folder, naming(folder, out):
         report(Progress(f"PyTorch's scores of {len(images)} images" + (f" and of {len(data)}" if data else "")))
-        embedder = None if model.embedding_size is None else model.embeddings
-        prover = Prover.of(model.scorer(), images, options.limits, data, embedder)
-        own = {} if prover.embeddings is None else {"embeddings": prover.embeddings}
-        save_file({"images": images, "scores": prover.expected, **own}, folder / PROOF)
+        prover = Prover.of(model.answerer(), images, options.limits, data)
+        _write_proof(folder, prover)
         fields = _manifest_fields(checkpoint, config, model, content["thresholds"], options.default_target)
         calibration, metadata = _calibration(options.calibrate, size), graph_metadata(fields)
         ranks = RANKS if options.terms is None else (options.terms,)
@@ -122,6 +119,12 @@ def export(checkpoint: Path, out: Path, options: Options | None = None, report: 
         shutil.rmtree(folder / CACHE, ignore_errors=True)  # what this machine's engines compiled, of no use on others
     report(Progress(f"wrote {out}"))
     return targets
+
+
+def _write_proof(folder: Path, prover: Prover) -> None:
+    embeddings = prover.expected.embeddings
+    more = {} if embeddings is None else {"embeddings": embeddings}
+    save_file({"images": prover.images, "scores": prover.expected.scores, **more}, folder / PROOF)
 
 
 def _make(
@@ -138,7 +141,7 @@ def _make(
     fields: dict[str, Any] = {}
     if not spec.backend.needs_gpu:
         files, notes = artifacts.whole_model(spec.graph, options.head, held_out)
-        library = importlib.import_module(spec.backend.package)
+        library = spec.backend.load()
         built_with |= {"onnxruntime": onnxruntime.__version__, spec.backend.package: library.__version__}
     else:
         polynomial = 0

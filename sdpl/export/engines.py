@@ -15,7 +15,7 @@ from sdpl.export.tensorrt import build_engine, require_buildable
 from sdpl.files import naming, replace_folder
 from sdpl.kernels.compile import CAPABILITIES, cubin, require_nvrtc, resize_cubin
 from sdpl.kernels.launch import supported
-from sdpl.manifest import CACHE, Profile, Target
+from sdpl.manifest import CACHE, Manifest, Profile, Target
 from sdpl.progress import Progress, Report, silent
 from sdpl.runtime.availability import package_obstacle, precision_obstacle
 from sdpl.targets import BACKENDS, PRECISIONS, TargetSpec
@@ -79,51 +79,54 @@ def add_engines(
     and no PyTorch. The bundle is replaced when all is done; see `sdpl.export.build.export`."""
     bundle = Bundle.open(path)
     manifest = bundle.manifest
-    of_precision = {t.precision: t for t in manifest.targets.values() if BACKENDS[t.backend].needs_gpu}
-    for spec in specs:
-        if not spec.backend.builds_engines or spec.precision not in of_precision:
-            have = sorted(
-                {_graph(target)["model" if target.is_whole else "encoder"] for target in of_precision.values()}
-            )
-            raise UserError(
-                f"--target {spec}: a bundle is enough for rtx and tensorrt engines in a precision whose graph it has "
-                f"({listed(have) or 'none'}); export the checkpoint for this one."
-            )
-        require_possible(spec)
-    (images, expected), embeddings = bundle.proof(), bundle.proof_embeddings()
-    made: dict[str, Target] = {}
-    limits_of: dict[str, Limits] = {}
+    likes = {spec: _like(manifest, spec) for spec in specs}
+    images, expected = bundle.proof()
     with replace_folder(path, lambda _: bundle.is_unchanged() and may_replace(path)) as folder, naming(folder, path):
         for name in manifest.files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle.file(name), folder / name)
-        for spec in specs:
-            report(Progress(f"{spec}: building"))
-            start = time.perf_counter()
-            like = of_precision[spec.precision]  # the graph, its own limit, if none was named, and what is known of it
-            gpu = write_gpu_files(folder, _graph(like), spec, profile, report, like.polynomial)
-            build_s = round(time.perf_counter() - start, 2)
-            limit = limits.score_difference
-            limits_of[str(spec)] = Limits(like.proof().tolerance if limit is None else limit)
-            made[str(spec)] = Target(
-                backend=spec.backend.name,
-                precision=spec.precision,
-                files=gpu.files,
-                built_with={"onnx": onnx.__version__, **gpu.built_with},
-                build_s=build_s,
-                notes=like.notes,
-                **gpu.fields,
-            )
+        made = {str(spec): _engine(folder, spec, like, profile, report) for spec, like in likes.items()}
         fields = {name: getattr(manifest, name) for name in type(manifest).model_fields}
         del fields["files"], fields["format_version"]
         write_manifest(folder, **fields | {"targets": manifest.targets | made})
-        for name, own in limits_of.items():
-            prover = Prover(images, expected, own, embeddings=embeddings)
-            made |= prove_targets(Bundle.open(folder), [name], prover, report)
+        for spec, like in likes.items():
+            limit = like.proof().tolerance if limits.score_difference is None else limits.score_difference
+            prover = Prover(images, expected, Limits(limit))
+            made |= prove_targets(Bundle.open(folder), [str(spec)], prover, report)
         if (path / CACHE).is_dir():
             shutil.copytree(path / CACHE, folder / CACHE, dirs_exist_ok=True)
     report(Progress(f"wrote {path}"))
     return made
+
+
+def _like(manifest: Manifest, spec: TargetSpec) -> Target:
+    """The bundle's target whose graph an engine is built from. Raises UserError when there is none, or it cannot be
+    built here."""
+    of_precision = {t.precision: t for t in manifest.targets.values() if BACKENDS[t.backend].needs_gpu}
+    if not spec.backend.builds_engines or spec.precision not in of_precision:
+        have = sorted({_graph(target)["model" if target.is_whole else "encoder"] for target in of_precision.values()})
+        raise UserError(
+            f"--target {spec}: a bundle is enough for rtx and tensorrt engines in a precision whose graph it has "
+            f"({listed(have) or 'none'}); export the checkpoint for this one."
+        )
+    require_possible(spec)
+    return of_precision[spec.precision]
+
+
+def _engine(folder: Path, spec: TargetSpec, like: Target, profile: Profile, report: Report) -> Target:
+    """Build one target's engine from the graph of another; what is known of that graph holds for it too."""
+    report(Progress(f"{spec}: building"))
+    start = time.perf_counter()
+    gpu = write_gpu_files(folder, _graph(like), spec, profile, report, like.polynomial)
+    return Target(
+        backend=spec.backend.name,
+        precision=spec.precision,
+        files=gpu.files,
+        built_with={"onnx": onnx.__version__, **gpu.built_with},
+        build_s=round(time.perf_counter() - start, 2),
+        notes=like.notes,
+        **gpu.fields,
+    )
 
 
 def _write(folder: Path, name: str, content: bytes) -> str:

@@ -9,9 +9,9 @@ import onnxruntime
 
 from sdpl.bundle import to_scores
 from sdpl.export.precision import widen
-from sdpl.kernels.reference import bilinear_attention_pool
+from sdpl.kernels.reference import bilinear_attention_pool, mean_embedding
+from sdpl.verification import Answers, Run
 
-Scorer = Callable[[np.ndarray], np.ndarray]  # uint8 [B,S,S,3] -> float32 [B,C]
 BATCH = 4
 
 
@@ -28,24 +28,21 @@ def encoder_runner(encoder: onnx.ModelProto) -> Callable[[np.ndarray], tuple[np.
     return run
 
 
-def encoder_scorer(encoder: onnx.ModelProto, constants: dict[str, np.ndarray], probability: str) -> Scorer:
-    """Scores of an encoder graph, with the head by its specification."""
-    run = encoder_runner(encoder)
+def run_encoder(encoder: onnx.ModelProto, constants: dict[str, np.ndarray], probability: str) -> Run:
+    """An encoder's graph, with the head by its specification."""
+    encode = encoder_runner(encoder)
 
-    def score(images: np.ndarray) -> np.ndarray:
-        u, g = run(images)
+    def run(images: np.ndarray) -> Answers:
+        u, g = encode(images)
         logits, _ = bilinear_attention_pool(u, constants["v"], constants["q"], g, constants["t"])  # [B,C]
-        return to_scores(logits, probability)
+        return Answers(to_scores(logits, probability), mean_embedding(g))
 
-    return score
+    return run
 
 
-def model_runner(path: Path, output: str) -> Scorer:
-    """An output of a whole model's graph: its scores [B,C] or embeddings [B,E]."""
+def run_model(path: Path) -> Run:
+    """A whole model's graph."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: session.run([output], {"image": images})[0]
-
-
-def in_batches(scorer: Scorer, images: np.ndarray, batch: int = BATCH) -> np.ndarray:
-    """Scores [N,C] of images [N,S,S,3], a few at a time."""
-    return np.concatenate([scorer(images[i : i + batch]) for i in range(0, len(images), batch)])
+    given = [output.name for output in session.get_outputs()]
+    names = [name for name in ("scores", "embedding") if name in given]
+    return lambda images: Answers(*session.run(names, {"image": images}))

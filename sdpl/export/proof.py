@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,17 +13,17 @@ import onnxruntime
 from sdpl.bundle import Bundle
 from sdpl.data.images import LabelledImages
 from sdpl.errors import UserError
-from sdpl.evaluate.evaluation import evaluate, score_all
-from sdpl.export.graphs import BATCH, Scorer, encoder_runner, encoder_scorer, in_batches, model_runner
-from sdpl.kernels.reference import mean_embedding
+from sdpl.evaluate.evaluation import Scorer, evaluate, score_all
+from sdpl.export.graphs import BATCH, run_encoder, run_model
 from sdpl.manifest import Accuracy, Target, Verification
+from sdpl.pipeline import Pixels
 from sdpl.progress import Progress, Report
 from sdpl.runtime.availability import target_obstacle
 from sdpl.runtime.cpu import model_path
 from sdpl.runtime.recognizer import Recognizer
-from sdpl.runtime.verify import machine, score_alternating
+from sdpl.runtime.verify import BATCHES, answers, machine
 from sdpl.targets import BACKENDS, PRECISIONS
-from sdpl.verification import compare, failure
+from sdpl.verification import Answers, Run, answer_all, compare, failure
 
 
 @dataclass(frozen=True)
@@ -34,29 +36,20 @@ class Limits:
 
 @dataclass(frozen=True)
 class Prover:
-    """Compares targets with PyTorch: expected scores [N,C] of the proof's images uint8 [N,S,S,3], where there is
-    labelled data its accuracy on that, and where there are some the embeddings [N,E]."""
+    """Compares targets with PyTorch's answers for the proof's images uint8 [N,S,S,3] and, where there is labelled
+    data, with its accuracy on that."""
 
     images: np.ndarray
-    expected: np.ndarray
+    expected: Answers
     limits: Limits
     data: LabelledImages | None = None
     accuracy: dict[str, float] | None = None
-    embeddings: np.ndarray | None = None
 
     @classmethod
-    def of(
-        cls,
-        pytorch: Scorer,
-        images: np.ndarray,
-        limits: Limits,
-        data: LabelledImages | None,
-        embedder: Scorer | None = None,
-    ) -> "Prover":
-        """What PyTorch says, computed once. embedder: uint8 [B,S,S,3] -> float32 [B,E]."""
-        embeddings = None if embedder is None else in_batches(embedder, images)
-        accuracy = _accuracy(pytorch, data, images.shape[1])
-        return cls(images, in_batches(pytorch, images), limits, data, accuracy, embeddings)
+    def of(cls, pytorch: Run, images: np.ndarray, limits: Limits, data: LabelledImages | None) -> "Prover":
+        """What PyTorch says, computed once."""
+        accuracy = _accuracy(lambda batch: pytorch(batch).scores, data, images.shape[1])
+        return cls(images, answer_all(pytorch, images, [BATCH]), limits, data, accuracy)
 
     def prove(self, bundle: Bundle, name: str, report: Report) -> Verification:
         """The comparison of a target, opened from the bundle as a user opens it.
@@ -66,14 +59,13 @@ class Prover:
         """
         report(Progress(f"{name}: comparing with PyTorch"))
         target = bundle.manifest.targets[name]
-        with _opened(bundle, name, report) as (scorer, embedder, about):
+        with _opened(bundle, name, report) as (scorer, answer, about):
             accuracy = _accuracy(scorer, self.data, self.images.shape[1])
             result = compare(
                 self.expected,
-                score_alternating(scorer, self.images),
+                answer(self.images),
                 self._tolerance(target),
-                None if self.embeddings is None else (self.embeddings, score_alternating(embedder, self.images)),
-                embedding_limit=None if self.embeddings is None else self._least_cosine(target),
+                embedding_limit=None if self.expected.embeddings is None else self._least_cosine(target),
                 accuracy=None
                 if accuracy is None or self.accuracy is None
                 else Accuracy(images=len(self.data or ()), pytorch=self.accuracy, target=accuracy),
@@ -107,8 +99,9 @@ def prove_targets(bundle: Bundle, names: list[str], prover: Prover, report: Repo
 
 
 @contextmanager
-def _opened(bundle: Bundle, name: str, report: Report) -> Iterator[tuple[Scorer, Scorer, dict[str, object]]]:
-    """What scores for a target, what embeds, and the fields of its comparison that say so."""
+def _opened(bundle: Bundle, name: str, report: Report) -> Iterator[tuple[Scorer, Run, dict[str, Any]]]:
+    """What scores a batch for a target, what answers for all of the proof's images, and the fields of its comparison
+    that say so."""
     target = bundle.manifest.targets[name]
     if target_obstacle(bundle, name) is None:
         try:
@@ -120,21 +113,26 @@ def _opened(bundle: Bundle, name: str, report: Report) -> Iterator[tuple[Scorer,
         else:
             with recognizer:
                 environment = {**recognizer.backend.describe(), **machine()}
-                yield recognizer.scores, recognizer.embedded, {"scored_by": "target", "environment": environment}
+                yield (
+                    recognizer.scores,
+                    partial(answers, recognizer),
+                    {"scored_by": "target", "environment": environment},
+                )
             return
     if target.is_whole:
-        path = model_path(bundle, target)
-        scorer, embedder = model_runner(path, "scores"), model_runner(path, "embedding")
+        run = run_model(model_path(bundle, target))
     else:
         encoder = onnx.load(bundle.file(target.files["encoder"]))
-        scorer = encoder_scorer(encoder, bundle.head(target), bundle.manifest.probability)
-        run = encoder_runner(encoder)
-        embedder = lambda images: mean_embedding(run(images)[1])  # noqa: E731
-    yield scorer, embedder, {"scored_by": "graph", "environment": {"onnxruntime": onnxruntime.__version__}}
+        run = run_encoder(encoder, bundle.head(target), bundle.manifest.probability)
+    yield (
+        lambda images: run(images).scores,
+        lambda images: answer_all(run, images, BATCHES),
+        {"scored_by": "graph", "environment": {"onnxruntime": onnxruntime.__version__}},
+    )
 
 
 def _accuracy(scorer: Scorer, data: LabelledImages | None, image_size: int) -> dict[str, float] | None:
     if data is None:
         return None
-    result = evaluate(score_all(scorer, data, image_size, BATCH), data)
+    result = evaluate(score_all(scorer, data, Pixels(image_size), BATCH), data)
     return {"mAP": result.mAP, "OF1": result.f1["OF1"], "CF1": result.f1["CF1"]}

@@ -4,7 +4,6 @@ Both packages have one API. Their differences: TensorRT-RTX is told a compute ca
 timing cache, which needs a GPU. Precision is the graph's: networks are strongly typed.
 """
 
-import importlib
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdpl.errors import UserError
+from sdpl.errors import Stopped, UserError
 from sdpl.kernels.gpu import find_gpu, gpu_obstacle, require_gpu
 from sdpl.manifest import Profile
 from sdpl.progress import Progress, Report, silent
 from sdpl.runtime.availability import logger, package_obstacle
+from sdpl.signals import STOPS
 from sdpl.targets import TargetSpec
 
 WORKSPACE_BYTES = 2 << 30
@@ -47,11 +47,11 @@ def require_buildable(spec: TargetSpec) -> None:
 def build_engine(graph: Path, spec: TargetSpec, profile: Profile, report: Report = silent) -> Engine:
     """Build the engine of an encoder graph (input `image` uint8 [B,S,S,3]) for a target.
 
-    Raises UserError with the library's own first complaint, and KeyboardInterrupt after SIGINT or SIGTERM,
-    which stops the build at its next step.
+    Raises UserError with the library's own first complaint, and Stopped after a stop (Ctrl-C, SIGTERM), which
+    ends the build at its next step.
     """
     require_buildable(spec)
-    trt = importlib.import_module(spec.backend.package)
+    trt = spec.backend.load()
     log = logger(trt)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -73,9 +73,9 @@ def build_engine(graph: Path, spec: TargetSpec, profile: Profile, report: Report
         code = builder.build_serialized_network(network, config)
         del progress
     if interrupted.is_set():
-        raise KeyboardInterrupt
+        raise Stopped
     if code is None:
-        raise UserError(f"--target {spec}: {spec.backend.package} cannot build the engine ({log.first_error}).")
+        raise UserError(f"--target {spec}: {spec.backend.package} cannot build the engine ({log.first_error()}).")
     built_with, capability = _built_with(trt, spec)
     return Engine(bytes(code), built_with, capability, WORKSPACE_BYTES)
 
@@ -115,12 +115,12 @@ def _progress(trt: Any, report: Report, interrupted: threading.Event) -> Any:
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, instead of an exception that would cross the library's own code."""
+    """An event that a stop sets, instead of an exception that would cross the library's own code."""
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield interrupted
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
     before = [signal.signal(number, lambda *_: interrupted.set()) for number in numbers]
     try:
         yield interrupted

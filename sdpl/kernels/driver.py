@@ -1,11 +1,24 @@
 """The CUDA driver API through NVIDIA's cuda-python: all that this project asks of a GPU goes through `call`."""
 
 import functools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from sdpl.errors import UserError
+
+# What a user can do about a status of the driver that says that the machine, not the call, is in the wrong
+FIXES = {
+    34: "this libcuda is a stub for compiling: take its folder out of LD_LIBRARY_PATH",
+    46: "another process has it for itself: see nvidia-smi, its compute mode",
+    100: "is CUDA_VISIBLE_DEVICES set to none, or this a container without --gpus all?",
+    214: "its memory is damaged: see nvidia-smi -q, and reset it",
+    802: "start nvidia-fabricmanager",
+    803: "the driver was updated: restart the machine",
+    804: "CUDA's compatibility libraries do not fit this GPU: take them out of LD_LIBRARY_PATH, or update the driver",
+    999: "see nvidia-smi; after a suspend, reload nvidia_uvm or restart the machine",
+}
 
 
 class DriverError(RuntimeError):
@@ -49,8 +62,12 @@ class Context:
         if not 0 <= device_id < count:
             raise UserError(f"device {device_id}: this machine has {count} CUDA GPUs, counted from 0.")
         self.device_id = device_id
+        self.not_capturing = threading.RLock()  # CUDA refuses to wait for a whole GPU while a stream of it is captured
         self._device = call("cuDeviceGet", device_id)
-        self._handle = call("cuDevicePrimaryCtxRetain", self._device)  # kept, as the runtime API keeps it
+        try:
+            self._handle = call("cuDevicePrimaryCtxRetain", self._device)  # kept, as the runtime API keeps it
+        except DriverError as error:
+            raise UserError(f"device {device_id} cannot be used ({error}).") from None
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -118,6 +135,7 @@ def require_here(pointer: int, name: str) -> None:
 
 
 def _words(driver: Any, status: Any) -> str:
-    """What the driver says of a status, with its number."""
+    """What the driver says of a status, with its number, and what to do about it."""
     _, text = driver.cuGetErrorString(status)
-    return f"{text.decode() if text else 'unknown error'} ({int(status)})"
+    fix = FIXES.get(int(status))
+    return f"{text.decode() if text else 'unknown error'} ({int(status)})" + (f": {fix}" if fix else "")

@@ -189,7 +189,7 @@ def unloadable(capability: str, error: Exception) -> UserError:
     """What to say of a cubin that the driver refused."""
     return UserError(
         f"the driver ({version()}) cannot load the kernel for compute capability {capability} "
-        f"({str(error).rstrip(' -')}): update the driver, or export again."
+        f"({str(error).rstrip(' -')}): update the driver (CUDA 13 needs 580 or later), or export again."
     )
 
 

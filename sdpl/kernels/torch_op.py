@@ -103,7 +103,7 @@ _scores.register_autograd(_backward, setup_context=_save_inputs)
 @_scores.register_kernel("cuda")
 def _(u: torch.Tensor, v: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     kernels, views = _on_gpu(u, v, q)
-    s = torch.empty(u.shape[0], v.shape[0], u.shape[1], device=u.device)
+    s = q.new_empty(u.shape[0], v.shape[0], u.shape[1])  # float32, whatever PyTorch's default is
     kernels.scores(*views, device_array(s), torch.cuda.current_stream(u.device).cuda_stream)
     return s
 
@@ -117,9 +117,9 @@ def _(ds: torch.Tensor, u: torch.Tensor, v: torch.Tensor, q: torch.Tensor) -> Gr
     stream = torch.cuda.current_stream(u.device).cuda_stream
     shape = Shape(*u.shape[:2], *v.shape)
     plan, slices = plan_backward_vq(shape, kernels.dtype, is_aligned(shape, *views), kernels.multiprocessors)
-    du = torch.empty(u.shape, device=u.device)
-    dv = torch.empty(slices, shape.C, shape.K, device=u.device)
-    dq = torch.empty(slices, plan.grid[1], shape.K, device=u.device)
+    du = q.new_empty(u.shape)
+    dv = q.new_empty(slices, shape.C, shape.K)
+    dq = q.new_empty(slices, plan.grid[1], shape.K)
     if shape.B == 0:
         return du.to(u.dtype), torch.zeros_like(v), torch.zeros_like(q)
     kernels.backward_u(*views, device_array(ds), device_array(du), stream)

@@ -5,8 +5,9 @@
 
 import io
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -15,7 +16,8 @@ from sdpl.errors import UserError
 from sdpl.preprocess.cpu import ImageSource
 
 ChannelOrder = Literal["rgb", "bgr"]
-ImageInput = Any  # a path, encoded bytes, a PIL image, an array or tensor, or an open binary file
+OneImage = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | IO[bytes]
+ImageInput = Any  # one of these, or an array or tensor, whose type does not tell how many images it holds
 
 CONVERSIONS = {  # what makes an image of an array, by the kind of its numbers
     "f": "(255 * x).round().astype('uint8') if it spans 0..1",
@@ -33,6 +35,22 @@ def is_one_image(images: object) -> bool:
     if hasattr(images, "read"):
         return True
     return _is_array(images) and len(images.shape) <= 3 and not _is_column(images)  # type: ignore[attr-defined]
+
+
+def sources(images: ImageInput | Iterable[ImageInput], channels: ChannelOrder) -> Iterator[ImageSource]:
+    """One image or many, each as `as_source` gives it."""
+    many = [images] if is_one_image(images) else images
+    if not isinstance(many, Iterable):
+        many = [many]  # as_source says what is wrong with it
+    return (as_source(image, channels) for image in many)
+
+
+def as_given(images: ImageInput | Iterable[ImageInput], results: Iterator[Any]) -> Any:
+    """The one result of one image, an iterator's as they come, and a list of all others'."""
+    if is_one_image(images):
+        (result,) = results
+        return result
+    return results if isinstance(images, Iterator) else list(results)
 
 
 def as_source(image: ImageInput, channels: ChannelOrder = "rgb") -> ImageSource:

@@ -1,6 +1,6 @@
 """What can run on this machine, and for what cannot, the one line that says what is missing and how to get it."""
 
-import importlib
+import threading
 from contextlib import nullcontext
 from typing import Any
 
@@ -40,7 +40,7 @@ def backend_obstacle(name: str, device: int = 0) -> str | None:
     gpu = find_gpu(device)
     if gpu is None:
         return gpu_obstacle(device)
-    module = importlib.import_module(backend.package)
+    module = backend.load()
     if name == "onnxruntime-cuda" and "CUDAExecutionProvider" not in module.get_available_providers():
         return f"onnxruntime {module.__version__} was built without CUDA: {backend.install}"
     if backend.capabilities and gpu.capability not in backend.capabilities:
@@ -54,7 +54,7 @@ def backend_obstacle(name: str, device: int = 0) -> str | None:
 def package_obstacle(backend: Backend) -> str | None:
     """Why a backend's package cannot be used, or None."""
     try:
-        module = importlib.import_module(backend.package)
+        module = backend.load()
     except (ImportError, OSError, RuntimeError) as error:  # the package, or a library that it loads
         lines = str(error).splitlines() or ["no reason given"]
         reason = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({lines[0]})"
@@ -68,7 +68,7 @@ def precision_obstacle(backend: Backend, precision: str) -> str | None:
     """Why a precision that the library makes itself is of no use on this processor, or None."""
     if precision not in backend.narrows:
         return None
-    core = importlib.import_module(backend.package).Core()
+    core = backend.load().Core()
     if precision.upper() in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return None
     return (
@@ -86,7 +86,7 @@ def target_obstacle(bundle: Bundle, name: str, device: int = 0) -> str | None:
     obstacle = backend_obstacle(target.backend, device) or precision_obstacle(backend, target.precision)
     if obstacle is not None or not backend.builds_engines:
         return obstacle
-    module = importlib.import_module(backend.package)
+    module = backend.load()
     built = target.built_with.get(backend.package)
     gpu, fix = require_gpu(device), rebuild(bundle, name, device)
     if built != module.__version__:
@@ -94,8 +94,9 @@ def target_obstacle(bundle: Bundle, name: str, device: int = 0) -> str | None:
     if target.compute_capability != gpu.capability:
         return f"built for compute capability {target.compute_capability}, {gpu.name} has {gpu.capability}: {fix}"
     if backend.capabilities:
+        log = logger(module)
         with context(device).current() if device else nullcontext():
-            invalid = invalid_engine(module.Runtime(logger(module)), bundle.file(target.files["engine"]).read_bytes())
+            invalid = invalid_engine(module.Runtime(log), bundle.file(target.files["engine"]).read_bytes(), log)
         return invalid and invalid.replace(REBUILD, fix)
     return None
 
@@ -107,15 +108,20 @@ def rebuild(bundle: Bundle, name: str, device: int = 0) -> str:
     return rebuild_command(bundle.path, name, batch, gpu.capability if gpu else None)
 
 
-def invalid_engine(runtime: Any, code: bytes) -> str | None:
-    """Why TensorRT-RTX will not take an engine, with the fix, or None; TensorRT itself has no such question."""
+def invalid_engine(runtime: Any, code: bytes, log: Any) -> str | None:
+    """Why TensorRT-RTX will not take an engine, with the fix, or None; TensorRT itself has no such question. log: the
+    runtime's `logger`, which knows more where the library itself fails."""
     if not hasattr(runtime, "get_engine_validity"):
         return None
     validity, bits = runtime.get_engine_validity(code)
     if "INVALID" not in str(validity):
         return None
     reasons = [f"{text}: {fix}" for i, (text, fix) in enumerate(INVALID) if int(bits) >> i & 1]
-    return "; ".join(reasons) or "TensorRT-RTX does not say why it will not take the engine"
+    if reasons:
+        return "; ".join(reasons)
+    return (
+        f"TensorRT-RTX fails ({log.first_error()[:300]}): look at nvidia-smi; a driver older than CUDA needs an update"
+    )
 
 
 def in_order(targets: dict[str, Target]) -> list[str]:
@@ -125,16 +131,25 @@ def in_order(targets: dict[str, Target]) -> list[str]:
 
 
 def logger(trt: Any) -> Any:
-    """A logger for TensorRT or TensorRT-RTX that says nothing and keeps the first error, as `first_error`."""
+    """A logger for TensorRT or TensorRT-RTX that says nothing and keeps the first error until it is asked for."""
 
     class Log(trt.ILogger):  # type: ignore[misc]  # TensorRT ships no types
         def __init__(self) -> None:
             super().__init__()
-            self.first_error = "no reason given"
+            self._errors: dict[int, str] = {}  # by thread: two batches may run at once, and a build has its own threads
 
         def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR) and self.first_error == "no reason given":
-                self.first_error = " ".join(message.split())
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self._errors.setdefault(threading.get_ident(), " ".join(message.split()))
+
+        def forget(self) -> None:
+            """What this thread was told so far is no reason for what fails later."""
+            self._errors.pop(threading.get_ident(), None)
+
+        def first_error(self) -> str:
+            """The first error since then: this thread's, or else another one's."""
+            others = iter(list(self._errors.values()))
+            return self._errors.get(threading.get_ident()) or next(others, "no reason given")
 
     return Log()
 

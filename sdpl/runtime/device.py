@@ -4,12 +4,14 @@ import ctypes
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from sdpl.kernels.driver import DriverError, OutOfMemoryError, call, context
 
 __all__ = ["Cuda", "DriverError", "OutOfMemoryError", "Pinned"]
+CAPTURES = 3  # tries
 
 
 @dataclass(frozen=True)
@@ -64,22 +66,26 @@ class Cuda:
         call("cuStreamSynchronize", stream)
 
     def synchronize_all(self) -> None:
-        """Wait for everything on this GPU."""
-        call("cuCtxSynchronize")
+        """Wait for everything on this GPU, and before that for captures of this process: CUDA would end both."""
+        with self.no_captures():
+            call("cuCtxSynchronize")
+
+    def no_captures(self) -> AbstractContextManager[object]:
+        """For what waits for the whole GPU, or may, as engines do while they compile and load: no other thread captures
+        meanwhile."""
+        return self._context.not_capturing
 
     def capture(self, stream: int, enqueue: Callable[[], None]) -> int:
-        """What `enqueue` puts on the stream, as a graph to replay."""
-        from cuda.bindings import driver
-
-        call("cuStreamBeginCapture", stream, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
-        try:
-            enqueue()
-        except BaseException:
-            _, graph = driver.cuStreamEndCapture(stream)  # its own status would hide the first error
-            if graph is not None and int(graph):
-                driver.cuGraphDestroy(graph)
-            raise
-        graph = call("cuStreamEndCapture", stream)
+        """What `enqueue` puts on the stream, as a graph to replay. A failure is tried again: another library
+        breaks a capture by waiting for the whole GPU meanwhile (`torch.cuda.synchronize` in another thread)."""
+        for left in reversed(range(CAPTURES)):
+            try:
+                with self.no_captures():
+                    graph = _captured(stream, enqueue)
+                break
+            except RuntimeError:
+                if not left:
+                    raise
         try:
             return int(call("cuGraphInstantiate", graph, 0))
         finally:
@@ -93,3 +99,17 @@ class Cuda:
 
     def free_bytes(self) -> int:
         return int(call("cuMemGetInfo")[0])
+
+
+def _captured(stream: int, enqueue: Callable[[], None]) -> Any:
+    from cuda.bindings import driver
+
+    call("cuStreamBeginCapture", stream, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+    try:
+        enqueue()
+    except BaseException:
+        _, graph = driver.cuStreamEndCapture(stream)  # its own status would hide the first error
+        if graph is not None and int(graph):
+            driver.cuGraphDestroy(graph)
+        raise
+    return call("cuStreamEndCapture", stream)

@@ -1,10 +1,14 @@
 """Engines for the first stage on a GPU: ONNX Runtime's CUDA provider, TensorRT-RTX and TensorRT."""
 
 import contextlib
-import importlib
+import ctypes
+import io
+import re
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +22,8 @@ from sdpl.runtime.cpu import model_path
 from sdpl.runtime.device import Cuda, OutOfMemoryError
 from sdpl.runtime.two_stage import Encoder
 from sdpl.targets import BACKENDS, PRECISIONS
+
+_WANT_OF_MEMORY = re.compile("out ?of ?memory|alloc", re.IGNORECASE)  # in a library's words; an illegal access is none
 
 
 def outputs_of(bundle: Bundle, target: Target) -> tuple[str, ...]:
@@ -37,16 +43,16 @@ class OnnxRuntimeCuda:
         import onnxruntime
 
         path = model_path(bundle, target) if target.is_whole else bundle.file(target.files["encoder"])
-        onnxruntime.preload_dlls()  # CUDA's libraries from wheels, where they are installed so
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         # TF32 is on by default: 10 bits of mantissa move scores by more than fp32 may
         settings = {"device_id": str(device.device_id), "use_tf32": str(int(target.precision != "fp32"))}
-        self._session = onnxruntime.InferenceSession(path, options, providers=[("CUDAExecutionProvider", settings)])
-        if "CUDAExecutionProvider" not in self._session.get_providers():  # it falls back to the CPU without a word
-            raise UserError(
-                f"{name}: ONNX Runtime cannot load its CUDA provider: {BACKENDS['onnxruntime-cuda'].install}."
-            )
+        said = io.StringIO()  # it prints what goes wrong, and falls back to the CPU
+        with contextlib.redirect_stdout(said):
+            onnxruntime.preload_dlls()  # CUDA's libraries from wheels, where they are installed so
+            self._session = onnxruntime.InferenceSession(path, options, providers=[("CUDAExecutionProvider", settings)])
+        if "CUDAExecutionProvider" not in self._session.get_providers():
+            raise UserError(f"{name}: ONNX Runtime cannot use its CUDA provider ({_why_no_cuda(said.getvalue())}).")
         narrow = PRECISIONS[target.precision].kernel_dtype == "float16" and not target.is_whole
         self._dtype, self._outputs = np.float16 if narrow else np.float32, outputs_of(bundle, target)
         self._shapes = {
@@ -92,11 +98,10 @@ class OnnxRuntimeCuda:
 
 @dataclass
 class Lane:
-    """What an engine needs on one stream. any: the context for batch sizes without one of their own."""
+    """What an engine needs on one stream."""
 
     workspace: int
     contexts: dict[int, Any] = field(default_factory=dict)
-    any: Any = None
 
 
 class TensorRt:
@@ -107,7 +112,7 @@ class TensorRt:
     """
 
     def __init__(self, bundle: Bundle, name: str, target: Target, device: Cuda):
-        self._trt = trt = importlib.import_module(BACKENDS[target.backend].package)
+        self._trt = trt = BACKENDS[target.backend].load()
         path = bundle.file(target.files["engine"])
         code = path.read_bytes()
         self._log = logger(trt)
@@ -116,12 +121,15 @@ class TensorRt:
         self._lock = threading.Lock()  # making contexts is not said to be thread-safe
         with device.current():
             self._runtime = trt.Runtime(self._log)
-            reason = invalid_engine(self._runtime, code)
+            reason = invalid_engine(self._runtime, code, self._log)
             self._engine: Any = None if reason else self._runtime.deserialize_cuda_engine(code)
             if self._engine is None:
+                why = reason or self._log.first_error()
+                if _WANT_OF_MEMORY.search(why):
+                    raise OutOfMemoryError(f"the GPU has too little free memory for the engine of {name}: {why}")
                 raise UserError(
-                    f"{path}: {trt.__name__} {trt.__version__} cannot load it "
-                    f"({reason or self._log.first_error}). Build it again: {rebuild(bundle, name, device.device_id)}"
+                    f"{path}: {trt.__name__} {trt.__version__} cannot load it ({why}). Build it again: "
+                    f"{rebuild(bundle, name, device.device_id)}"
                 )
             self._sides = tuple(self._engine.get_tensor_shape("image"))[1:]
             self._workspace_bytes = self._engine.device_memory_size_v2
@@ -130,27 +138,24 @@ class TensorRt:
             self._config = self._runtime_config()
 
     def prepare(self, batch: int, stream: int) -> None:
-        with self._lock:
+        if stream in self._lanes and batch in self._lanes[stream].contexts:
+            return
+        with self._device.no_captures(), self._lock:
+            self._log.forget()
             if stream not in self._lanes:
                 self._lanes[stream] = Lane(self._device.allocate(self._workspace_bytes))
             lane = self._lanes[stream]
-            if batch not in lane.contexts:
-                lane.contexts[batch] = self._make_context(batch, lane)
+            lane.contexts[batch] = self._make_context(batch, lane)
 
     def enqueue(self, batch: int, image: int, outputs: Sequence[int], stream: int) -> None:
-        lane = self._lanes[stream]
-        context = lane.contexts.get(batch)
-        if context is None:  # images already on the GPU come in any number; no graph points into this context
-            with self._lock:
-                lane.any = lane.any or self._make_context(batch, lane)
-            self._shape(lane.any, batch)
-            context = lane.any
+        self._log.forget()
+        context = self._lanes[stream].contexts[batch]
         for name, pointer in zip(self._tensors, (image, *outputs), strict=True):
             if not context.set_tensor_address(name, pointer):
-                reason = self._log.first_error
+                reason = self._log.first_error()
                 raise RuntimeError(f"the engine does not take address {pointer:#x} for {name} ({reason})")
         if not context.execute_async_v3(stream):
-            raise _failed(self._log.first_error, batch)
+            raise _failed(self._log.first_error(), batch)
 
     def forget(self, batch: int, stream: int) -> None:
         if stream in self._lanes:
@@ -160,7 +165,6 @@ class TensorRt:
         lane = self._lanes.pop(stream, None)
         if lane is not None:
             lane.contexts.clear()
-            lane.any = None
             self._device.free(lane.workspace)
 
     def capturable(self, stream: int) -> bool:
@@ -188,7 +192,7 @@ class TensorRt:
         context = self._engine.create_execution_context(self._config or strategy)
         if context is None:
             raise OutOfMemoryError(
-                f"no execution context for batch {batch} ({self._log.first_error}): use a smaller one."
+                f"no execution context for batch {batch} ({self._log.first_error()}): use a smaller one."
             )
         context.set_device_memory(lane.workspace, self._workspace_bytes)
         self._shape(context, batch)
@@ -213,9 +217,26 @@ class TensorRt:
         return config
 
 
+def _why_no_cuda(said: str) -> str:
+    """Why ONNX Runtime runs on the CPU though CUDA was asked for, and what to do; from what it printed, or else from
+    the system's loader."""
+    import onnxruntime
+
+    errors = re.findall(r"^EP Error (?!\*)(.*?) when using ", said, re.MULTILINE | re.DOTALL)
+    if errors:  # the provider is there, and CUDA failed
+        return f"{' '.join(errors[0].split())[:300]}: look at nvidia-smi; a driver older than CUDA needs an update"
+    folder, windows = Path(onnxruntime.__file__).with_name("capi"), sys.platform == "win32"
+    try:
+        ctypes.CDLL(str(folder / ("onnxruntime_providers_cuda.dll" if windows else "libonnxruntime_providers_cuda.so")))
+        reason = "it does not say why"
+    except OSError as error:
+        reason = " ".join(str(error).split())
+    return f"{reason}: {BACKENDS['onnxruntime-cuda'].install}"
+
+
 def _failed(message: str, batch: int) -> Exception:
     """The error of an engine that failed while running: whether for want of memory shows only in its words."""
-    if "memory" in message.lower():
+    if _WANT_OF_MEMORY.search(message):
         return OutOfMemoryError(f"the GPU has too little free memory for batch {batch}: {' '.join(message.split())}")
     return RuntimeError(f"the engine failed ({message})")
 

@@ -39,7 +39,7 @@ def backends(device: int = 0) -> dict[str, str | None]:
 
 
 def clock_mhz(device: int = 0) -> str | None:
-    """The clock now: of the GPU where there is one, else of the first core."""
+    """The clock now: of the GPU where there is one, None where it does not tell; else of the first core."""
     if find_gpu(device) is not None:
         with suppress(Exception):  # a driver that does not tell is no reason to fail
             from cuda.bindings import nvml
@@ -47,6 +47,7 @@ def clock_mhz(device: int = 0) -> str | None:
             nvml.init_v2()
             handle = nvml.device_get_handle_by_pci_bus_id_v2(pci_bus_id(device))  # its numbers are not CUDA's
             return f"{nvml.device_get_clock_info(handle, nvml.ClockType.SM)} (GPU)"
+        return None
     return cpu_info("cpu MHz")
 
 

@@ -15,8 +15,6 @@ from sdpl.runtime.device import Cuda, OutOfMemoryError
 from sdpl.runtime.gpu_resize import GpuResize
 from sdpl.runtime.slots import Bucket, Slot
 
-ALIGNMENT = 256  # bytes; engines take no other addresses
-
 
 class Input(Protocol):
     """Images of one call."""
@@ -24,9 +22,8 @@ class Input(Protocol):
     def __len__(self) -> int:
         """How many."""
 
-    def place(self, slot: Slot, bucket: Bucket, start: int, count: int) -> int:
-        """Enqueue what brings some of them to the GPU; the address, where they lie then: the bucket's own buffer, or
-        another one that an engine takes. Raises OutOfMemoryError."""
+    def place(self, slot: Slot, bucket: Bucket, start: int, count: int) -> None:
+        """Enqueue what brings some of them into the bucket's buffer. Raises OutOfMemoryError."""
 
 
 class HostPixels:
@@ -38,14 +35,13 @@ class HostPixels:
     def __len__(self) -> int:
         return len(self._images)
 
-    def place(self, slot: Slot, bucket: Bucket, start: int, count: int) -> int:
+    def place(self, slot: Slot, bucket: Bucket, start: int, count: int) -> None:
         some = self._images[start : start + count].reshape(-1)
         if "image" not in bucket.pinned:
             bucket.pinned["image"] = self._device.allocate_pinned(some.size // count * bucket.batch)
         pinned = bucket.pinned["image"]
         pinned.array[: some.size] = some
         self._device.copy(bucket.pointers["image"], pinned.pointer, some.size, slot.stream)
-        return bucket.pointers["image"]
 
 
 class DecodedImages:
@@ -61,7 +57,7 @@ class DecodedImages:
     def __len__(self) -> int:
         return len(self._images)
 
-    def place(self, slot: Slot, bucket: Bucket, start: int, count: int) -> int:
+    def place(self, slot: Slot, bucket: Bucket, start: int, count: int) -> None:
         some = self._images[start : start + count]
         try:
             self._resize.enqueue(bucket.pointers["image"], some, slot.staging, slot.stream)
@@ -69,31 +65,25 @@ class DecodedImages:
             self._device.synchronize(slot.stream)
             slot.staging.free()  # half of it is of no use
             pixels = np.stack([squash(Image.fromarray(image), self._resize.side) for image in some])
-            return HostPixels(pixels, self._device).place(slot, bucket, 0, count)
-        return bucket.pointers["image"]
+            HostPixels(pixels, self._device).place(slot, bucket, 0, count)
 
 
 class OnGpu:
-    """uint8 [B,S,S,3] on this GPU, of any library that shares its memory."""
+    """uint8 [B,S,S,3] on this GPU, of any library that shares its memory. Copied into the bucket there, since an
+    engine's context and the graph captured from it belong to one address."""
 
-    def __init__(self, images: Any, least: int, device: Cuda):
-        """least: images that the engine takes at least. Waits for what makes the images. Raises ValueError for gaps in
-        them, and for images on another GPU."""
+    def __init__(self, images: Any, device: Cuda):
+        """Waits for what makes the images. Raises ValueError for gaps in them, and for images on another GPU."""
         self._address, self._count = _address(images, device), int(images.shape[0])
         self._each = int(np.prod(images.shape[1:]))
-        self._least, self._device = least, device
+        self._device = device
 
     def __len__(self) -> int:
         return self._count
 
-    def place(self, slot: Slot, bucket: Bucket, start: int, count: int) -> int:
-        """Read where they lie; copied into the bucket where the engine would not take them: an address that is not
-        aligned, or fewer than it takes."""
-        address = self._address + start * self._each
-        if count >= self._least and address % ALIGNMENT == 0:
-            return address
-        self._device.copy(bucket.pointers["image"], address, count * self._each, slot.stream)
-        return bucket.pointers["image"]
+    def place(self, slot: Slot, bucket: Bucket, start: int, count: int) -> None:
+        source = self._address + start * self._each
+        self._device.copy(bucket.pointers["image"], source, count * self._each, slot.stream)
 
 
 def _address(images: Any, device: Cuda) -> int:

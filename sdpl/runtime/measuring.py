@@ -16,32 +16,30 @@ SECONDS = 0.2  # of each batch; at least RUNS calls
 RUNS = 5
 
 
-def measure_target(recognizer: Recognizer) -> Timing:
-    """Time an opened target on the images of the bundle's proof, and keep that in the bundle's cache.
-
-    Batches: 1, and the one that its profile is tuned for. Raises UserError when the cache cannot be written.
-    """
+def measure_target(recognizer: Recognizer, images: np.ndarray) -> Timing:
+    """Time an opened target on images uint8 [N,S,S,3]: in batches of 1, and of what its profile is tuned for."""
     bundle, name = recognizer.bundle, recognizer.target
-    images, _ = bundle.proof()
     batch = (bundle.manifest.targets[name].profile or Profile()).opt
     medians = []
     for size in (1, batch):
         some = np.ascontiguousarray(images[np.arange(size) % len(images)])
         times_ms, _ = measure(lambda some=some: recognizer.scores(some), SECONDS, RUNS)  # type: ignore[misc]
         medians.append(float(np.median(times_ms)))
-    timing = Timing(files=files_of(bundle, name), one_ms=medians[0], batch=batch, batch_ms=medians[1])
-    keep(bundle, name, timing, recognizer.device)
-    return timing
+    return Timing(files=files_of(bundle, name), one_ms=medians[0], batch=batch, batch_ms=medians[1])
 
 
 def measure_missing(bundle: Bundle, wanted: Wanted) -> None:
-    """Time every target that may be taken and has no time on this machine; those that do not run here are skipped."""
+    """Time every target that may be taken and has no time on this machine, on the images of the bundle's proof, and
+    keep that in its cache; those that do not run here are skipped. Raises UserError when it cannot be written."""
     asked, _, _ = candidates(bundle, wanted)
-    for name in asked:
-        if len(asked) > 1 and name not in timings(bundle, wanted.device):
-            try:
-                recognizer = Recognizer(bundle, open_backend(bundle, replace(wanted, name=name)), wanted.device)
-            except UserError:
-                continue
-            with recognizer:
-                measure_target(recognizer)
+    known = timings(bundle, wanted.device)
+    for name in asked if len(asked) > 1 else ():
+        if name in known:
+            continue
+        try:
+            recognizer = Recognizer(bundle, open_backend(bundle, replace(wanted, name=name)), wanted.device)
+        except UserError:
+            continue
+        with recognizer:
+            timing = measure_target(recognizer, bundle.proof()[0])
+        keep(bundle, {name: timing}, wanted.device)

@@ -14,6 +14,7 @@ from sdpl.errors import UserError
 from sdpl.manifest import CACHE, Target
 from sdpl.runtime.cpu import Cores, CpuModel, model_path, require_shapes
 from sdpl.runtime.machine import fingerprint
+from sdpl.targets import BACKENDS
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # the type of what the graph leaves in float; else it picks one
 
@@ -22,14 +23,12 @@ class OpenVinoCpu(CpuModel):
     """A whole model on OpenVINO. One request for each stream; images are read where they lie."""
 
     def __init__(self, bundle: Bundle, target: Target, cores: Cores):
-        import openvino
-
+        openvino = BACKENDS["openvino"].load()
         about = {"backend": "openvino", "library": f"openvino {openvino.__version__.split('-')[0]}", "provider": "CPU"}
         super().__init__(bundle, target, cores, about)
 
     def load(self, bundle: Bundle, target: Target, cores: Cores) -> "Requests":
-        import openvino
-
+        openvino = BACKENDS["openvino"].load()
         self._tensor = openvino.Tensor
         path = model_path(bundle, target)
         config: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""One image's result: labels and scores, and how a person looks at them, draws them, and saves them."""
+"""One image's result: scores, or labels, and how a person looks at them, draws them, and saves them."""
 
 import json
 from dataclasses import dataclass, field
@@ -16,6 +16,17 @@ from sdpl.text import as_utf8
 
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 DRAW_SIDE = 800  # pixels: a large JPEG is decoded at about this size for a picture
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One image's scores float32 [C] and, if asked for, the attention of each category, float32 [C,h,w], or its
+    embedding, float32 [E]; `target` is what they were computed on."""
+
+    scores: np.ndarray
+    target: str
+    attention: np.ndarray | None = None
+    embedding: np.ndarray | None = None
 
 
 @dataclass(frozen=True, repr=False)

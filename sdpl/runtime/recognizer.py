@@ -2,10 +2,9 @@
 
 import functools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
@@ -14,25 +13,14 @@ from sdpl.errors import UserError
 from sdpl.kernels.gpu import named_device
 from sdpl.pipeline import Decoder, Pixels, Reading, stream
 from sdpl.preprocess import ImageSource, preprocess
-from sdpl.preprocess.inputs import ChannelOrder, ImageInput, as_source, is_one_image
+from sdpl.preprocess.inputs import ChannelOrder, ImageInput, OneImage, as_given, as_source, sources
 from sdpl.runtime.backends import Choice, Wanted, open_backend
 from sdpl.runtime.cpu import whole_number
 from sdpl.runtime.decoding import Decoding
-from sdpl.runtime.recognition import Recognition
+from sdpl.runtime.recognition import Recognition, Scored
 from sdpl.text import counted
 
 Source = TypeVar("Source")
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One image's scores float32 [C] and, if asked for, the attention of each category, float32 [C,h,w], or its
-    embedding, float32 [E]; `target` is what they were computed on."""
-
-    scores: np.ndarray
-    target: str
-    attention: np.ndarray | None = None
-    embedding: np.ndarray | None = None
 
 
 class Recognizer:
@@ -107,8 +95,8 @@ class Recognizer:
     def scores(self, images: Any) -> np.ndarray:
         """float32 [B,C] in 0..1 from preprocessed images, uint8 [B,S,S,3]. An empty batch gives [0,C].
 
-        On a GPU backend the images may also lie on that GPU: anything with `__cuda_array_interface__`, read without a
-        copy. A backend that resizes (`reading`) also takes a list of decoded pictures, uint8 [H,W,3] of any sizes.
+        On a GPU backend the images may also lie on that GPU: anything with `__cuda_array_interface__`; they never leave
+        it. A backend that resizes (`reading`) also takes a list of decoded pictures, uint8 [H,W,3] of any sizes.
         Raises ValueError for another shape or type.
         """
         if self._check(images) == 0:
@@ -149,9 +137,18 @@ class Recognizer:
             return np.zeros((0, len(self.categories)), np.float32), np.zeros((0, size), np.float32)
         return self.backend.embeddings(images)
 
-    def embedded(self, images: Any) -> np.ndarray:
-        """The embeddings alone, float32 [B,E]."""
-        return self.embeddings(images)[1]
+    @overload
+    def embed(  # type: ignore[overload-overlap]  # an open file is an iterator of bytes too
+        self, images: OneImage, batch_size: int | None = None, *, channels: ChannelOrder = "rgb"
+    ) -> np.ndarray: ...
+
+    @overload
+    def embed(
+        self, images: Iterator[Source], batch_size: int | None = None, *, channels: ChannelOrder = "rgb"
+    ) -> Iterator[np.ndarray]: ...
+
+    @overload
+    def embed(self, images: Any, batch_size: int | None = None, *, channels: ChannelOrder = "rgb") -> np.ndarray: ...
 
     def embed(
         self,
@@ -166,10 +163,54 @@ class Recognizer:
         Raises UserError naming a bad image, and as `embedding_size` does.
         """
         size = self.embedding_size  # before anything is read
-        found = _as_given(images, self._embedded(self._sources(images, channels), batch_size))
+        found = as_given(images, self._embedded(sources(images, channels), batch_size))
         if isinstance(found, list):
             return np.stack(found) if found else np.zeros((0, size), np.float32)
         return found
+
+    @overload
+    def recognize(  # type: ignore[overload-overlap]  # an open file is an iterator of bytes too
+        self,
+        images: OneImage,
+        threshold: float | None = None,
+        batch_size: int | None = None,
+        *,
+        attention: bool = False,
+        channels: ChannelOrder = "rgb",
+    ) -> Recognition: ...
+
+    @overload
+    def recognize(
+        self,
+        images: list[Source] | tuple[Source, ...],
+        threshold: float | None = None,
+        batch_size: int | None = None,
+        *,
+        attention: bool = False,
+        channels: ChannelOrder = "rgb",
+    ) -> list[Recognition]: ...
+
+    @overload
+    def recognize(
+        self,
+        images: Iterator[Source],
+        threshold: float | None = None,
+        batch_size: int | None = None,
+        *,
+        attention: bool = False,
+        channels: ChannelOrder = "rgb",
+    ) -> Iterator[Recognition]: ...
+
+    @overload
+    def recognize(
+        self,
+        images: Any,
+        threshold: float | None = None,
+        batch_size: int | None = None,
+        *,
+        attention: bool = False,
+        channels: ChannelOrder = "rgb",
+    ) -> Any: ...
 
     def recognize(
         self,
@@ -189,7 +230,7 @@ class Recognizer:
         default the largest that the backend takes well. attention: also keep where the model looked for each category.
         channels: of arrays; "bgr" for OpenCV's. Raises UserError naming a bad image; `stream` goes on behind it.
         """
-        return _as_given(images, self._recognized(self._sources(images, channels), threshold, batch_size, attention))
+        return as_given(images, self._recognized(sources(images, channels), threshold, batch_size, attention))
 
     def stream(
         self,
@@ -218,14 +259,26 @@ class Recognizer:
         or, where the backend resizes, only decoded."""
         return Decoding(self.image_size) if self.backend.resizes else Pixels(self.image_size)
 
-    def recognition(self, scores: np.ndarray, threshold: float | None = None) -> Recognition:
-        """The recognition of one image's scores [C]. Raises UserError for a threshold outside 0..1."""
+    def recognition(
+        self,
+        scores: np.ndarray,
+        threshold: float | None = None,
+        *,
+        image: ImageSource | None = None,
+        attention: np.ndarray | None = None,
+    ) -> Recognition:
+        """The recognition of one image's scores [C]; it keeps the image and its attention [C,h,w], if given.
+
+        Raises UserError for a threshold outside 0..1.
+        """
         if threshold is not None and not 0 <= threshold <= 1:
             raise UserError(f"threshold {threshold!r}: expected a number from 0 to 1.")
         thresholds = self.bundle.manifest.thresholds if threshold is None else [threshold] * len(self.categories)
         order = np.argsort(-scores, kind="stable")
         labels = tuple(self.categories[c] for c in order if scores[c] >= thresholds[c])
-        return Recognition(labels, {self.categories[c]: float(scores[c]) for c in order}, self.target)
+        best_first = {self.categories[c]: float(scores[c]) for c in order}
+        maps = {} if attention is None else dict(zip(self.categories, attention, strict=True))
+        return Recognition(labels, best_first, self.target, image, maps)
 
     def preprocess(self, image: ImageInput, channels: ChannelOrder = "rgb") -> np.ndarray:
         """uint8 [S,S,3]: this model's input for one image, as `recognize` takes it."""
@@ -261,13 +314,6 @@ class Recognizer:
         scores, attention = self.backend.attention(images)
         return scores, attention.reshape(*scores.shape, *self.bundle.manifest.map_size)
 
-    def _sources(self, images: ImageInput | Iterable[ImageInput], channels: ChannelOrder) -> Iterator[ImageSource]:
-        """One image or many, as `stream` takes them."""
-        many = [images] if is_one_image(images) else images
-        if not isinstance(many, Iterable):
-            many = [many]  # as_source says what is wrong with it
-        return (as_source(image, channels) for image in many)
-
     def _embedded(self, images: Iterable[ImageSource], batch_size: int | None) -> Iterator[np.ndarray]:
         for _, scored in self.stream(images, batch_size=batch_size, with_embedding=True):
             if isinstance(scored, UserError):
@@ -281,8 +327,7 @@ class Recognizer:
         for image, scored in self.stream(images, attention, batch_size):
             if isinstance(scored, UserError):
                 raise scored
-            maps = () if scored.attention is None else zip(self.categories, scored.attention, strict=True)
-            yield replace(self.recognition(scored.scores, threshold), image=image, attention=dict(maps))
+            yield self.recognition(scored.scores, threshold, image=image, attention=scored.attention)
 
     def _check(self, images: Any) -> int:
         """How many images there are. Raises ValueError for what the backend does not take; it looks at lists itself."""
@@ -297,11 +342,3 @@ class Recognizer:
         if len(shape) != 4 or shape[1:] != (side, side, 3) or dtype != np.uint8:
             raise ValueError(f"expected images uint8 [B,{side},{side},3], got {dtype} {list(shape)}")
         return int(shape[0])
-
-
-def _as_given(images: ImageInput | Iterable[ImageInput], results: Iterator[Any]) -> Any:
-    """The one result of one image, an iterator's as they come, and a list of all others'."""
-    if is_one_image(images):
-        (result,) = results
-        return result
-    return results if isinstance(images, Iterator) else list(results)

@@ -5,6 +5,7 @@ machine and the versions are those that were measured.
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
@@ -58,9 +59,9 @@ def timings(bundle: Bundle, device: int = 0) -> dict[str, Timing]:
     }
 
 
-def keep(bundle: Bundle, name: str, timing: Timing, device: int = 0) -> None:
-    """Write a target's time beside those that count. Raises UserError when the bundle cannot be written."""
-    kept = _Kept(machine=fingerprint(device), targets={**timings(bundle, device), name: timing})
+def keep(bundle: Bundle, measured: Mapping[str, Timing], device: int = 0) -> None:
+    """Write targets' times beside those that count. Raises UserError when the bundle cannot be written."""
+    kept = _Kept(machine=fingerprint(device), targets={**timings(bundle, device), **measured})
     with replace_file(_path(bundle, device)) as temporary:
         temporary.write_text(kept.model_dump_json(indent=2) + "\n", encoding="utf-8")
 

@@ -42,7 +42,8 @@ class Encoder(Protocol):
         """Give back all memory of a stream, which is not used any more."""
 
     def enqueue(self, batch: int, image: int, outputs: Sequence[int], stream: int) -> None:
-        """Enqueue one batch; image and outputs, in the graph's order, are addresses on the GPU, multiples of 256."""
+        """Enqueue one batch of a size that was prepared; image and outputs, in the graph's order, are addresses on the
+        GPU, multiples of 256, and always the same for a size and a stream."""
 
     def capturable(self, stream: int) -> bool:
         """Whether `enqueue` may be captured into a graph, after it has run once for that batch."""
@@ -134,7 +135,7 @@ class TwoStage:
                 raise UserError(
                     f"a batch of {len(images)} does not go through the engine at once: measure a smaller one."
                 )
-            enqueue = functools.partial(self._both, slot, bucket, bucket.batch, bucket.pointers["image"], None)
+            enqueue = functools.partial(self._both, slot, bucket, None)
             if "device" not in bucket.graphs:
                 bucket.graphs["device"] = self._captured(slot, enqueue)
             graph = bucket.graphs["device"]
@@ -205,7 +206,7 @@ class TwoStage:
 
     def _input(self, images: Any) -> Input:
         if hasattr(images, "__cuda_array_interface__"):
-            return OnGpu(images, self._profile.min, self._device)
+            return OnGpu(images, self._device)
         if isinstance(images, list):
             if self._resize is None:
                 raise ValueError("this backend does not resize: expected images uint8 [B,S,S,3], got a list")
@@ -221,8 +222,8 @@ class TwoStage:
             n = min(size, len(source) - start)
             try:
                 bucket = self._bucket(slot, size, more)
-                image = source.place(slot, bucket, start, n)
-                self._run_bucket(slot, bucket, n, image, more)
+                source.place(slot, bucket, start, n)
+                self._run_bucket(slot, bucket, more)
             except OutOfMemoryError:
                 self._drop(slot, size)
                 if slot.index > 0:
@@ -240,24 +241,21 @@ class TwoStage:
             start += n
         return True
 
-    def _run_bucket(self, slot: Slot, bucket: Bucket, count: int, image: int, more: More) -> None:
+    def _run_bucket(self, slot: Slot, bucket: Bucket, more: More) -> None:
         """Run images that are in the bucket's buffer through its graph, the first time in single calls, so that engines
-        settle. Elsewhere their address changes from call to call: without a graph."""
-        if image != bucket.pointers["image"]:
-            self._stages(slot, bucket, count, image, more)
-            self._device.synchronize(slot.stream)
-            return
-        enqueue = functools.partial(self._stages, slot, bucket, bucket.batch, image, more)
+        settle."""
+        enqueue = functools.partial(self._stages, slot, bucket, more)
         kind = more or "scores"
-        graph = bucket.graphs.get(kind)
-        if graph is not None:
-            self._device.replay(graph, slot.stream)
-        else:
-            enqueue()
-        self._device.synchronize(slot.stream)
         if kind not in bucket.graphs:
-            self._encoder.warmed()
-            bucket.graphs[kind] = self._captured(slot, enqueue)
+            with self._device.no_captures():  # a first run may wait for the whole GPU
+                enqueue()
+                self._device.synchronize(slot.stream)
+                self._encoder.warmed()
+                bucket.graphs[kind] = self._captured(slot, enqueue)
+            return
+        graph = bucket.graphs[kind]
+        enqueue() if graph is None else self._device.replay(graph, slot.stream)
+        self._device.synchronize(slot.stream)
 
     def _captured(self, slot: Slot, enqueue: Callable[[], None]) -> int | None:
         """The work as a graph; None when the engine cannot be captured, or fails to be: calls then stay single."""
@@ -268,17 +266,17 @@ class TwoStage:
         except (RuntimeError, UserError):
             return None
 
-    def _stages(self, slot: Slot, bucket: Bucket, batch: int, image: int, more: More) -> None:
+    def _stages(self, slot: Slot, bucket: Bucket, more: More) -> None:
         """Both stages and the copy of their results to the host."""
-        self._both(slot, bucket, batch, image, more)
+        self._both(slot, bucket, more)
         for name in ("logits", more) if more else ("logits",):
-            size = batch * self._bytes[name]
+            size = bucket.batch * self._bytes[name]
             self._device.copy(bucket.pinned[name].pointer, bucket.pointers[name], size, slot.stream)
 
-    def _both(self, slot: Slot, bucket: Bucket, batch: int, image: int, more: More) -> None:
+    def _both(self, slot: Slot, bucket: Bucket, more: More) -> None:
         outputs = [bucket.pointers[name] for name in self._head.outputs]
-        self._encoder.enqueue(batch, image, outputs, slot.stream)
-        self._head.enqueue(batch, bucket.pointers, more, slot.stream)
+        self._encoder.enqueue(bucket.batch, bucket.pointers["image"], outputs, slot.stream)
+        self._head.enqueue(bucket.batch, bucket.pointers, more, slot.stream)
 
     def _shape(self, more: More) -> tuple[int, ...]:
         """Of one image's embedding or attention."""

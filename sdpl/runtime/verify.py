@@ -12,9 +12,11 @@ from sdpl.errors import UserError, nearest
 from sdpl.kernels.gpu import find_gpu, named_device
 from sdpl.manifest import Verification
 from sdpl.runtime.availability import target_obstacle
+from sdpl.runtime.backends import Wanted, open_backend
 from sdpl.runtime.measuring import measure_target
 from sdpl.runtime.recognizer import Recognizer
-from sdpl.verification import compare, failure
+from sdpl.runtime.timings import Timing, keep
+from sdpl.verification import Answers, answer_all, compare, failure
 
 BATCHES = (1, 4)  # alternating, so that two batch sizes are tried
 
@@ -34,6 +36,7 @@ def verify(
     say: Callable[[str, Result], None] = lambda target, result: None,
     targets: Sequence[str] = (),
     device: int | None = None,
+    unrecorded: Callable[[UserError], None] = lambda reason: None,
 ) -> dict[str, Result]:
     """Compare every target of a bundle that runs here, and write the results into its manifest; time each for `auto`.
 
@@ -41,40 +44,43 @@ def verify(
     comparison, or why it cannot run here; `say` is told each as it comes. Raises UserError, after all were tried, when
     one that should run here failed: its files are missing or changed (of targets for other machines too), it crashed,
     or its scores are outside of its limits. Its record then stays as it was; those that passed are written. Also when
-    the bundle cannot be written.
+    the bundle was replaced meanwhile. One that cannot be written is verified all the same: `unrecorded` is told why.
     """
-    named_device(device)  # before anything is tried
+    number = named_device(device)  # before anything is tried
     bundle = Bundle.open(path)
     known = bundle.manifest.targets
     for name in targets:
         if name not in known:
             raise UserError(f"{path}: has no target {name!r}; {nearest(name, known)}")
+    proof = bundle.proof()
     results: dict[str, Result] = {}
-    unkept: list[UserError] = []  # why times could not be written
+    measured: dict[str, Timing] = {}
     for name in dict.fromkeys(targets or known):
-        results[name] = _verify(bundle, name, device, unkept)
+        results[name], timing = _verify(bundle, name, number, proof)
+        measured |= {} if timing is None else {name: timing}
         say(name, results[name])
     passed = {name: r for name, r in results.items() if isinstance(r, Verification)}
     if passed:
-        bundle.replace_targets({n: known[n].model_copy(update={"verification": v}) for n, v in passed.items()})
+        try:
+            bundle.replace_targets({n: known[n].model_copy(update={"verification": v}) for n, v in passed.items()})
+            keep(bundle, measured, number)
+        except UserError as error:
+            if not bundle.is_unchanged():
+                raise
+            unrecorded(error)
     failed = [f"{name} {r.reason}" for name, r in results.items() if isinstance(r, Failed)]
     if failed:
         raise UserError(f"{path}: {'; '.join(failed)}")
-    if unkept:
-        raise unkept[0]
     return results
 
 
-def compared(recognizer: Recognizer) -> Verification:
-    """The proof with an opened recognizer: scores and embeddings on this machine against PyTorch's in the bundle."""
-    images, expected = recognizer.bundle.proof()
+def compared(recognizer: Recognizer, images: np.ndarray, expected: Answers) -> Verification:
+    """The proof with an opened recognizer: its answers for images uint8 [N,S,S,3] against PyTorch's."""
     before = recognizer.bundle.manifest.targets[recognizer.target].proof()
-    embeddings = recognizer.bundle.proof_embeddings()
     return compare(
         expected,
-        score_alternating(recognizer.scores, images),
+        answers(recognizer, images),
         before.tolerance,
-        None if embeddings is None else (embeddings, score_alternating(recognizer.embedded, images)),
         embedding_limit=before.embedding_limit,
         scored_by="target",
         accuracy=before.accuracy,  # of the export: it needs the labelled data
@@ -83,8 +89,9 @@ def compared(recognizer: Recognizer) -> Verification:
 
 
 def prove(recognizer: Recognizer) -> Verification:
-    """`compared`, judged: raises UserError with the numbers when it is outside of its limits."""
-    verification = compared(recognizer)
+    """The bundle's own proof with an opened recognizer. Raises UserError with the numbers when its answers are outside
+    of its limits."""
+    verification = compared(recognizer, *recognizer.bundle.proof())
     wrong = _wrong(verification)
     if wrong:
         path, target = recognizer.bundle.path, recognizer.target
@@ -92,15 +99,22 @@ def prove(recognizer: Recognizer) -> Verification:
     return verification
 
 
-def score_alternating(scorer: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
-    """Scores [N,C], or embeddings [N,E], of images uint8 [N,S,S,3], in batches of alternating size."""
-    scores: list[np.ndarray] = []
-    start = 0
-    while start < len(images):
-        batch = BATCHES[len(scores) % len(BATCHES)]
-        scores.append(scorer(images[start : start + batch]))
-        start += batch
-    return np.concatenate(scores)
+def answers(recognizer: Recognizer, images: np.ndarray) -> Answers:
+    """What an opened target says about images uint8 [N,S,S,3], in batches of alternating size.
+
+    On a CPU one call gives scores and embeddings. On a GPU scores alone are a CUDA graph of their own, the one that
+    serves: they come from that.
+    """
+    gives_embeddings = recognizer.bundle.manifest.embedding_size is not None
+    on_gpu = recognizer.backend.largest_on_device > 0
+
+    def run(batch: np.ndarray) -> Answers:
+        if not gives_embeddings:
+            return Answers(recognizer.scores(batch))
+        scores, embeddings = recognizer.embeddings(batch)
+        return Answers(recognizer.scores(batch) if on_gpu else scores, embeddings)
+
+    return answer_all(run, images, BATCHES)
 
 
 def machine(device: int = 0) -> dict[str, str]:
@@ -109,29 +123,25 @@ def machine(device: int = 0) -> dict[str, str]:
     return {"gpu": gpu.name, "driver": gpu.driver} if gpu else {}
 
 
-def _verify(bundle: Bundle, name: str, device: int | None, unkept: list[UserError]) -> Result:
-    """The comparison; what is wrong; or why the target cannot run here."""
+def _verify(bundle: Bundle, name: str, device: int, proof: tuple[np.ndarray, Answers]) -> tuple[Result, Timing | None]:
+    """The comparison; what is wrong; or why the target cannot run here. With the time of one that passed."""
     try:
         for file in sorted(set(bundle.manifest.targets[name].files.values())):
             bundle.file(file)
-        obstacle = target_obstacle(bundle, name, named_device(device))
+        obstacle = target_obstacle(bundle, name, device)
         if obstacle is not None:
-            return obstacle
-        with Recognizer.open(bundle.path, name, device=device) as recognizer:
-            result = compared(recognizer)
+            return obstacle, None
+        with Recognizer(bundle, open_backend(bundle, Wanted(name, device=device)), device) as recognizer:
+            result = compared(recognizer, *proof)
             wrong = _wrong(result)
             if wrong is None:
-                try:
-                    measure_target(recognizer)
-                except UserError as error:  # a bundle that cannot be written is no worse for that
-                    unkept.append(error)
-                return result
+                return result, measure_target(recognizer, proof[0])
     except UserError as error:
-        return Failed(f"failed: {error}")
+        return Failed(f"failed: {error}"), None
     except Exception as error:  # whatever its engine raises: the other targets are still tried
         lines = str(error).splitlines() or ["no reason given"]
-        return Failed(f"crashed: {type(error).__name__}: {lines[0]}")
-    return Failed(f"does not give PyTorch's answers on this machine: {wrong}.")
+        return Failed(f"crashed: {type(error).__name__}: {lines[0]}"), None
+    return Failed(f"does not give PyTorch's answers on this machine: {wrong}."), None
 
 
 def _wrong(result: Verification) -> str | None:

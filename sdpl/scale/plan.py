@@ -38,7 +38,12 @@ class Shard:
     @property
     def name(self) -> str:
         """The output file."""
-        return f"shard-{self.index:06d}.parquet"
+        return output_name(self.index)
+
+
+def output_name(shard: int) -> str:
+    """The file that a shard's scores are written to."""
+    return f"shard-{shard:06d}.parquet"
 
 
 class Plan:

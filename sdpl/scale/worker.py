@@ -18,7 +18,7 @@ from sdpl.scale.devices import Recognizers
 from sdpl.scale.isolated import Isolated
 from sdpl.scale.job import Model, Settings
 from sdpl.scale.output import Counts, Keep, Row, ShardWriter, read_metadata
-from sdpl.scale.plan import Shard
+from sdpl.scale.plan import Shard, output_name
 from sdpl.scale.readers import Columns, Entry, read_shard
 from sdpl.scale.storage import StorageError, open_store
 from sdpl.supervised import HUNG, Journal
@@ -228,9 +228,8 @@ class Worker:
 
     def _writer(self, index: int) -> ShardWriter:
         manifest, settings = self._recognizer.bundle.manifest, self.options.settings
-        name = Shard(index, "", (), 0).name
         about = (settings.dtype, manifest.categories, manifest.thresholds, self._embedding_size)
-        return ShardWriter(self._store, name, self._keep, *about)
+        return ShardWriter(self._store, output_name(index), self._keep, *about)
 
     def _ended(self, shard: Shard, writer: ShardWriter | None, failure: UserError | None, job_id: str) -> Outcome:
         """Put a shard's file in place, or delete what was written of it."""

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import hmac
 import math
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from sdpl.server.protocol import Ask
 from sdpl.server.refusal import RefusalError
 from sdpl.server.settings import Settings
 from sdpl.server.tracing import Tracer
+from sdpl.server.watchdog import Decoding
 
 LOAD_TIMEOUT_S = 600.0
 
@@ -33,6 +35,7 @@ class App:
         self.settings, self.counters = settings, counters
         self.links = [Link(path, settings, counters) for path in sockets]
         self.decoder = Decoder(max(1, available_cores() // settings.workers))
+        self.decoding = Decoding(counters, time.monotonic)
         self.log = AccessLog(settings.access_log, counters)
         self.tracer = Tracer(settings.otlp_endpoint)
         self.draining = False
@@ -72,7 +75,7 @@ class App:
     async def decode(self, lease: Lease, files: Sequence[bytes]) -> None:
         """Decode and resize files into a lease's images, in threads. Raises RefusalError naming the first bad one."""
         info = lease.hold.info
-        load = functools.partial(_decode_into, side=info.geometry.image_size)
+        load = functools.partial(_decode_into, side=info.geometry.image_size, decoding=self.decoding)
         futures = [self.decoder.submit(load, (file, image)) for file, image in zip(files, lease.images, strict=True)]
         try:
             times = await asyncio.gather(*map(asyncio.wrap_future, futures))
@@ -141,7 +144,7 @@ class App:
         return {
             "name": name,
             "version": "1",
-            "last_inference": int(c.largest(model, "last_inference")),
+            "last_inference": round(1000 * c.largest(model, "last_inference_timestamp_seconds")),
             "inference_count": int(images),
             "execution_count": int(batches),
             "inference_stats": {k: {"count": int(n), "ns": int(s * 1e9)} for k, (n, s) in durations.items()},
@@ -180,9 +183,13 @@ def retry_after(refused: RefusalError) -> str | None:
     return None if refused.retry_after_s is None else str(math.ceil(refused.retry_after_s))
 
 
-def _decode_into(work: tuple[bytes, np.ndarray], side: int) -> float:
+def _decode_into(work: tuple[bytes, np.ndarray], side: int, decoding: Decoding) -> float:
     """Decode a file into an image [S,S,3]; the seconds it took."""
     start = time.perf_counter()
     file, image = work
-    image[...] = preprocess(file, side)
+    decoding.begin(threading.get_ident())
+    try:
+        image[...] = preprocess(file, side)
+    finally:
+        decoding.end(threading.get_ident())
     return time.perf_counter() - start

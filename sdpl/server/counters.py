@@ -28,7 +28,7 @@ GAUGES = {
     "in_hand": "Images being received, decoded, waiting or running now.",
     "queued": "Images waiting in the engine's line now.",
     "seconds_per_image": "The engine's time for one image, smoothed.",
-    "last_inference": "When an image was last scored, in ms since 1970.",
+    "last_inference_timestamp_seconds": "When an image was last scored; 0 before the first.",
 }
 HISTOGRAMS = {
     "wait_seconds": (SECONDS, "Time of an image in line."),
@@ -42,7 +42,11 @@ SERVER = {
     "connections": "Open HTTP connections.",
     "gpu_used_bytes": "Memory in use on the engines' GPUs, by all programs; 0 without a GPU.",
     "log_lines_lost": "Lines of the access log that could not be written.",
+    "restarts": "Processes of this server that ended and were started again.",
 }
+PRIVATE = ("progress", "allowed_s")  # of each process, for the supervisor alone (`sdpl.server.watchdog`)
+SERVER_COUNTS = ("log_lines_lost", "restarts")  # never go back; the others are gauges
+MOMENTS = ("last_inference_timestamp_seconds",)  # kept when the process that wrote them ends
 
 
 class Counters:
@@ -59,8 +63,8 @@ class Counters:
             self._at[name] = width
             width += len(bounds) + 2  # buckets, above all of them, sum
         self._width = width
-        self._server = {name: len(models) * width + i for i, name in enumerate(SERVER)}
-        total = len(models) * width + len(SERVER)
+        self._server = {name: len(models) * width + i for i, name in enumerate((*SERVER, *PRIVATE))}
+        total = len(models) * width + len(self._server)
         self._all = np.frombuffer(mmap.mmap(fd, 8 * processes * total), np.float64).reshape(processes, total)
         self._own = self._all[row]
         self.in_hand_columns = [self._column(m, "in_hand") for m in range(len(models))]
@@ -70,7 +74,7 @@ class Counters:
         """A file descriptor of memory for so many processes and models."""
         fd = os.memfd_create("sdpl-counters", os.MFD_CLOEXEC)
         width = len(COUNTS) + len(GAUGES) + len(FAILURES) + sum(len(b) + 2 for b, _ in HISTOGRAMS.values())
-        os.ftruncate(fd, 8 * processes * (models * width + len(SERVER)))
+        os.ftruncate(fd, 8 * processes * (models * width + len(SERVER) + len(PRIVATE)))
         return fd
 
     def add(self, model: int, name: str, amount: float = 1) -> None:
@@ -92,10 +96,24 @@ class Counters:
     def set_server(self, name: str, value: float) -> None:
         self._own[self._server[name]] = value
 
+    def get_on(self, progress: float, allowed_s: float = 0.0) -> None:
+        """Say that this process gets on: a number that is not the last one, nor 0. allowed_s: to the next one, where
+        that may be long."""
+        self.set_server("allowed_s", allowed_s)
+        self.set_server("progress", progress)
+
+    def progress(self, row: int) -> tuple[float, float]:
+        """What a process last said with `get_on`; 0 of one that begins."""
+        return tuple(self._all[row, [self._server[name] for name in PRIVATE]].tolist())
+
+    def clear_progress(self) -> None:
+        """The next process of this row has said nothing yet."""
+        self.set_server("progress", 0)
+
     def clear_gauges(self) -> None:
         """What a process that died had in its hands."""
         for model in range(len(self._models)):
-            for name in GAUGES:
+            for name in GAUGES.keys() - set(MOMENTS):
                 self.set(model, name, 0)
         self.set_server("connections", 0)
 
@@ -118,18 +136,18 @@ class Counters:
     def to_prometheus(self) -> Iterator[str]:
         """The lines of the text format, version 0.0.4."""
         for name, text in COUNTS.items():
-            yield from _head(f"sdpl_{name}_total", "counter", text)
+            yield from prometheus_head(f"sdpl_{name}_total", "counter", text)
             yield from (f'sdpl_{name}_total{{model="{m}"}} {self.total(i, name):.0f}' for i, m in self._named())
-        yield from _head("sdpl_failures_total", "counter", "Inference requests without scores, by reason.")
+        yield from prometheus_head("sdpl_failures_total", "counter", "Inference requests without scores, by reason.")
         for i, m in self._named():
             for kind in FAILURES:
                 yield f'sdpl_failures_total{{model="{m}",reason="{kind}"}} {self.total(i, f"failures.{kind}"):.0f}'
         for name, text in GAUGES.items():
             value = self.total if name in ("in_hand", "queued") else self.largest
-            yield from _head(f"sdpl_{name}", "gauge", text)
-            yield from (f'sdpl_{name}{{model="{m}"}} {value(i, name):.9g}' for i, m in self._named())
+            yield from prometheus_head(f"sdpl_{name}", "gauge", text)
+            yield from (f'sdpl_{name}{{model="{m}"}} {value(i, name):.13g}' for i, m in self._named())
         for name, (bounds, text) in HISTOGRAMS.items():
-            yield from _head(f"sdpl_{name}", "histogram", text)
+            yield from prometheus_head(f"sdpl_{name}", "histogram", text)
             for i, m in self._named():
                 counts, summed = self.histogram(i, name)
                 below = np.cumsum(counts).tolist()
@@ -138,9 +156,9 @@ class Counters:
                 yield f'sdpl_{name}_sum{{model="{m}"}} {summed:.9g}'
                 yield f'sdpl_{name}_count{{model="{m}"}} {below[-1]:.0f}'
         for name, text in SERVER.items():
-            kind = "counter" if name == "log_lines_lost" else "gauge"
+            kind = "counter" if name in SERVER_COUNTS else "gauge"
             full = f"sdpl_{name}" + ("_total" if kind == "counter" else "")
-            yield from _head(full, kind, text)
+            yield from prometheus_head(full, kind, text)
             yield f"{full} {self._all[:, self._server[name]].sum():.0f}"
 
     def _column(self, model: int, name: str) -> int:
@@ -150,6 +168,6 @@ class Counters:
         yield from enumerate(self._models)
 
 
-def _head(name: str, kind: str, text: str) -> Iterator[str]:
+def prometheus_head(name: str, kind: str, text: str) -> Iterator[str]:
     yield f"# HELP {name} {text}"
     yield f"# TYPE {name} {kind}"

@@ -33,10 +33,12 @@ from sdpl.server.channel import (
     Message,
 )
 from sdpl.server.counters import Counters
-from sdpl.server.line import Front, Line, Row, count, score
+from sdpl.server.fronts import Front, Fronts
+from sdpl.server.line import Line, Row, count, score
 from sdpl.server.loading import Loading, Tell
 from sdpl.server.serving import Serving, make_ready
 from sdpl.server.settings import Settings
+from sdpl.server.watchdog import LOOK_S, SLOWER
 
 FAILURES_IN_A_ROW = 3  # calls of the engine that fail before the process gives up and is started anew
 
@@ -55,8 +57,7 @@ class Engine:
         """unloaded: models that were taken out of service before this process was started."""
         self._settings, self._counters, self._unloaded = settings, counters, unloaded
         self._names, self._paths = list(settings.models), list(settings.models.values())
-        self._listener, self._control = listener, control
-        self._fronts: dict[int, Front] = {}  # by the file descriptor of its channel
+        self._listener, self._control, self._fronts = listener, control, Fronts(listener)
         self._current: dict[int, Line] = {}  # by model
         self._retiring: list[Line] = []
         self._states: dict[int, dict[str, Any]] = {}  # the last announcement of each model
@@ -66,6 +67,7 @@ class Engine:
         self._loading = Loading(self._make, self._wake)
         self._wake_out, self._wake_in = socket.socketpair()
         self._wake_out.setblocking(False)
+        self._rounds = 0
         self._stopping = False
 
     def run(self) -> None:
@@ -75,12 +77,11 @@ class Engine:
                 self._unload(model)
             else:
                 self._loading.load(model)
-        selector = selectors.DefaultSelector()
-        self._listener.setblocking(False)
-        for each in (self._listener, self._control, self._wake_out):
-            selector.register(each, selectors.EVENT_READ)
-        self._selector = selector
+        for each in (self._control, self._wake_out):
+            self._fronts.selector.register(each, selectors.EVENT_READ)
         while not self._stopping:
+            self._rounds += 1
+            self._counters.get_on(self._rounds)
             self._read(self._pause())
             self._loading.retry()
             self._take_loaded()
@@ -92,15 +93,15 @@ class Engine:
 
     # What comes in
 
-    def _pause(self) -> float | None:
-        """Seconds to wait for messages: none while a batch may leave."""
+    def _pause(self) -> float:
+        """Seconds to wait for messages: none while a batch may leave, and no longer than between two looks at it."""
         times = [at / 1e9 for line in self._lines() if (at := line.batcher.ready_at()) is not None]
         if (retry := self._loading.next_retry) is not None:
             times.append(retry)
-        return max(0.0, min(times) - time.monotonic()) if times else None
+        return max(0.0, min(LOOK_S, *(at - time.monotonic() for at in times))) if times else LOOK_S
 
-    def _read(self, timeout: float | None) -> None:
-        for key, events in self._selector.select(timeout):
+    def _read(self, timeout: float) -> None:
+        for key, events in self._fronts.selector.select(timeout):
             if key.fileobj is self._listener:
                 self._accept()
             elif key.fileobj is self._wake_out:
@@ -108,18 +109,13 @@ class Engine:
             elif key.fileobj is self._control:
                 self._obey()
             else:
-                self._hear(self._fronts[key.fd], events)
+                self._hear(self._fronts.of(key.fd), events)
 
     def _accept(self) -> None:
-        try:
-            sock, _ = self._listener.accept()
-        except OSError:
-            return
-        front = Front(Channel(sock))
-        self._fronts[sock.fileno()] = front
-        self._selector.register(front.channel, selectors.EVENT_READ)
-        for state in self._states.values():
-            self._tell(front, state)
+        front = self._fronts.accept()
+        if front is not None:
+            for state in self._states.values():
+                self._fronts.tell(front, state)
 
     def _obey(self) -> None:
         """The supervisor's word; its end is the end."""
@@ -143,8 +139,7 @@ class Engine:
     def _hear(self, front: Front, events: int) -> None:
         try:
             if events & selectors.EVENT_WRITE:
-                front.channel.flush()
-                self._watch(front)
+                self._fronts.flush(front)
             if events & selectors.EVENT_READ:
                 for message in front.channel.receive():
                     self._take(front, message)
@@ -175,41 +170,18 @@ class Engine:
                 os.close(fd)
         front.heard = max(front.heard, content.get("heard", 0))
         if "order" in content:  # to load or unload, from a caller that waits for it
-            self._command(content, lambda reason: self._tell(front, {"order": content["order"], "reason": reason}))
+            order = content["order"]
+            self._command(content, lambda reason: self._fronts.tell(front, {"order": order, "reason": reason}))
 
     def _lose(self, front: Front) -> None:
-        self._selector.unregister(front.channel)
-        del self._fronts[front.channel.fileno()]
-        front.channel.close()
+        self._fronts.lose(front)
         for line in self._lines():
             line.batcher.remove(lambda row: row.front is front)
 
     # What goes out
 
     def _answer(self, front: Front, model: int, slot: int, line: int, status: int) -> None:
-        self._send(front, HEADER.pack(RESULT, status, model, slot, line, 0, 0))
-
-    def _send(self, front: Front, data: bytes) -> None:
-        try:
-            front.channel.send(data)
-            self._watch(front)
-        except ClosedError:
-            pass  # its end comes through `_read` too
-
-    def _tell(self, front: Front, content: dict[str, Any]) -> None:
-        if front.channel.fileno() not in self._fronts:  # it was lost meanwhile
-            return
-        try:
-            front.channel.control(content)
-            self._watch(front)
-        except ClosedError:
-            pass
-
-    def _watch(self, front: Front) -> None:
-        """Ask to be told when the socket takes more, while something waits."""
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if front.channel.waiting else 0)
-        if self._selector.get_key(front.channel).events != events:
-            self._selector.modify(front.channel, events)
+        self._fronts.send(front, HEADER.pack(RESULT, status, model, slot, line, 0, 0))
 
     def _announce(self, model: int, reason: str, state: str = "") -> None:
         """Tell all front ends, and the supervisor, what a model is now: "ready", "failed" or "unloaded"."""
@@ -226,8 +198,8 @@ class Engine:
         }
         self._states[model] = content
         self._counters.set_server("gpu_used_bytes", 1e6 * (gpu_used_mb() or 0))
-        for front in self._fronts.values():
-            self._tell(front, content)
+        for front in self._fronts:
+            self._fronts.tell(front, content)
         self._control.control({"model": model, "state": state, "reason": reason})
 
     # Models
@@ -290,11 +262,11 @@ class Engine:
     def _retire(self) -> None:
         """Close lines that no front end can send rows for any more."""
         for line in list(self._retiring):
-            heard = min((front.heard for front in self._fronts.values()), default=line.retired_at or 0)
+            heard = min((front.heard for front in self._fronts), default=line.retired_at or 0)
             if len(line.batcher) == 0 and heard >= (line.retired_at or 0):
                 self._retiring.remove(line)
                 line.serving.recognizer.close()
-                for front in self._fronts.values():
+                for front in self._fronts:
                     front.arenas.pop(line.number, None)
 
     # Batches
@@ -317,6 +289,7 @@ class Engine:
         batch = line.batcher.take()
         model = line.model
         rows = [row for row, _ in batch]
+        self._counters.get_on(self._rounds + 0.5, SLOWER * line.serving.seconds_per_image * len(rows))
         start = time.monotonic_ns()
         try:
             score(line, rows)
@@ -332,7 +305,7 @@ class Engine:
             packed = HEADER.pack(RESULT, status, model, row.slot, line.number, max(0, start - arrival), c)
             by_front.setdefault(id(row.front), []).append(packed)
         for key, packed_rows in by_front.items():
-            self._send(fronts[key], b"".join(packed_rows))
+            self._fronts.send(fronts[key], b"".join(packed_rows))
         count(self._counters, line, batch, start, run_ns)
         if self._failed_in_a_row >= FAILURES_IN_A_ROW:
             raise SystemExit(f"{self._names[model]}: the engine failed {FAILURES_IN_A_ROW} times in a row")

@@ -4,17 +4,20 @@ import asyncio
 import contextlib
 import gc
 import ssl
+from typing import TYPE_CHECKING
 
 from sdpl.server.app import App
 from sdpl.server.channel import Channel, ClosedError
 from sdpl.server.exchange import Limits
 from sdpl.server.http import Server
-from sdpl.server.process import Setup
 from sdpl.server.routes import Routes
 from sdpl.server.settings import Settings
 
+if TYPE_CHECKING:
+    from sdpl.server.process import Setup
 
-def serve(setup: Setup) -> None:
+
+def serve(setup: "Setup") -> None:
     """Serve until the supervisor says {"drain": true}, or is gone."""
     gc.collect()
     gc.freeze()  # what was imported is not looked through again
@@ -22,7 +25,7 @@ def serve(setup: Setup) -> None:
         asyncio.run(_serve(setup))
 
 
-async def _serve(setup: Setup) -> None:
+async def _serve(setup: "Setup") -> None:
     settings, loop = setup.settings, asyncio.get_running_loop()
     app = App(settings, setup.engines, setup.counters)
     share = max(1, settings.max_connections // settings.workers)
@@ -69,10 +72,11 @@ def tls(settings: Settings) -> ssl.SSLContext | None:
 
 
 async def _report(app: App, http: Server, control: Channel) -> None:
-    """Keep the counters' gauges, and tell the supervisor when this front end is ready."""
+    """Keep the counters' gauges and the heartbeat, and tell the supervisor when this front end is ready."""
     told = False
     while True:
         app.counters.set_server("connections", len(http.connections))
+        app.decoding.beat()
         if app.settled and not told:
             told = True
             control.control({"ready": True})

@@ -14,15 +14,15 @@ from google.protobuf.message import DecodeError
 from sdpl.server import description, protocol
 from sdpl.server.app import App, retry_after
 from sdpl.server.lease import Lease, ModelInfo
-from sdpl.server.messages import PACKAGE, SERVICE, message, methods, split
+from sdpl.server.messages import HEALTH, SERVICE, message, methods, split
 from sdpl.server.protocol import Ask, TensorSpec
 from sdpl.server.refusal import RefusalError
-from sdpl.server.routes import logged
 
 Request = message("ModelInferRequest")
 Response = message("ModelInferResponse")
+Health = methods(HEALTH)["Check"][1]
 HEADROOM = 1 << 16  # of a message beside its tensors
-OPEN = ("ServerLive", "ServerReady", "ModelReady")  # need no token
+OPEN = ("ServerLive", "ServerReady", "ModelReady", "Check")  # need no token
 CONTENTS = ("uint_contents", "bytes_contents")  # those that an input of ours may use
 
 
@@ -39,14 +39,15 @@ async def start(app: App) -> grpc.aio.Server:
         maximum_concurrent_rpcs=max(1, settings.max_connections // settings.workers),
     )
     service = Service(app)
-    handlers = {}
-    for name, (request, response) in methods().items():
-        handlers[name] = grpc.unary_unary_rpc_method_handler(
-            service.handler(name),
-            request_deserializer=None if name == "ModelInfer" else request.FromString,
-            response_serializer=response.SerializeToString,
-        )
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(f"{PACKAGE}.{SERVICE}", handlers),))
+    for of in (SERVICE, HEALTH):
+        handlers = {}
+        for name, (request, response) in methods(of).items():
+            handlers[name] = grpc.unary_unary_rpc_method_handler(
+                service.handler(name),
+                request_deserializer=None if name == "ModelInfer" else request.FromString,
+                response_serializer=response.SerializeToString,
+            )
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(of, handlers),))
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"{host}:{settings.grpc_port}"
     if settings.tls_certificate is None or settings.tls_key is None:
@@ -87,14 +88,23 @@ class Service:
         return message("ServerReadyResponse")(ready=self._app.ready)
 
     async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return message("ModelReadyResponse")(ready=self._is_ready(request.name, request.version))
+
+    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """gRPC's own health check, of the server or of the model that is named."""
+        of_server = request.service in ("", SERVICE)
+        ready = self._app.ready if of_server else self._is_ready(request.service, "")
+        return Health(status="SERVING" if ready else "NOT_SERVING")
+
+    def _is_ready(self, name: str, version: str) -> bool:
+        """Raises RefusalError for a model that is not known."""
         try:
-            self._app.model(request.name, request.version)
-            ready = True
+            self._app.model(name, version)
         except RefusalError as refused:
             if refused.kind != "unavailable":
                 raise
-            ready = False
-        return message("ModelReadyResponse")(ready=ready)
+            return False
+        return True
 
     async def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
         return message("ServerMetadataResponse")(**description.server_metadata(self._app.settings.allow_repository))
@@ -140,7 +150,7 @@ class Service:
             lease = link.lease(info, ask.rows)
             try:
                 await self._score(lease, ask, raw, started)
-                about = logged(info, lease)
+                about = lease.about()
                 return respond(ask, lease)
             finally:
                 lease.release()

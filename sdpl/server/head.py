@@ -1,16 +1,18 @@
-"""The head of an HTTP/1.1 request, parsed by httptools and checked."""
+"""HTTP/1.1: the head of a request, and the chunks that may follow it, parsed by httptools; the head of a response."""
 
 import contextlib
 import time
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import httptools
 
-from sdpl.server.exchange import Request
+from sdpl.server.exchange import Request, Response
 from sdpl.server.refusal import RefusalError
 
 MAX_HEAD = 16_384  # bytes
+PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
 class Head:
@@ -35,8 +37,31 @@ class Head:
         self.complete = True
 
 
-def parse_head(data: bytes, peer: str) -> tuple[Request, tuple[Any, Head] | None]:
-    """A head, and the parser to go on with when its body is chunked. Raises RefusalError."""
+class ChunkedBody:
+    """A chunked body, gathered by the parser that has read its head."""
+
+    def __init__(self, parser: Any, head: Head):
+        self._parser, self._head = parser, head
+
+    def feed(self, data: bytes) -> None:
+        """Raises RefusalError."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            raise RefusalError("invalid", "the chunked body is malformed.") from None
+
+    @property
+    def content(self) -> bytearray:
+        """What has come in."""
+        return self._head.body
+
+    @property
+    def is_whole(self) -> bool:
+        return self._head.complete
+
+
+def parse_head(data: bytes, peer: str) -> tuple[Request, ChunkedBody | None]:
+    """A head, and what gathers its body when that is chunked. Raises RefusalError."""
     head = Head()
     parser = httptools.HttpRequestParser(head)
     try:
@@ -66,4 +91,16 @@ def parse_head(data: bytes, peer: str) -> tuple[Request, tuple[Any, Head] | None
         started_ns=time.monotonic_ns(),
         peer=peer,
     )
-    return request, (parser, head) if chunked else None
+    return request, ChunkedBody(parser, head) if chunked else None
+
+
+def format_head(response: Response, size: int, close: bool) -> bytes:
+    """The head of an answer. size: bytes of its body; close: whether the connection ends with it."""
+    lines = [
+        f"HTTP/1.1 {response.status} {PHRASES.get(response.status, '')}",
+        f"content-type: {response.content_type}",
+        f"content-length: {size}",
+        *(f"{name}: {value}" for name, value in response.headers.items()),
+        *(["connection: close"] if close else []),
+    ]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")

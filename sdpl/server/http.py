@@ -1,29 +1,21 @@
 """HTTP/1.1 on asyncio's buffered protocol: bodies are received straight into the memory where they are needed.
 
-httptools parses heads and chunked bodies; a body with a length goes past it. What a request is for is `routes.py`'s.
+`head.py` parses heads and chunked bodies; a body with a length goes past it. What a request is for is `routes.py`'s.
 """
 
 import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Any, cast
-
-import httptools
+from typing import cast
 
 from sdpl.server.exchange import Exchange, Limits, Request, Response, Routes
-from sdpl.server.head import MAX_HEAD, Head, parse_head
+from sdpl.server.head import MAX_HEAD, ChunkedBody, format_head, parse_head
 from sdpl.server.refusal import RefusalError
 
 SCRATCH = 1 << 16
 KEEP_UNWANTED = 4 << 20  # bytes of a body that nobody wants that are dropped so that the connection can stay open
 LINGER_S = 2.0
-STATUS = {
-    200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
-    408: "Request Timeout", 413: "Content Too Large", 415: "Unsupported Media Type", 499: "Client Closed Request",
-    431: "Request Header Fields Too Large", 500: "Internal Server Error", 503: "Service Unavailable",
-    504: "Gateway Timeout",
-}  # fmt: skip
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -70,7 +62,7 @@ class Connection(asyncio.BufferedProtocol):
         self._request: Request | None = None
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
-        self._chunks: tuple[Any, Head] | None = None  # of a chunked body
+        self._chunks: ChunkedBody | None = None
         self._receive: Callable[[], Exchange] | None = None  # what takes it once it is whole
         self._body: memoryview | None = None  # where the body goes now
         self._filled = 0  # bytes of it
@@ -239,22 +231,22 @@ class Connection(asyncio.BufferedProtocol):
         return True
 
     def _feed_chunks(self, data: bytes) -> None:
-        """A chunked body: gathered by httptools, and then treated like one with a length."""
+        """A chunked body: gathered, and then treated like one with a length."""
         assert self._chunks is not None
         assert self._request is not None
         assert self._receive is not None
-        parser, head = self._chunks
+        chunks, limit = self._chunks, self._server.limits.max_body
         try:
-            parser.feed_data(data)
-        except httptools.HttpParserError:
-            self._refuse(RefusalError("invalid", "the chunked body is malformed."))
+            chunks.feed(data)
+            if len(chunks.content) > limit:
+                raise RefusalError("too_large", f"the body has more than {limit} bytes.")
+        except RefusalError as refused:
+            self._refuse(refused)
             return
-        if len(head.body) > self._server.limits.max_body:
-            self._refuse(RefusalError("too_large", f"the body has more than {self._server.limits.max_body} bytes."))
-        elif head.complete:
+        if chunks.is_whole:
             self._chunks, self._request.keep_alive = None, False  # what follows on the connection is not looked at
-            self._request.length = self._remaining = len(head.body)
-            self._begin(self._receive, bytes(head.body))
+            self._request.length = self._remaining = len(chunks.content)
+            self._begin(self._receive, bytes(chunks.content))
 
     def _expected(self, request: Request) -> None:
         if request.headers.get("expect", "").lower() == "100-continue":
@@ -306,14 +298,7 @@ class Connection(asyncio.BufferedProtocol):
         close = close or self._server.draining or request is None or not request.keep_alive
         if request is not None:
             self._server.routes.finish(request, response)
-        lines = [
-            f"HTTP/1.1 {response.status} {STATUS.get(response.status, '')}",
-            f"content-type: {response.content_type}",
-            f"content-length: {size}",
-            *(f"{name}: {value}" for name, value in response.headers.items()),
-            *(["connection: close"] if close else []),
-        ]
-        head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
+        head = format_head(response, size, close)
         self._transport.write(head if request is not None and request.method == "HEAD" else b"".join((head, *body)))
         if request is not None:
             self._server.routes.finished(request, response, size)
@@ -373,7 +358,7 @@ class Connection(asyncio.BufferedProtocol):
         assert self._request is not None
         limits, received = self._server.limits, self._request.length - self._remaining
         if self._chunks is not None:
-            received = len(self._chunks[1].body)
+            received = len(self._chunks.content)
         if waited > limits.header_timeout_s and received < waited * limits.min_bytes_per_s:
             if self._exchange is not None:
                 self._exchange.abandon()

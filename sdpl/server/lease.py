@@ -77,6 +77,16 @@ class Lease:
     def attention(self) -> np.ndarray:
         return self.hold.arena.attention[self.start : self.start + self.rows]  # [B,C,h,w]
 
+    def about(self) -> dict[str, Any]:
+        """What the access log says of it, once it has been run."""
+        return {
+            "model": self.hold.info.name,
+            "images": self.rows,
+            "batch": self.batch,
+            "wait_ms": round(self.wait_ns / 1e6, 3),
+            "run_ms": round(self.run_ns / 1e6, 3),
+        }
+
     async def run(self, attention: bool, deadline_ns: int) -> None:
         """Have the images scored. Raises RefusalError when they were not; CancelledError has them dropped."""
         loop = asyncio.get_running_loop()

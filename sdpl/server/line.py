@@ -1,14 +1,13 @@
 """A model's line in an engine: who is in it, and how a batch of it is run where its images lie."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from sdpl.server.arena import Arena
 from sdpl.server.batcher import Batcher
-from sdpl.server.channel import Channel
 from sdpl.server.counters import Counters
+from sdpl.server.fronts import Front
 from sdpl.server.serving import Serving
 
 SMOOTHING = 0.2  # weight of the newest batch in the time of one image
@@ -18,18 +17,9 @@ SMOOTHING = 0.2  # weight of the newest batch in the time of one image
 class Row:
     """One image in line: whose, and where it lies."""
 
-    front: "Front"
+    front: Front
     slot: int
     attention: bool
-
-
-@dataclass(eq=False)
-class Front:
-    """One front end that is connected. arenas: by line. heard: the last announcement it has read."""
-
-    channel: Channel
-    arenas: dict[int, Arena] = field(default_factory=dict)
-    heard: int = 0
 
 
 @dataclass(eq=False)
@@ -69,7 +59,7 @@ def count(counters: Counters, line: Line, batch: list[tuple[Row, int]], start: i
     model = line.model
     line.serving.seconds_per_image += SMOOTHING * (run_ns / 1e9 / len(batch) - line.serving.seconds_per_image)
     counters.set(model, "seconds_per_image", line.serving.seconds_per_image)
-    counters.set(model, "last_inference", time.time_ns() // 1_000_000)
+    counters.set(model, "last_inference_timestamp_seconds", round(time.time(), 3))
     counters.set(model, "queued", len(line.batcher))
     counters.add(model, "batches")
     counters.add(model, "images", len(batch))

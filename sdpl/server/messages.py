@@ -10,7 +10,8 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from sdpl.server.refusal import RefusalError
 
 PACKAGE = "inference"
-SERVICE = "GRPCInferenceService"
+SERVICE = "inference.GRPCInferenceService"
+HEALTH = "grpc.health.v1.Health"  # gRPC's own
 RAW_INPUT_CONTENTS = 7  # its field in ModelInferRequest
 
 _pool = descriptor_pool.DescriptorPool()
@@ -19,15 +20,15 @@ for _file in FileDescriptorSet.FromString((files(__package__) / "inference.binpb
 
 
 def message(name: str) -> Any:
-    """The class of a message, such as "ModelInferRequest"."""
+    """The class of a message of the protocol, such as "ModelInferRequest"."""
     return message_factory.GetMessageClass(_pool.FindMessageTypeByName(f"{PACKAGE}.{name}"))
 
 
-def methods() -> dict[str, tuple[Any, Any]]:
-    """The service's methods with the classes of their requests and responses."""
-    service = _pool.FindServiceByName(f"{PACKAGE}.{SERVICE}")
+def methods(service: str = SERVICE) -> dict[str, tuple[Any, Any]]:
+    """A service's methods with the classes of their requests and responses."""
     get = message_factory.GetMessageClass
-    return {method.name: (get(method.input_type), get(method.output_type)) for method in service.methods}
+    found = _pool.FindServiceByName(service).methods
+    return {method.name: (get(method.input_type), get(method.output_type)) for method in found}
 
 
 def split(data: bytes) -> tuple[bytes, list[memoryview]]:

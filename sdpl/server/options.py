@@ -1,7 +1,9 @@
 """What the words of `sdpl-serve` mean, checked before anything is started."""
 
+import contextlib
 import importlib
 import os
+import socket
 import ssl
 import sys
 from pathlib import Path
@@ -24,13 +26,13 @@ def models(words: tuple[str, ...]) -> dict[str, str]:
     for word in words:
         name, equals, path = word.partition("=")
         if not equals:
-            name, path = Path(word).resolve().name.removesuffix(".sdpl"), word
+            name, path = Path(os.path.abspath(word)).name.removesuffix(".sdpl"), word
         if not name or not set(name) <= NAME_CHARACTERS:
             raise UserError(f"{word!r}: a model's name may have letters, digits and . _ - only; say NAME={path}.")
         if name in found:
             raise UserError(f"two bundles are called {name!r}: name one of them, such as other={path}.")
         Bundle.open(path)
-        found[name] = str(Path(path).resolve())
+        found[name] = os.path.abspath(path)  # a link is not followed yet: it may lead to another bundle later
     return found
 
 
@@ -102,6 +104,14 @@ def require_packages(settings: Settings) -> None:
             importlib.import_module(module)
         except ImportError:
             raise UserError(f"serving needs {module}: {install_line(extra)}") from None
+
+
+def tell_systemd() -> None:
+    """Tell a service manager that asked for it (`Type=notify`) that requests are served; does nothing elsewhere."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"READY=1", f"\0{address[1:]}" if address[0] == "@" else address)
 
 
 def greeting(settings: Settings) -> str:

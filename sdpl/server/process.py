@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from sdpl.server.channel import Channel, ClosedError, Message
 from sdpl.server.counters import Counters
 from sdpl.server.settings import Settings
+from sdpl.signals import STOPS
 
 
 @dataclass
@@ -55,9 +56,9 @@ def _first(sock: socket.socket) -> Message:
 
 
 def main(kind: str, fd: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPS:
         signal.signal(number, signal.SIG_IGN)  # the supervisor's business
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     with contextlib.suppress(ClosedError):  # the supervisor is gone already
         _serve(kind, receive_setup(fd))
 

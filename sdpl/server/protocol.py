@@ -6,7 +6,6 @@ is found here, with one line for the caller.
 
 import base64
 import binascii
-import json
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -80,10 +79,10 @@ def check(
     for output in outputs:
         if output.name not in OUTPUTS:
             raise RefusalError("invalid", f"output {output.name[:100]!r}: {nearest(output.name[:100], OUTPUTS)}")
-        _whole(output.parameters, "classification", 0, 1 << 31)
+        whole(output.parameters, "classification", 0, 1 << 31)
     if len(set(names)) < len(names):
         raise RefusalError("invalid", f"outputs {names}: each may be asked for once.")
-    timeout_us = _whole(parameters, "timeout", 0, 1 << 62)
+    timeout_us = whole(parameters, "timeout", 0, 1 << 62)
     return Ask(
         id=id,
         encoded=encoded,
@@ -91,32 +90,9 @@ def check(
         source=source,
         outputs=tuple(outputs) or (TensorSpec("scores", binary=bool(parameters.get("binary_data_output"))),),
         threshold=_number(parameters, "threshold", 0.0, 1.0),
-        top_k=_whole(parameters, "top_k", 1, len(info.categories)),
+        top_k=whole(parameters, "top_k", 1, len(info.categories)),
         timeout_s=timeout_us / 1e6 if timeout_us else None,  # 0 means none, as in Triton
     )
-
-
-def parse_json(text: bytes | bytearray) -> dict[str, Any]:
-    """An object. Raises RefusalError for anything else."""
-    try:
-        document = json.loads(bytes(text))
-    except (ValueError, RecursionError) as error:
-        raise RefusalError("invalid", f"the body is no valid JSON ({error}).") from None
-    if not isinstance(document, dict):
-        raise RefusalError("invalid", "the body must be a JSON object.")
-    return document
-
-
-def from_json(info: ModelInfo, document: dict[str, Any]) -> Ask:
-    """A request of the HTTP transport, its JSON part."""
-    parameters = _object(document, "parameters")
-    all_binary = bool(parameters.get("binary_data_output"))
-    id = document.get("id", "")
-    if not isinstance(id, str):
-        raise RefusalError("invalid", "'id' must be text.")
-    inputs = [_tensor(each, "inputs") for each in _list(document, "inputs")]
-    outputs = [_tensor(each, "outputs", all_binary) for each in _list(document, "outputs")]
-    return check(info, id, parameters, inputs, outputs)
 
 
 def fill(lease: Lease, data: Any) -> None:
@@ -175,27 +151,6 @@ def above(info: ModelInfo, scores: np.ndarray, threshold: float | None, top_k: i
     return [(c, score) for c, score in ranked(scores)[:top_k] if score >= limits[c]]
 
 
-def to_json(ask: Ask, lease: Lease) -> tuple[bytes, list[bytes]]:
-    """The answer over HTTP: its JSON, and the bytes of outputs that are wanted so."""
-    outputs, raw = [], []
-    for spec, datatype, values in results(ask, lease):
-        entry: dict[str, Any] = {"name": spec.name, "datatype": datatype, "shape": list(values.shape)}
-        if spec.binary:
-            data = to_bytes(values)
-            entry["parameters"] = {"binary_data_size": len(data)}
-            raw.append(data)
-        elif datatype == "BYTES":
-            entry["data"] = [text.decode() for text in values.ravel()]
-        else:
-            entry["data"] = values.ravel().tolist()
-        outputs.append(entry)
-    info = lease.hold.info
-    answer: dict[str, Any] = {"model_name": info.name, "model_version": info.version, "outputs": outputs}
-    if ask.id:
-        answer["id"] = ask.id
-    return json.dumps(answer).encode(), raw
-
-
 def to_bytes(values: np.ndarray) -> bytes:
     """A tensor's bytes; elements of BYTES each have their length before them."""
     if values.dtype != object:
@@ -242,43 +197,8 @@ def _from_base64(data: Any) -> Iterator[bytes]:
             raise RefusalError("invalid", "input 'jpeg': an element is no base64 text.") from None
 
 
-def _tensor(entry: Any, where: str, all_binary: bool = False) -> TensorSpec:
-    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-        raise RefusalError("invalid", f"'{where}': each entry must be an object with a name.")
-    name, shape, datatype = entry["name"], entry.get("shape", []), entry.get("datatype", "")
-    if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 1 << 31 for n in shape) or len(shape) > 8:
-        raise RefusalError("invalid", f"{name!r}: its shape must be a list of whole numbers.")
-    if not isinstance(datatype, str):
-        raise RefusalError("invalid", f"{name!r}: its datatype must be text.")
-    parameters = _object(entry, "parameters")
-    if "shared_memory_region" in parameters:
-        raise RefusalError("invalid", f"{name!r}: this server has no shared memory extension.")
-    return TensorSpec(
-        name=name,
-        datatype=datatype,
-        shape=tuple(shape),
-        parameters=parameters,
-        data=entry.get("data"),
-        binary_size=_whole(parameters, "binary_data_size", 0, 1 << 62),
-        binary=bool(parameters.get("binary_data", all_binary)),
-    )
-
-
-def _object(document: dict[str, Any], key: str) -> dict[str, Any]:
-    value = document.get(key, {})
-    if not isinstance(value, dict):
-        raise RefusalError("invalid", f"{key!r} must be an object.")
-    return value
-
-
-def _list(document: dict[str, Any], key: str) -> list[Any]:
-    value = document.get(key, [])
-    if not isinstance(value, list):
-        raise RefusalError("invalid", f"{key!r} must be a list.")
-    return value
-
-
-def _whole(parameters: dict[str, Any], name: str, low: int, high: int) -> int | None:
+def whole(parameters: dict[str, Any], name: str, low: int, high: int) -> int | None:
+    """A parameter that is a whole number in a range; None without it. Raises RefusalError."""
     value = parameters.get(name)
     if value is None:
         return None

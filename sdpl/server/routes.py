@@ -8,16 +8,16 @@ from importlib.resources import files
 from typing import Any
 
 from sdpl.errors import nearest
-from sdpl.server import description, protocol
+from sdpl.server import description
 from sdpl.server.app import App, retry_after
+from sdpl.server.counters import prometheus_head
 from sdpl.server.exchange import Exchange, Request, Response
-from sdpl.server.lease import Lease, ModelInfo
+from sdpl.server.infer import Infer
+from sdpl.server.json_form import parse_json
 from sdpl.server.openapi import document
-from sdpl.server.protocol import Ask
 from sdpl.server.recognize import Recognize
 from sdpl.server.refusal import RefusalError
 
-JSON_LENGTH = "inference-header-content-length"
 OPEN = ("", "v2/health/live", "v2/health/ready", "openapi.json")  # need no token; see `is_open`
 PAGE = "page.html"
 
@@ -164,80 +164,6 @@ class Later:
         """Nothing is held."""
 
 
-class Infer:
-    """An inference request. Its JSON is read first; then the bytes of pixels go straight into the engine's slots."""
-
-    def __init__(self, app: App, request: Request, name: str, version: str):
-        self._app, self._request, self._names = app, request, (name, version)
-        self._link, self._info = app.pick(name, version)
-        request.info = self._info
-        self._lease: Lease | None = None
-        self._ask: Ask | None = None
-        self._raw: bytearray | None = None
-        self._link.admit(self._info, 1)
-        given = request.headers.get(JSON_LENGTH)
-        if given is None:
-            self._json_size, limit = request.length, app.settings.max_json
-        else:
-            if not (given.isascii() and given.isdigit()) or len(given) > 18 or int(given) > request.length:
-                raise RefusalError(
-                    "invalid", f"{JSON_LENGTH} {given[:40]!r} does not fit a body of {request.length} bytes."
-                )
-            self._json_size, limit = int(given), app.settings.max_json
-        if self._json_size > limit:
-            raise RefusalError("too_large", f"JSON of {self._json_size} bytes (limit {limit}): send binary data.")
-        if self._json_size == 0:
-            raise RefusalError("invalid", "the body is empty; expected an inference request in JSON.")
-        self._json = bytearray(self._json_size)
-        self.memory = memoryview(self._json)
-
-    def filled(self) -> None:
-        if self._ask is not None:
-            return
-        self._link, self._info = self._app.pick(*self._names)  # again: the model may have been swapped meanwhile
-        self._ask = ask = protocol.from_json(self._info, protocol.parse_json(self._json))
-        self._json = bytearray()
-        rest = self._request.length - self._json_size
-        size = ask.source.binary_size
-        if size is None and rest:
-            raise RefusalError("invalid", f"{rest} bytes follow the JSON, but no input has a binary_data_size.")
-        if size is not None and size != rest:
-            raise RefusalError("invalid", f"binary_data_size says {size} bytes, {rest} follow the JSON.")
-        if size is None and ask.source.data is None:
-            raise RefusalError("invalid", f"input {ask.source.name!r} has neither data nor binary_data_size.")
-        expected = ask.rows * self._info.geometry.image_bytes
-        if size is not None and not ask.encoded and size != expected:
-            raise RefusalError("invalid", f"input 'image': its shape needs {expected} bytes, got {size}.")
-        self._lease = self._link.lease(self._info, ask.rows)
-        if size is not None and ask.encoded:
-            self._raw = bytearray(rest)
-            self.memory = memoryview(self._raw)
-        elif size is not None:
-            self.memory = self._lease.memory
-
-    async def answer(self) -> Response:
-        ask, lease, app = self._ask, self._lease, self._app
-        assert ask is not None
-        assert lease is not None
-        if ask.encoded:
-            await app.decode(lease, protocol.encoded_images(ask.source, ask.rows, self._raw))
-        elif ask.source.data is not None:
-            protocol.fill(lease, ask.source.data)
-        await app.run(lease, ask, self._request.started_ns)
-        text, raw = protocol.to_json(ask, lease)
-        self._request.log |= logged(self._info, lease)
-        response = Response(body=[text, *raw])
-        if raw:
-            response.content_type = "application/octet-stream"
-            response.headers["Inference-Header-Content-Length"] = str(len(text))
-        return response
-
-    def abandon(self) -> None:
-        lease, self._lease = self._lease, None
-        if lease is not None:
-            lease.release()
-
-
 def as_json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(status, [json.dumps(content).encode()], headers=headers or {})
 
@@ -255,19 +181,11 @@ def allow(request: Request, *methods: str) -> None:
         raise RefusalError("method", f"{request.path[:100]}: use {' or '.join(methods)}, not {request.method[:20]}.")
 
 
-def logged(info: ModelInfo, lease: Lease) -> dict[str, Any]:
-    """What the access log says about an inference."""
-    return {
-        "model": info.name,
-        "images": lease.rows,
-        "batch": lease.batch,
-        "wait_ms": round(lease.wait_ns / 1e6, 3),
-        "run_ms": round(lease.run_ns / 1e6, 3),
-    }
-
-
 def metrics(app: App) -> bytes:
-    lines = [*app.counters.to_prometheus(), "# HELP sdpl_model_info What is served.", "# TYPE sdpl_model_info gauge"]
+    """All of it in Prometheus's text format."""
+    lines = [*app.counters.to_prometheus(), *prometheus_head("sdpl_model_ready", "gauge", "1: it is served.")]
+    lines += [f'sdpl_model_ready{{model="{each["name"]}"}} {int(each["state"] == "READY")}' for each in app.states()]
+    lines += prometheus_head("sdpl_model_info", "gauge", "What is served.")
     for link in app.links[:1]:
         for name, info in link.models.items():
             about = info.description
@@ -279,7 +197,7 @@ def metrics(app: App) -> bytes:
 
 
 async def index(app: App, body: bytes) -> Response:
-    only_ready = bool(body) and protocol.parse_json(body).get("ready", False)
+    only_ready = bool(body) and parse_json(body).get("ready", False)
     return as_json([state for state in app.states() if state["state"] == "READY" or not only_ready])
 
 

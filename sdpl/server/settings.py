@@ -33,6 +33,7 @@ class Settings:
     idle_timeout_s: float = 75.0
     min_bytes_per_s: int = 16_384  #: a body that comes slower than this, after `header_timeout_s`, is cut off
     drain_s: float = 30.0
+    hung_after_s: float = 60.0  #: a process that does not get on for so long is started again; 0: never
     skip_proof: bool = False
     allow_repository: bool = False
     watch_s: float = 1.0  #: how often bundles on disk are looked at; 0: never

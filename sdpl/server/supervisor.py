@@ -15,18 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from sdpl.atomic import Temporary, remove_leftovers
-from sdpl.errors import UserError
+from sdpl.errors import Stopped, UserError
 from sdpl.server.channel import Channel, ClosedError
 from sdpl.server.counters import Counters
-from sdpl.server.serving import manifest_hash
 from sdpl.server.settings import Settings
+from sdpl.server.watch import Watch
+from sdpl.server.watchdog import LOOK_S, Watchdog
+from sdpl.signals import STOPS
 
 BACKOFF_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
 ALLOCATOR = {  # of glibc, in front ends: buffers of one image are kept for the next, not given back and zeroed anew
     "MALLOC_MMAP_THRESHOLD_": "33554432",
     "MALLOC_TRIM_THRESHOLD_": "67108864",
 }
-SIGNALS = (signal.SIGTERM, signal.SIGINT)  # that stop a server
 STEADY_S = 30.0  # after so long a restart counts as the first again
 FRONT_ENDS_STOP_S = 5.0  # beside their drain time
 
@@ -76,32 +77,33 @@ class Supervisor:
         first = len(self._children)
         self._children += [Child("frontend", i, first + i, sock) for i, sock in enumerate(http)]
         self._memory = Counters.memory(len(self._children), len(settings.models))
+        self._bundles = Watch(list(settings.models.values()))
         self._stopping = False
         self._fatal: asyncio.Future[str]
         self._all_ready: asyncio.Event
 
     def run(self, ready: Callable[[Settings], None] = lambda settings: None) -> None:
-        """Serve until SIGTERM or SIGINT; then finish what was accepted. ready: called once when requests are served.
+        """Serve until a signal says to stop; then finish what was accepted. ready: called once it serves.
 
-        Raises KeyboardInterrupt when it was stopped before that, UserError when it cannot be served.
+        Raises Stopped when it was stopped before that, UserError when it cannot be served.
         """
         try:
             served = asyncio.run(self._run(ready))
         finally:
             self._sockets.close()
         if not served:
-            raise KeyboardInterrupt
+            raise Stopped
 
     async def _run(self, ready: Callable[[Settings], None]) -> bool:
         """Whether it came to serving."""
         loop = asyncio.get_running_loop()
         self._fatal, self._all_ready = loop.create_future(), asyncio.Event()
         stop = asyncio.Event()
-        for number in SIGNALS:
+        for number in STOPS:
             if signal.getsignal(number) != signal.SIG_IGN:  # a shell's background job is not to be stopped by Ctrl-C
                 loop.add_signal_handler(number, stop.set)
         keepers = [loop.create_task(self._keep(child)) for child in self._children]
-        watcher = loop.create_task(self._watch())
+        watchers = [loop.create_task(self._watch()), loop.create_task(self._guard())]
         waits: list[asyncio.Future[Any]] = [loop.create_task(self._all_ready.wait()), loop.create_task(stop.wait())]
         try:
             await asyncio.wait({*waits, self._fatal}, return_when=asyncio.FIRST_COMPLETED)
@@ -113,10 +115,9 @@ class Supervisor:
             return self._all_ready.is_set()
         finally:
             self._stopping = True
-            watcher.cancel()
-            await self._end(keepers)
-            for task in (*waits, watcher):
+            for task in (*waits, *watchers):
                 task.cancel()
+            await self._end(keepers)
 
     # Processes
 
@@ -134,6 +135,7 @@ class Supervisor:
                 return
             if child.kind == "frontend" or self._all_ready.is_set():
                 self._say(f"{child.name} ended with status {status}; it is started again")
+                self._counters(child.row).add_server("restarts")
             elif not self._fatal.done():
                 self._fatal.set_result(f"{child.name} ended with status {status} before it was ready.")
             attempt = 0 if time.monotonic() - started > STEADY_S else attempt + 1
@@ -141,11 +143,11 @@ class Supervisor:
 
     async def _start(self, child: Child) -> None:
         ours, theirs = socket.socketpair()
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a child has them blocked until it ignores them
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # a child has them blocked until it ignores them
         try:
             child.process = await self._spawn(child, theirs)
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         theirs.close()
         child.control = Channel(ours)
         setup = {
@@ -189,6 +191,8 @@ class Supervisor:
             model, state = content["model"], content["state"]
             first = model not in child.models
             child.models[model] = state
+            if content["reason"]:
+                self._bundles.refused(model)
             if state == "unloaded":
                 child.unloaded.add(model)
             else:
@@ -205,7 +209,23 @@ class Supervisor:
         if all(each.ready for each in self._children):
             self._all_ready.set()
 
+    async def _guard(self) -> None:
+        """Kill processes that hang; they are started again like others that die."""
+        watchdog = Watchdog(self._counters(0), self.settings.hung_after_s)
+        while self.settings.hung_after_s:
+            await asyncio.sleep(LOOK_S)
+            rows = watchdog.hung([child.row for child in self._children])
+            for child in self._children:
+                if child.row in rows and child.process is not None and child.process.returncode is None:
+                    self._say(f"{child.name} hangs: no progress for {self.settings.hung_after_s:g} s; it is ended")
+                    child.process.kill()
+
+    def _counters(self, row: int) -> Counters:
+        """The counters, as one who writes in this process's row: it has ended."""
+        return Counters(self._memory, len(self._children), list(self.settings.models), row)
+
     def _ended(self, child: Child) -> None:
+        self._counters(child.row).clear_progress()
         child.ready, child.models = False, {}
         if child.control is not None:
             asyncio.get_running_loop().remove_reader(child.control.sock)
@@ -249,18 +269,12 @@ class Supervisor:
     # Bundles on disk
 
     async def _watch(self) -> None:
-        """Have the engines load a bundle again when its manifest on disk is another."""
-        paths = list(self.settings.models.values())
-        seen = [manifest_hash(path) for path in paths]
+        """Have the engines load a bundle again when there is another on disk."""
         while self.settings.watch_s:
             await asyncio.sleep(self.settings.watch_s)
-            for model, path in enumerate(paths):
-                now = manifest_hash(path)
-                if now in (0, seen[model]):
-                    continue
-                seen[model] = now
-                self._say(f"{path} was replaced: it is being proved")
-                for child in self._children:
+            for model, is_to_load, line in self._bundles.look():
+                self._say(line)
+                for child in self._children if is_to_load else ():
                     if child.kind == "engine" and child.control is not None:
                         with contextlib.suppress(ClosedError):
                             child.control.control({"replaced": model})
@@ -300,4 +314,8 @@ def _device(device: str) -> dict[str, str]:
     """What an engine's environment says about GPUs; front ends use none."""
     if device == "auto":
         return {}
-    return {"CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device}
+    visible = "" if device == "cpu" else device
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None and device != "cpu":  # a scheduler's: the number counts those, as in every other command
+        visible = dict(enumerate(each.strip() for each in given.split(","))).get(int(device), "")
+    return {"CUDA_VISIBLE_DEVICES": visible}

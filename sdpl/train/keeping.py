@@ -32,6 +32,22 @@ def is_better(mAP: float, best: float) -> bool:
     return not mAP <= best
 
 
+class Keeper:
+    """Tells which checkpoints the newest epoch becomes. best_too: also `best.ckpt`, whatever `model.ckpt` keeps."""
+
+    def __init__(self, keep: str, val: LabelledImages, best_too: bool):
+        self.keeps_last, self.best_too = last_is_kept(keep, val), best_too
+        self.best_mAP = -math.inf
+
+    def names(self, mAP: float) -> list[str]:
+        """Of the files that the epoch of this validation mAP (percent, NaN without any) is written to."""
+        is_best = is_better(mAP, self.best_mAP)
+        if is_best and math.isfinite(mAP):
+            self.best_mAP = mAP
+        kept = ["model.ckpt"] if is_best or self.keeps_last else []
+        return [*kept, *(["best.ckpt"] if is_best and self.best_too else []), "last.ckpt"]
+
+
 def kept_epoch(history: Sequence[dict[str, Any]], keeps_last: bool) -> int:
     """The epoch, from 1, whose weights are kept of those in `history`, the rows of `log.csv`."""
     kept, best = len(history), -math.inf

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -24,21 +24,26 @@ from sdpl.train.checkpoint import load_state, save_checkpoint
 from sdpl.train.config import Config, TrainConfig
 from sdpl.train.distributed import Processes, choose_device, processes
 from sdpl.train.features.sources import FeatureMaps, FeatureSource, require_precision
+from sdpl.train.history import History
 from sdpl.train.initial import initialise
-from sdpl.train.keeping import is_better, last_is_kept, too_coarse
+from sdpl.train.keeping import Keeper, too_coarse
 from sdpl.train.log import EpochLog, write_csv
 from sdpl.train.model import PartialLabelModel, new_model
 from sdpl.train.pace import Pace, rising
 from sdpl.train.resume import fingerprint, require_new, resumable
-from sdpl.train.snapshots import ap_row, by_category, snapshot, snapshot_epochs
+from sdpl.train.snapshots import snapshot, snapshot_epochs
 from sdpl.train.splits import load_data
 from sdpl.train.step import Learner, NotFiniteError, explain
 from sdpl.train.summary import summary
 from sdpl.train.trackers import trackers
+from sdpl.train.validation import Validation
 
 PROOF_IMAGES = 8
 START_IMAGES = 32  # that the attention's start is measured on
-FIX = "Repair or remove it and add --resume; or, with data.unreadable: skip, such images are left out and counted."
+FIX = (
+    "Repair it (--resume goes on after a finished epoch), or set data.unreadable: skip, which leaves such images out; "
+    "sdpl-data check names them all."
+)
 
 
 def train(
@@ -131,17 +136,14 @@ class _Run:
         self.unreadable, self.report = unreadable, report
         self.train_features, self.val_features = features
         self.learner = Learner(model, config, group)
+        self.validation = Validation(self.val_data, self.val_features, group, config.train.batch_size, report)
         self.epoch = 0
         self.step = 0  # of the current epoch, done
         self.loss_sum = 0.0  # over the images of these steps
-        self.best_mAP = -math.inf
-        self.best_too = best_too
-        self.keeps_last = last_is_kept(config.train.keep, self.val_data)
+        self.keeper = Keeper(config.train.keep, self.val_data, best_too)
         self.thresholds = np.full(len(model.categories), DEFAULT)  # [C]
-        self.history: list[dict[str, Any]] = []
-        self.ap_history = torch.empty(0, len(self.model.categories))  # of each epoch: AP of each category, `ap_row`
+        self.history = History(model.categories)
         self.ap: dict[str, float | None] = {}  # of the newest epoch
-        self.snapshots: list[dict[str, Any]] = []  # of the attention, after some epochs
         self.callbacks = Callbacks([])
         self.lines: Report = silent  # told about the run
         self.pace = Pace(len(self.train_data), len(self.val_data), config.train.epochs, model.words.device)
@@ -153,7 +155,7 @@ class _Run:
         """What a new run does before its first epoch. scale_attention: not when it starts from trained weights."""
         if scale_attention:
             self._scale_attention()
-        self._take_snapshot()
+        self._take_snapshot(self._text_features())
         if not self.group.is_first:
             return
         with replace_file(self.out / "config.yaml") as temporary:
@@ -168,8 +170,7 @@ class _Run:
             while self.epoch < self.config.train.epochs:
                 log = self.run_epoch()
                 report(Progress(log.line(self.config.train.epochs)))
-                warning = rising([row["train_loss"] for row in self.history])
-                if warning:
+                if warning := rising(self.history.losses):
                     report(Progress(warning))
             best = self.out / "model.ckpt"
         finally:
@@ -180,20 +181,16 @@ class _Run:
         lr = learning_rate(self.config.train, self.epoch)
         loss = self._train_epoch(lr)
         with self.learner.averaged():
-            val_mAP = self._validate()
+            t = self._text_features()  # [C,E]
+            val_mAP = self._validate(t)
             self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
-            self._take_snapshot()
+            self._take_snapshot(t)
         self.shuffle_state = self.shuffle.get_state()
         log = EpochLog(self.epoch, lr, loss, val_mAP, self._count_unreadable(), time.monotonic() - started)
-        self.history.append(asdict(log))
-        self.ap_history = torch.cat([self.ap_history, ap_row(self.ap, self.model.categories)])
-        is_best = is_better(val_mAP, self.best_mAP)
-        if is_best and math.isfinite(val_mAP):
-            self.best_mAP = val_mAP
-        kept = ["model.ckpt"] if is_best or self.keeps_last else []
-        self._save(*kept, *(["best.ckpt"] if is_best and self.best_too else []), "last.ckpt")
+        self.history.add(log, self.ap)
+        self._save(*self.keeper.names(val_mAP))
         if self.group.is_first:
-            write_csv(self.out / "log.csv", self.history)
+            write_csv(self.out / "log.csv", self.history.epochs)
         self.callbacks.on_epoch(log, self.ap)
         return log
 
@@ -202,12 +199,9 @@ class _Run:
         state = content["resume"]
         load_state(self.model, content, f"{self.out}/last.ckpt")
         self.learner.load_state(state["learner"])
-        for name in ("epoch", "step", "loss_sum", "best_mAP", "history"):
-            setattr(self, name, state[name])
-        self.snapshots = state.get("snapshots", [])
-        kept = state.get("ap_history")
-        if kept is not None and kept.shape[1] == len(self.model.categories):  # checkpoints of before have none
-            self.ap_history = kept
+        self.epoch, self.step, self.loss_sum = state["epoch"], state["step"], state["loss_sum"]
+        self.keeper.best_mAP = state["best_mAP"]
+        self.history.load_state(state)
         self.thresholds = np.array(content["thresholds"])
         self.shuffle_state = state["shuffle"]
         self.shuffle.set_state(self.shuffle_state)
@@ -217,18 +211,21 @@ class _Run:
         """The report of all epochs. facts: the run's summary."""
         from sdpl.train.report import write_run_report  # its libraries are an extra
 
-        history, splits = self.history, (self.train_data, self.val_data)
-        ap = by_category(self.ap_history, self.model.categories)
-        write_run_report(path, str(self.out), self.config.train, history, ap, self.snapshots, splits, facts)
+        splits = self.train_data, self.val_data
+        write_run_report(path, str(self.out), self.config.train, self.history, splits, facts)
 
-    def _take_snapshot(self) -> None:
-        """Keep where the model looks in a few validation images, after a few epochs and at the start."""
+    @torch.no_grad()
+    def _text_features(self) -> torch.Tensor:
+        """t [C,E] of the model as it is, for what only looks at it."""
+        return self.learner.text_features()
+
+    def _take_snapshot(self, t: torch.Tensor) -> None:
+        """Keep where the model looks in a few validation images, after a few epochs and at the start. t: text features
+        [C,E]."""
         if not self.group.is_first or self.epoch not in snapshot_epochs(self.config.train.epochs):
             return
         if self.config.model.decoupling != "none":  # looks everywhere alike
-            with torch.no_grad():
-                t = self.learner.text_features()  # [C,E]
-            self.snapshots.append(snapshot(self.epoch, self.model, t, self.val_data, self.val_features))
+            self.history.snapshots.append(snapshot(self.epoch, self.model, t, self.val_data, self.val_features))
 
     def _save(self, *names: str) -> None:
         """Write the checkpoint under these names, in this order. It is large, with the frozen towers in it, and is
@@ -240,10 +237,8 @@ class _Run:
             "epoch": self.epoch,
             "step": self.step,
             "loss_sum": self.loss_sum,
-            "best_mAP": self.best_mAP,
-            "history": self.history,
-            "ap_history": self.ap_history,
-            "snapshots": self.snapshots,
+            "best_mAP": self.keeper.best_mAP,
+            **self.history.state(),
             "data": self.fingerprint,
             "shuffle": self.shuffle_state,
             "rng": torch.get_rng_state(),
@@ -298,10 +293,11 @@ class _Run:
             raise UserError(f"none of {len(order)} training images could be read; `sdpl-data check` says why.")
         return self.loss_sum / len(order)
 
-    def _validate(self) -> float:
-        """mAP in percent on the known labels of the validation split; fits the thresholds on the way."""
+    def _validate(self, t: torch.Tensor) -> float:
+        """mAP in percent on the known labels of the validation split; fits the thresholds on the way. t: text
+        features [C,E]."""
         self.model.eval()
-        scores, rows = self._score_validation()  # [n,C], [n]
+        scores, rows = self.validation.score(self.model, t, f"epoch {self.epoch + 1} validation")  # [n,C], [n]
         labels = self.val_data.labels[rows]  # [n,C]
         if not np.isfinite(scores).all():
             raise UserError(f"the model diverged in epoch {self.epoch + 1} (its scores are NaN): lower train.lr.")
@@ -312,27 +308,6 @@ class _Run:
         self.ap = {name: None if math.isnan(ap) else ap for name, ap in named}
         return float(np.nanmean(aps)) if np.isfinite(aps).any() else math.nan
 
-    @torch.no_grad()
-    def _score_validation(self) -> tuple[np.ndarray, np.ndarray]:
-        """Scores [n,C] of the images that could be read, and their rows [n] in the split.
-
-        Each process scores its share of the images, then all have all.
-        """
-        t = self.learner.text_features()  # [C,E]
-        scores = torch.zeros(self.val_data.labels.shape, device=t.device)  # [N,C]
-        times = torch.zeros(len(scores), device=t.device)  # [N], that each image was scored: 1, or 0 if unreadable
-        steps = Steps(self.report, f"epoch {self.epoch + 1} validation", len(self.val_data))
-        for rows, f in self.val_features.batches(self._validation_groups()):
-            if rows:
-                scores[rows] = self.model.probabilities(self.model.pool(f, t)[0])
-                times[rows] += 1
-            steps.advance(min(len(rows) * self.group.world_size, steps.total - steps.done))
-        self.group.all_reduce([scores, times])
-        found = np.flatnonzero(times.cpu().numpy() == 1)  # [n]
-        if not len(found):
-            raise UserError(f"none of {len(scores)} validation images could be read; `sdpl-data check` says why.")
-        return scores.cpu().numpy()[found], found
-
     def _count_unreadable(self) -> int:
         """Images skipped so far in this run, by whichever process, each counted once."""
         paths = (*self.train_data.images, *self.val_data.images)
@@ -341,11 +316,6 @@ class _Run:
         )
         self.group.all_reduce([skipped])
         return int((skipped > 0).sum())
-
-    def _validation_groups(self) -> Iterator[np.ndarray]:
-        own = np.arange(self.group.rank, len(self.val_data), self.group.world_size)
-        size = max(1, self.config.train.batch_size // self.group.world_size)
-        return (own[start : start + size] for start in range(0, len(own), size))
 
     def _choose_proof_images(self) -> torch.Tensor:
         """uint8 [N,S,S,3]: the first held-out images, which the export is verified on."""

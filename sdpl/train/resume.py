@@ -44,6 +44,8 @@ def resumable(config: Config, out: Path, fingerprint: str, report: Report = sile
 
     Raises UserError listing every difference that changes what is learned, when it is not of this run.
     """
+    if not (out / "last.ckpt").exists():
+        raise UserError(f"{out} holds no run to go on with (no last.ckpt): leave out --resume to begin one.")
     content = load_checkpoint(out / "last.ckpt")
     state = content["resume"]
     if "best_mAP" not in state:

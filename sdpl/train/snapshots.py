@@ -1,6 +1,6 @@
-"""What `last.ckpt` keeps for the report: AP by epoch, and where the model looks in a few validation images."""
+"""Where the model looks in a few validation images, as `last.ckpt` keeps it for the report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -54,14 +54,3 @@ def opened(snapshots: Sequence[dict[str, Any]], val: LabelledImages) -> list[Att
         cases = tuple((r, c) for (r, c), ok in zip(content["cases"], fits, strict=True) if ok)
         found.append(Attention(content["epoch"], cases, maps[np.array(fits, dtype=bool)]))
     return found
-
-
-def ap_row(ap: Mapping[str, float | None], categories: Sequence[str]) -> torch.Tensor:
-    """AP in percent by category as a checkpoint holds it: float32 [1,C], -1 where a category has none."""
-    values = [ap.get(name) for name in categories]
-    return torch.tensor([[-1.0 if value is None else value for value in values]], dtype=torch.float32)
-
-
-def by_category(rows: torch.Tensor, categories: Sequence[str]) -> list[dict[str, float | None]]:
-    """AP by category of each epoch, from the rows [epochs,C] of `ap_row`."""
-    return [{n: None if v < 0 else v for n, v in zip(categories, row, strict=True)} for row in rows.tolist()]

@@ -25,7 +25,11 @@ train()
 """
 AT_THE_END = """
 import atexit, os, sys
-atexit.register(lambda: os.kill(os.getpid(), 15))
+class Library:
+    def find_spec(name, *rest):
+        if name == "click":
+            atexit.register(lambda: os.kill(os.getpid(), 15))
+sys.meta_path.insert(0, Library)
 from sdpl.cli.entry import info
 sys.argv[1:] = ["--help"]
 info()
@@ -36,7 +40,7 @@ def run(code: str, folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("number", [2, 15])
+@pytest.mark.parametrize("number", [1, 2, 15])
 @pytest.mark.parametrize("module", ["click", "rich.progress", "sdpl.cli.bars", "sdpl.train.config"])
 def test_a_stop_while_a_command_loads_is_our_line(tmp_path, module, number):
     ended = run(INTERRUPTED_AT.format(module=module, number=number), tmp_path)
@@ -51,6 +55,68 @@ def test_a_stop_after_a_command_is_our_line(tmp_path):
     ended = run(AT_THE_END, tmp_path)
     assert (ended.returncode, ended.stderr) == (130, "error: interrupted; nothing half-written is left.\n")
     assert "Usage: sdpl-info" in ended.stdout
+
+
+DURING_THE_END = """
+import os, sys
+class Freed:
+    def __del__(self, kill=os.kill, own=os.getpid()):
+        for number in (1, 2, 15):
+            kill(own, number)
+sys.modules["freed"] = Freed()  # modules are freed last, after signals have their default actions again
+from sdpl.cli.entry import info
+sys.argv[1:] = ["--help"]
+info()
+"""
+
+
+def test_a_stop_while_python_takes_itself_apart_changes_nothing(tmp_path):
+    ended = run(DURING_THE_END, tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "Usage: sdpl-info" in ended.stdout
+
+
+WITHIN = """
+import click, os, signal, sys, time
+from sdpl.cli.command import Command
+from sdpl.cli.entry import leave_when_stopped
+@click.command("x", cls=Command)
+def command():
+    {body}
+leave_when_stopped()
+command()
+"""
+
+
+@pytest.mark.parametrize("number", [1, 2, 15])
+def test_a_stop_within_an_exec_ends_with_our_status(tmp_path, number):
+    """As when a dataclass is made. The interpreter remembers a plain KeyboardInterrupt that came out of one, and ends
+    by SIGINT."""
+    body = f"exec('os.kill(os.getpid(), {number})\\nfor _ in range(1000): pass')"
+    (tmp_path / "within.py").write_text(WITHIN.format(body=body))
+    words = [sys.executable, "-m", "within"]  # with -c it would not matter
+    ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stderr) == (130, "error: interrupted; nothing half-written is left.\n")
+
+
+CLEANS_UP = """
+    try:
+        os.kill(os.getpid(), 15)
+        time.sleep(60)
+    finally:
+        os.kill(os.getpid(), 15)
+        for _ in range(1000): pass
+        print("cleaned up", flush=True)
+        import atexit
+        atexit.register(lambda: os.kill(os.getpid(), 15))
+"""
+
+
+def test_a_stop_that_comes_more_than_once_is_one_line_and_a_whole_cleanup(tmp_path):
+    """`timeout` and service managers tell the process and its group."""
+    ended = run(WITHIN.format(body=CLEANS_UP.strip()), tmp_path)
+    assert (ended.returncode, ended.stdout) == (130, "cleaned up\n")
+    assert ended.stderr == "error: interrupted; nothing half-written is left.\n"
 
 
 LOST = """

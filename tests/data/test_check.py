@@ -1,4 +1,6 @@
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,6 +129,16 @@ def test_mask_writes_what_the_configuration_would_draw(sdpl, splits, scenes, tmp
     assert (partial.images, partial.categories) == (full.images, full.categories)
     assert f"{(partial.labels != 0).mean():.1%} of labels known" in result.stdout
     assert f"images: {scenes / 'train'}" in result.stdout
+
+
+def test_a_table_above_its_images_is_read_without_their_folder(sdpl, scenes, tmp_path):
+    (tmp_path / "photos").mkdir()
+    images = sorted((scenes / "test").glob("*.jpg"))[:2]
+    rows = [f"photos/{Path(shutil.copy(image, tmp_path / 'photos')).name},1,-1" for image in images]
+    (tmp_path / "labels.csv").write_text("\n".join(["image,dog,cat", *rows]))
+    result = sdpl("data", "mask", tmp_path / "labels.csv", "--proportion", "0.5", "--out", tmp_path / "part.csv")
+    assert result.output.endswith("part.csv\n")  # no folder to name
+    assert read_labels(tmp_path / "part.csv").images == read_labels(tmp_path / "labels.csv").images
 
 
 def test_mask_never_overwrites_by_accident(sdpl, fails, splits, tmp_path):

@@ -6,6 +6,7 @@ from sdpl.data.images import LabelledImages, count_labels, evenly_taken, require
 from sdpl.data.reading import Unreadable, batches
 from sdpl.errors import UserError
 from sdpl.evaluate.evaluation import score_all
+from sdpl.pipeline import Pixels
 from sdpl.preprocess import preprocess
 
 
@@ -56,7 +57,7 @@ def test_unreadable_images_are_skipped_once_named_and_counted(scenes, tmp_path):
     assert [len(images) for images, _ in seen] == [2, 2, 1]  # nothing is left of the first batch
     np.testing.assert_array_equal(np.concatenate([labels for _, labels in seen]), good.labels)
     assert data.without(unreadable.images).images == good.images
-    scores = score_all(lambda images: images.mean(axis=(1, 2)), data, 32, 3, unreadable=unreadable)
+    scores = score_all(lambda images: images.mean(axis=(1, 2)), data, Pixels(32), 3, unreadable=unreadable)
     assert len(scores) == 5
     assert len(lines) == 1
     assert "bad.jpg: is not an image" in lines[0]
@@ -65,7 +66,7 @@ def test_unreadable_images_are_skipped_once_named_and_counted(scenes, tmp_path):
 def test_nothing_readable_is_said(tmp_path):
     data = LabelledImages((tmp_path / "gone.jpg",), np.ones((1, 1), np.int8), ("a",))
     with pytest.raises(UserError, match="none of 1 images could be read; `sdpl-data check` says why"):
-        score_all(lambda images: images, data, 32, 2, unreadable=Unreadable("skip"))
+        score_all(lambda images: images, data, Pixels(32), 2, unreadable=Unreadable("skip"))
 
 
 def test_counts_of_each_category():

@@ -1,6 +1,9 @@
 """The shipped CLIP knows digits it never saw, and the demo runs from end to end (here on a few scenes)."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -64,10 +67,19 @@ def test_the_shipped_weights_can_be_read_by_others(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
 
 
+@pytest.mark.parametrize(("program", "status"), [("import time; time.sleep(60)", -signal.SIGTERM), ("", 0)])
+def test_a_step_that_does_not_end_with_the_demo_is_ended(monkeypatch, program, status):
+    monkeypatch.setattr(demo, "TOLD_S", 0.2 if status else 60)
+    process = subprocess.Popen([sys.executable, "-c", program])
+    demo._end(process)
+    assert process.returncode == status
+
+
 @pytest.mark.slow
 def test_the_whole_demo_on_a_few_scenes(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(demo, "TRAIN_SCENES", 24)
     monkeypatch.setattr(demo, "TEST_SCENES", 16)
+    monkeypatch.setattr(demo, "SECONDS", 0.05)
     out = tmp_path / "demo"
     demo.run(out)
     rows = {row[0]: row[1:] for row in json.loads((out / "summary.json").read_text())["rows"]}

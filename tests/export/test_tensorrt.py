@@ -56,8 +56,8 @@ def test_the_engine_is_one_that_the_runtime_knows(gpu_bundle):
     log = logger(tensorrt_rtx)
     runtime = tensorrt_rtx.Runtime(log)
     code = (gpu_bundle / "targets" / "rtx-sm86-fp16" / "encoder.engine").read_bytes()
-    assert "damaged" not in (invalid_engine(runtime, code) or "")
-    assert "the file is damaged" in invalid_engine(runtime, b"no engine" * 100)
+    assert "damaged" not in (invalid_engine(runtime, code, log) or "")
+    assert "the file is damaged" in invalid_engine(runtime, b"no engine" * 100, log)
 
 
 def test_a_graph_that_is_none_is_one_line(tmp_path):

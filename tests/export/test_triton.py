@@ -56,7 +56,7 @@ def test_the_onnx_model_has_standard_nodes_only_and_gives_the_proof_s_scores(rep
     assert model.ir_version <= 10
     images, expected = Bundle.open(bundle).proof()
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    np.testing.assert_allclose(session.run(["scores"], {"image": images})[0], expected, atol=1e-5)
+    np.testing.assert_allclose(session.run(["scores"], {"image": images})[0], expected.scores, atol=1e-5)
 
 
 def test_the_repository_carries_labels_and_a_whole_bundle(repository, bundle):
@@ -86,7 +86,8 @@ def test_a_tensorrt_engine_of_the_whole_model_where_it_can_be_built(bundle, sdpl
     monkeypatch.setattr("sdpl.kernels.gpu.look", lambda device_id: Gpu("a GPU", "86", 24 << 30, "CUDA 13.0"))
     assert [path.name for path in write_triton(bundle, tmp_path / "models")] == ["model", "model_onnx", "model_plan"]
     plan = (tmp_path / "models" / "model_plan" / "1" / "model.plan").read_bytes()
-    assert "damaged" not in (invalid_engine(tensorrt_rtx.Runtime(logger(tensorrt_rtx)), plan) or "")
+    log = logger(tensorrt_rtx)
+    assert "damaged" not in (invalid_engine(tensorrt_rtx.Runtime(log), plan, log) or "")
     config = (tmp_path / "models" / "model_plan" / "config.pbtxt").read_text()
     assert 'backend: "tensorrt"' in config
     assert 'name: "attention"' in config
@@ -159,7 +160,7 @@ def test_triton_serves_the_python_backend(repository, bundle, recognizer_scores,
 @pytest.fixture
 def recognizer_scores(bundle) -> tuple[np.ndarray, np.ndarray]:
     images, expected = Bundle.open(bundle).proof()
-    return images[:2], expected[:2]
+    return images[:2], expected.scores[:2]
 
 
 def answers(url: str) -> bool:

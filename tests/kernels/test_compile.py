@@ -11,7 +11,7 @@ import sass
 import sdpl.kernels.compile as compiler
 from sdpl.errors import UserError
 from sdpl.install import install_line
-from sdpl.kernels.compile import CAPABILITIES, constants, cubin
+from sdpl.kernels.compile import CAPABILITIES, constants, covering, cubin
 
 pytestmark = pytest.mark.slow
 
@@ -197,3 +197,20 @@ def test_an_unwritable_cache_only_costs_time(tmp_path, monkeypatch):
 def test_constants_are_the_source_s():
     assert constants()["TILE_L"] == 7
     assert constants()["FORWARD_THREADS"] == constants()["FORWARD_WARPS"] * constants()["WARP"]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "code"),
+    [
+        ("80", "80"),
+        ("86", "86"),
+        ("87", "86"),
+        ("90", "90"),
+        ("103", "100"),
+        ("121", "120"),
+        ("75", None),
+        ("110", None),
+    ],
+)
+def test_a_gpu_runs_code_of_its_own_or_an_earlier_minor(gpu, code):
+    assert covering(gpu) == code

@@ -294,7 +294,7 @@ def test_a_cubin_that_the_driver_refuses_is_one_line(capability):
 
     with pytest.raises(UserError, match=r"the driver \(CUDA 13.0\) cannot load the kernel for compute capability 86"):
         Kernels("float32", cubin("90", "float32"))
-    with pytest.raises(UserError, match="update the driver, or export again"):
+    with pytest.raises(UserError, match=r"update the driver \(CUDA 13 needs 580 or later\), or export again"):
         Kernels("float32", b"no cubin at all, but long enough to be looked at by a driver" * 4)
 
 
@@ -314,3 +314,41 @@ def test_a_driver_without_gpus_is_named():
     finally:
         put("gpus", 2)
         gpu.look.cache_clear()
+
+
+@pytest.fixture
+def status():
+    """status("init_status", 803): the driver's calls of that kind end so."""
+    changed = []
+
+    def change(name, value):
+        changed.append(name)
+        put(name, value)
+        gpu.look.cache_clear()
+        driver.context.cache_clear()
+
+    yield change
+    for name in changed:
+        put(name, 0)
+    gpu.look.cache_clear()
+    driver.context.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("number", "fix"),
+    [
+        (34, "this libcuda is a stub for compiling: take its folder out of LD_LIBRARY_PATH"),
+        (100, "is CUDA_VISIBLE_DEVICES set to none, or this a container without --gpus all"),
+        (803, "the driver was updated: restart the machine"),
+    ],
+)
+def test_a_driver_that_does_not_start_is_told_with_what_helps(status, number, fix):
+    status("init_status", number)
+    assert fix in gpu.gpu_obstacle()
+    assert gpu.gpu_obstacle().startswith("no CUDA GPU was found (cuInit: ")
+
+
+def test_a_gpu_that_another_process_has_for_itself_is_one_line(status):
+    status("context_status", 46)
+    with pytest.raises(UserError, match=r"device 0 cannot be used \(cuDevicePrimaryCtxRetain: .* another process"):
+        Kernels("float32")

@@ -21,7 +21,7 @@ def timed(cpu_bundle):
         bundle = Bundle.open(cpu_bundle)
         for name, ms in one_ms.items():
             target = name.replace("_", ":")
-            keep(bundle, target, Timing(files=files_of(bundle, target), one_ms=ms, batch=8, batch_ms=4 * ms))
+            keep(bundle, {target: Timing(files=files_of(bundle, target), one_ms=ms, batch=8, batch_ms=4 * ms)})
         return cpu_bundle
 
     return write
@@ -59,7 +59,7 @@ def test_less_exact_ones_only_when_they_are_asked_for(timed):
 def test_several_streams_ask_for_throughput(timed):
     bundle = Bundle.open(timed(cpu_fp32=5))
     slow_alone = Timing(files=files_of(bundle, "openvino:fp32"), one_ms=6, batch=8, batch_ms=10)
-    keep(bundle, "openvino:fp32", slow_alone)
+    keep(bundle, {"openvino:fp32": slow_alone})
     assert first(bundle.path)[0] == "cpu:fp32"
     assert first(bundle.path, streams=2)[0] == "openvino:fp32"
 
@@ -161,3 +161,9 @@ def test_every_command_and_every_result_names_the_target(sdpl, fails, cpu_bundle
         assert recognizer.recognize([photo])[0].target == "openvino:int8"
         assert {scored.target for _, scored in recognizer.stream([photo])} == {"openvino:int8"}
     assert "--precision needs a bundle" in fails("eval", checkpoint, annotations, "--precision", "int8")
+
+
+@pytest.mark.parametrize(("name", "backend"), [("cuda", "onnxruntime-cuda"), ("rtx", "tensorrt-rtx")])
+def test_a_kind_of_targets_is_told_as_its_backend(cpu_bundle, name, backend):
+    with pytest.raises(UserError, match=f"backend '{name}': did you mean '{backend}'"):
+        Recognizer.open(cpu_bundle, name)

@@ -4,13 +4,14 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import tensorrt_rtx
 
 from sdpl.bundle import Bundle
 from sdpl.errors import UserError
 from sdpl.install import install_line
 from sdpl.kernels.gpu import Gpu
 from sdpl.runtime import Recognizer
-from sdpl.runtime.availability import backend_obstacle, in_order, invalid_engine, target_obstacle
+from sdpl.runtime.availability import backend_obstacle, in_order, invalid_engine, logger, target_obstacle
 
 NAME = "rtx:sm86:fp16"
 RTX_3090 = Gpu("NVIDIA GeForce RTX 3090", "86", 24 << 30, "CUDA 13.0")
@@ -43,7 +44,8 @@ def test_no_gpu(gpu):
 
 def test_onnxruntime_without_cuda(gpu):
     gpu(RTX_3090)
-    assert f"was built without CUDA: {install_line('gpu')}" in backend_obstacle("onnxruntime-cuda")
+    fix = f"pip uninstall onnxruntime, then {install_line('gpu')}"
+    assert f"was built without CUDA: {fix}" in backend_obstacle("onnxruntime-cuda")
 
 
 def test_a_gpu_that_tensorrt_rtx_does_not_build_for(gpu, opened):
@@ -88,14 +90,17 @@ def test_an_engine_of_another_version_comes_with_the_command_that_rebuilds_it(gp
         (1, "it was built with another version: build it again"),
         (4, "the driver is too old: update the driver"),
         (2 | 32, "compute capability: build it again; the file is damaged"),
-        (0, "does not say why"),
+        (0, "TensorRT-RTX fails (in getCurrentCC (cudaError 35: CUDA driver version is insufficient)): look at nvidia"),
     ],
 )
 def test_what_tensorrt_rtx_says_of_an_engine_in_words(bits, reason):
     runtime = SimpleNamespace(get_engine_validity=lambda code: ("EngineValidity.INVALID", bits))
-    assert reason in invalid_engine(runtime, b"")
-    assert invalid_engine(SimpleNamespace(get_engine_validity=lambda code: ("EngineValidity.VALID", 0)), b"") is None
-    assert invalid_engine(SimpleNamespace(), b"") is None  # TensorRT itself cannot be asked
+    log = logger(tensorrt_rtx)
+    log.log(tensorrt_rtx.ILogger.ERROR, "in getCurrentCC (cudaError 35:\nCUDA driver version is insufficient)")
+    assert reason in invalid_engine(runtime, b"", log)
+    valid = SimpleNamespace(get_engine_validity=lambda code: ("EngineValidity.VALID", 0))
+    assert invalid_engine(valid, b"", log) is None
+    assert invalid_engine(SimpleNamespace(), b"", log) is None  # TensorRT itself cannot be asked
 
 
 def test_the_fastest_target_comes_first(gpu_bundle):

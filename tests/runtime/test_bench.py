@@ -96,3 +96,15 @@ def test_a_plot_without_matplotlib_is_said_before_anything_is_measured(fails, bu
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr(bench, "benchmark_bundle", lambda *a, **k: pytest.fail("measured first"))
     assert "pictures need matplotlib" in fails("bench", bundle, "--plot", tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--rates", "5"), "--rates is about a server: name it with --url"),
+        (("--input", "jpeg"), "--input is about a server"),
+        (("--url", "http://127.0.0.1:9", "--against", "m.ckpt"), "--against is measured beside BUNDLE alone"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_named(fails, bundle, words, message):
+    assert message in fails("bench", bundle, *words)

@@ -98,7 +98,7 @@ def test_an_older_bundle_is_verified_and_keeps_its_format_s_promise(without_embe
     assert sdpl("verify", without_embeddings).exit_code == 0
     bundle = Bundle.open(without_embeddings)
     assert bundle.manifest.format_version == 3
-    assert bundle.proof_embeddings() is None
+    assert bundle.proof()[1].embeddings is None
 
 
 def test_the_proof_compares_them(bundle, tmp_path, sdpl, fails):
@@ -117,7 +117,12 @@ def test_the_proof_compares_them(bundle, tmp_path, sdpl, fails):
 
 def test_an_export_with_wrong_ones_is_refused(checkpoint, tmp_path, fails, monkeypatch):
     right = PartialLabelModel.embeddings
-    monkeypatch.setattr(PartialLabelModel, "embeddings", lambda self, images: np.roll(right(self, images), 1, axis=1))
+
+    def wrong(self, images, t):
+        scores, embeddings = right(self, images, t)
+        return scores, np.roll(embeddings, 1, axis=1)
+
+    monkeypatch.setattr(PartialLabelModel, "embeddings", wrong)
     message = fails("export", checkpoint, "--out", tmp_path / "wrong.sdpl", "--target", "cpu:fp32")
     assert "an embedding has cosine" in message
     assert not (tmp_path / "wrong.sdpl").exists()

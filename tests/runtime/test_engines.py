@@ -10,7 +10,8 @@ import pytest
 
 from sdpl.bundle import Bundle
 from sdpl.errors import UserError
-from sdpl.runtime.engines import OnnxRuntimeCuda, TensorRt
+from sdpl.runtime.device import OutOfMemoryError
+from sdpl.runtime.engines import OnnxRuntimeCuda, TensorRt, _failed
 
 NAME = "rtx:sm86:fp16"
 NO_DEVICE = SimpleNamespace(device_id=0, current=nullcontext)  # none of these comes as far as to use one
@@ -37,8 +38,28 @@ def test_a_cut_engine_ends_in_one_line(bundle_and_target, monkeypatch):
 
 def test_onnxruntime_without_cuda_ends_in_one_line(bundle_and_target):
     bundle, target = bundle_and_target
-    with pytest.warns(UserWarning, match="CUDAExecutionProvider"), pytest.raises(UserError, match="CUDA provider: pip"):
+    line = r"cannot use its CUDA provider \(\S*providers_cuda.so: cannot open shared object file: .*: pip uninstall"
+    with pytest.warns(UserWarning, match="CUDAExecutionProvider"), pytest.raises(UserError, match=line):
         OnnxRuntimeCuda(bundle, "cuda:fp16", target, NO_DEVICE)
+
+
+def test_what_onnxruntime_prints_when_cuda_fails_is_the_reason(bundle_and_target, monkeypatch, capsys):
+    """It falls back to the CPU then, and what it prints would be among a command's JSON."""
+    bundle, target = bundle_and_target
+    real = onnxruntime.InferenceSession
+
+    def session(path, options, providers):
+        print("*************** EP Error ***************")
+        print(f"EP Error /src/cuda_call.cc:129 CUDA failure 35: CUDA driver\nis too old when using {providers}")
+        print("Falling back to ['CPUExecutionProvider'] and retrying.")
+        return real(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    line = r"its CUDA provider \(/src/cuda_call.cc:129 CUDA failure 35: CUDA driver is too old: look at nvidia-smi; a"
+    with pytest.raises(UserError, match=line) as raised:
+        OnnxRuntimeCuda(bundle, "cuda:fp16", target, NO_DEVICE)
+    assert "\n" not in str(raised.value)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(("precision", "tf32"), [("fp32", "0"), ("fp16", "1")])
@@ -57,3 +78,17 @@ def test_onnxruntime_rounds_no_float32_target_to_tf32(bundle_and_target, monkeyp
     with pytest.raises(UserError):
         OnnxRuntimeCuda(bundle, f"cuda:{precision}", target.model_copy(update={"precision": precision}), device)
     assert asked == [("CUDAExecutionProvider", {"device_id": "3", "use_tf32": tf32})]
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("Error Code 2: OutOfMemory (Requested size was 9 bytes.)", OutOfMemoryError),
+        ("1: [defaultAllocator.cpp] Error Code 1: Cuda Runtime (out of memory)", OutOfMemoryError),
+        ("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of size 9", OutOfMemoryError),
+        ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0", OutOfMemoryError),
+        ("Cuda Runtime (an illegal memory access was encountered)", RuntimeError),
+    ],
+)
+def test_only_want_of_memory_makes_a_batch_smaller(message, kind):
+    assert type(_failed(message, 8)) is kind

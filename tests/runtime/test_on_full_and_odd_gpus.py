@@ -1,6 +1,7 @@
 """What a GPU may refuse, on the driver of host memory: one line each, nothing left on the GPU, and it goes on."""
 
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -143,7 +144,7 @@ def test_another_gpu_compiles_what_the_bundle_lacks(open_bundle, driver, photos)
 def test_a_driver_that_is_too_old_for_the_cubin_is_one_line(open_bundle, driver):
     before = held()
     driver(version=12080)
-    with pytest.raises(UserError, match=r"the driver \(CUDA 12.8\) cannot load the kernel .* update the driver, or"):
+    with pytest.raises(UserError, match=r"the driver \(CUDA 12.8\) cannot load the kernel .* update the driver"):
         open_bundle()
     assert held() == before
 
@@ -181,6 +182,13 @@ def test_clock_and_memory_are_those_of_the_gpu_that_was_named():
     finally:
         with second.current():
             second.free(pointer)
+
+
+def test_a_gpu_that_does_not_tell_its_clock_has_none(monkeypatch):
+    """The processor's would stand beside the GPU's times."""
+    monkeypatch.setitem(sys.modules, "cuda.bindings.nvml", None)
+    monkeypatch.delattr("cuda.bindings.nvml", raising=False)
+    assert environment.clock_mhz(0) is None
 
 
 def test_a_damaged_resize_kernel_is_said(open_bundle, gpu_bundle, tmp_path):

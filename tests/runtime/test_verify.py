@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 
 from sdpl.bundle import Bundle
@@ -35,8 +34,8 @@ def test_what_runs_here_is_verified_and_written_down(sdpl, copy):
 
 
 def test_wrong_scores_fail_with_the_numbers_and_change_nothing(fails, copy, monkeypatch):
-    right = OnnxRuntimeCpu.scores
-    monkeypatch.setattr(OnnxRuntimeCpu, "scores", lambda self, images: np.clip(right(self, images) + 0.5, 0, 1))
+    right = OnnxRuntimeCpu.infer
+    monkeypatch.setattr(OnnxRuntimeCpu, "infer", lambda *given: [output + 0.5 for output in right(*given)])
     before = (copy / "manifest.json").read_bytes()
     line = fails("verify", copy)
     assert "cpu:fp32 does not give PyTorch's answers on this machine: scores differ by up to" in line
@@ -125,10 +124,10 @@ def test_a_damaged_target_is_a_failure_wherever_it_runs(sdpl, copy, harm, target
 
 
 def test_a_target_that_crashes_is_a_failure(fails, copy, monkeypatch):
-    def crash(self, images):
+    def crash(self, outputs, images):
         raise RuntimeError("illegal instruction\nmore")
 
-    monkeypatch.setattr(OnnxRuntimeCpu, "scores", crash)
+    monkeypatch.setattr(OnnxRuntimeCpu, "infer", crash)
     assert "cpu:fp32 crashed: RuntimeError: illegal instruction; " in fails("verify", copy)
 
 

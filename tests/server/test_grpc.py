@@ -8,7 +8,7 @@ import pytest
 
 import sdpl.server
 from sdpl.preprocess import preprocess
-from sdpl.server.messages import message, methods, split
+from sdpl.server.messages import HEALTH, SERVICE, message, methods, split
 from sdpl.server.refusal import RefusalError
 
 Request = message("ModelInferRequest")
@@ -19,11 +19,9 @@ def call(server):
     """call("ModelInfer", request, timeout=...) -> response."""
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
 
-        def run(method: str, request=None, **options):
-            asked, answered = methods()[method]
-            stub = channel.unary_unary(
-                f"/inference.GRPCInferenceService/{method}", asked.SerializeToString, answered.FromString
-            )
+        def run(method: str, request=None, service: str = SERVICE, **options):
+            asked, answered = methods(service)[method]
+            stub = channel.unary_unary(f"/{service}/{method}", asked.SerializeToString, answered.FromString)
             return stub(asked() if request is None else request, timeout=options.pop("timeout", 30), **options)
 
         yield run
@@ -53,6 +51,20 @@ def test_health_metadata_and_configuration(call):
     assert config.max_batch_size == 16
     assert [model.state for model in call("RepositoryIndex").models] == ["READY"]
     assert call("ModelStatistics").model_stats[0].name == "model"
+
+
+@pytest.mark.parametrize("service", ["", SERVICE, "model"])
+def test_grpc_s_own_health_check(call, service):
+    asked, _ = methods(HEALTH)["Check"]
+    answer = call("Check", asked(service=service), service=HEALTH)
+    assert answer.SerializeToString() == b"\x08\x01"  # SERVING, as everyone has it
+
+
+def test_grpc_s_own_health_check_of_nothing_known(call):
+    asked, _ = methods(HEALTH)["Check"]
+    with pytest.raises(grpc.RpcError) as refused:
+        call("Check", asked(service="birds"), service=HEALTH)
+    assert refused.value.code() == grpc.StatusCode.NOT_FOUND
 
 
 def test_raw_tensors_give_the_recognizer_s_scores_and_attention(call, recognizer, images):
@@ -132,6 +144,6 @@ def test_the_committed_descriptor_is_the_proto_compiled(tmp_path):
     protoc = pytest.importorskip("grpc_tools.protoc", reason="grpcio-tools compiles the .proto")
     folder = Path(sdpl.server.__file__).parent
     made = tmp_path / "made.binpb"
-    words = ["", f"-I{folder}", f"--descriptor_set_out={made}", "inference.proto"]
+    words = ["", f"-I{folder}", f"--descriptor_set_out={made}", "inference.proto", "health.proto"]
     assert protoc.main(words) == 0
     assert made.read_bytes() == (folder / "inference.binpb").read_bytes()

@@ -387,6 +387,8 @@ def test_metrics_are_what_prometheus_reads(server):
     families = {family.name: family for family in parser.text_string_to_metric_families(body.decode())}
     assert families["sdpl_run_seconds"].type == "histogram"
     assert families["sdpl_requests_http"].type == "counter"
+    assert server.metric('sdpl_model_ready{model="model"}') == 1
+    assert server.metric("sdpl_restarts_total") == 0
 
 
 def test_a_caller_that_goes_away_leaves_no_slot_taken(server, images):

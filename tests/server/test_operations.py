@@ -20,7 +20,8 @@ from serving import INFER, Callers, binary_request, replace, serving, until, wit
 
 from sdpl.bundle import PROOF, sha256
 from sdpl.manifest import MANIFEST
-from sdpl.server.messages import message, methods
+from sdpl.server import supervisor
+from sdpl.server.messages import HEALTH, SERVICE, message, methods
 
 IN_HAND = 'sdpl_in_hand{model="model"}'
 
@@ -65,6 +66,25 @@ def test_a_bundle_is_swapped_under_load_and_a_bad_one_is_not(own, bundle, images
         assert server.stop() == 0
 
 
+@pytest.mark.slow
+def test_a_bundle_that_is_copied_file_by_file_behind_a_link_is_taken_when_it_is_whole(own, bundle, tmp_path):
+    link = tmp_path / "current.sdpl"
+    link.symlink_to(own)
+    with serving(f"model={link}", "--workers", "1", "--threads", "1") as server:
+        other = tmp_path / "other.sdpl"
+        other.mkdir()
+        shutil.copyfile(bundle / MANIFEST, other / MANIFEST)
+        with_manifest(other, lambda content: content.update(thresholds=[0.25] * 10))
+        link.unlink()
+        link.symlink_to(other)
+        until(lambda: "is missing from the bundle" in str(server.get("/v2/health/ready")))
+        assert server.metric('sdpl_reload_failures_total{model="model"}') == 1
+        shutil.copytree(bundle, other, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+        until(lambda: server.get("/v2/models/model")[1]["sdpl"]["thresholds"][0] == 0.25)
+        assert server.get("/v2/health/ready")[1]["models"][0]["reason"] == ""
+        assert server.metric('sdpl_model_ready{model="model"}') == 1
+
+
 def test_a_bundle_that_fails_its_proof_is_never_served(own):
     wrong_proof(own)
     command = ["serve", str(own), "--http-port", "0", "--no-grpc"]
@@ -93,6 +113,7 @@ def test_processes_that_die_are_started_again(own, images):
         assert good > len(answers) / 2
         until(lambda: server.metric(IN_HAND) == 0)
         assert any("is started again" in line for line in server.lines)
+        assert server.metric("sdpl_restarts_total") == 2
 
 
 @pytest.mark.slow
@@ -132,10 +153,10 @@ def test_sigterm_finishes_what_was_accepted(own, images):
             server.get("/v2/health/live")
 
 
-def needs_token(channel: grpc.Channel, name: str, metadata: tuple = ()) -> bool:
+def needs_token(channel: grpc.Channel, name: str, metadata: tuple = (), service: str = SERVICE) -> bool:
     """Whether a method refuses an empty request for its token."""
     try:
-        channel.unary_unary(f"/inference.GRPCInferenceService/{name}")(b"", timeout=10, metadata=metadata)
+        channel.unary_unary(f"/{service}/{name}")(b"", timeout=10, metadata=metadata)
     except grpc.RpcError as error:
         return error.code() == grpc.StatusCode.UNAUTHENTICATED
     return False
@@ -158,6 +179,7 @@ def test_token_tls_and_limits(own, images, tmp_path):
             for name in methods():
                 assert needs_token(channel, name) == (name not in ("ServerLive", "ServerReady", "ModelReady")), name
                 assert not needs_token(channel, name, metadata), name
+            assert not needs_token(channel, "Check", service=HEALTH)
         for path in (
             "/v2/health/live",
             "/v2/health/ready",
@@ -223,3 +245,25 @@ def test_wrong_words_end_in_one_line(fails, bundle, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert "in use): choose another" in fails("serve", bundle, "--http-port", port, "--no-grpc")
+
+
+@pytest.mark.parametrize(
+    ("given", "device", "visible"),
+    [
+        (None, "1", "1"),
+        ("", "1", ""),
+        ("4,6", "1", "6"),
+        ("4,6", "0", "4"),
+        ("GPU-aa, GPU-bb", "1", "GPU-bb"),
+        ("4,6", "cpu", ""),
+        ("4,6", "auto", None),
+        ("4", "3", ""),
+    ],
+)
+def test_a_device_is_counted_among_those_that_a_scheduler_has_given(monkeypatch, given, device, visible):
+    """Slurm and Kubernetes say which GPUs are ours in CUDA_VISIBLE_DEVICES; the others are somebody else's."""
+    if given is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert supervisor._device(device).get("CUDA_VISIBLE_DEVICES") == visible

@@ -65,7 +65,8 @@ def get(name: str) -> int:
 
 def put(name: str, value: int) -> None:
     """Set a number of the driver: "memory" of each GPU, "capability", "multiprocessors", "version", "seed",
-    "alike": 1 for GPUs of one name;
+    "alike": 1 for GPUs of one name; "trusting": 1 for kernels and copies that may use any memory of the host;
+    "init_status", "context_status": what cuInit and the making of a context end with;
     "fail_after": the call, of those that may run out of memory, that does."""
     _driver().host_driver_set(name.encode(), ctypes.c_long(value))
 

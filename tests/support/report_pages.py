@@ -8,7 +8,7 @@ from PIL import Image
 from sdpl.data.check import check
 from sdpl.data.images import LabelledImages
 from sdpl.evaluate.evaluation import Evaluated, evaluate
-from sdpl.evaluate.report.cases import Scored
+from sdpl.evaluate.report.cases import ScoredModel
 from sdpl.evaluate.report.data import write_data_report
 from sdpl.evaluate.report.html import Compared, write_report
 from sdpl.evaluate.report.training import write_training_report
@@ -41,7 +41,7 @@ def evaluation_page(folder: Path, names: tuple[str, ...] = NAMES) -> Path:
     model = Evaluated(None, attention, names, 32, thresholds, "PyTorch")
     scores = np.random.RandomState(2).uniform(size=data.labels.shape)
     result = evaluate(scores, data, thresholds)
-    other = Compared("other.ckpt", result, Scored("other.ckpt", model, scores[:, ::-1]))
+    other = Compared("other.ckpt", result, ScoredModel("other.ckpt", model, scores[:, ::-1]))
     write_report(folder / "r.html", "model.ckpt", "labels.csv", model, data, scores, result, 3, [other], EPOCHS)
     return folder / "r.html"
 

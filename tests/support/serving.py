@@ -71,11 +71,16 @@ def environment() -> dict[str, str]:
 
 
 @contextmanager
-def serving(*words: object) -> Iterator[Server]:
-    """`sdpl serve WORDS` on free ports, ready; ended and waited for on the way out."""
+def serving(*words: object, variables: dict[str, str] | None = None) -> Iterator[Server]:
+    """`sdpl serve WORDS` on free ports, ready; ended and waited for on the way out. variables: of its environment."""
     command = [sys.executable, "-m", "sdpl", "serve", *map(str, words), "--http-port", "0", "--grpc-port", "0"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(), start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment() | (variables or {}),
+        start_new_session=True,
     )
     lines: list[str] = []
     reader = threading.Thread(target=lambda: lines.extend(process.stdout), daemon=True)

@@ -55,7 +55,7 @@ def test_a_callback_sees_every_step_and_epoch_and_the_end(config, tmp_path):
 def test_the_end_is_told_when_an_error_ends_a_run(config, tmp_path, monkeypatch):
     seen = Recording()
 
-    def stop(self):
+    def stop(self, t):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loop._Run, "_validate", stop)

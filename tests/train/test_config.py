@@ -9,8 +9,9 @@ import sdpl.train
 from sdpl.data.formats import recognise
 from sdpl.errors import UserError
 from sdpl.train.config import Config, check_config
-from sdpl.train.config_files import read_config
+from sdpl.train.config_files import read_config, read_sweep
 from sdpl.train.model.word_vectors import SHIPPED
+from sdpl.train.sweep import runs
 
 MINIMAL = {"data": {"train": {"annotations": "a.json"}}}
 
@@ -129,6 +130,14 @@ def test_the_ready_configurations_have_the_paper_s_values(name, annotations):
     assert config.train == paper.train
     assert pathlib.Path(config.data.train.annotations).resolve() == root / annotations
     assert recognise(pathlib.Path(annotations)) == name
+
+
+def test_the_ready_sweep_has_methods_that_can_be_trained():
+    sweep = read_sweep(pathlib.Path(__file__).parents[2] / "configs" / "coco_sweep.yaml")
+    made = runs(sweep)
+    assert len(made) == len(sweep.methods) * 9 == 90
+    assert len({str(dataclasses.replace(run.config.data, known_proportion=1)) for run in made}) == 1
+    assert len({str((run.config.model, run.config.train)) for run in made}) == len(sweep.methods)
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,9 @@ def read_labels(
     return data if categories is None else in_order(data, categories, str(path), some=True)
 
 
-def write_labels(data: LabelledImages, path: Path, replace: bool = False) -> Path:
-    """Write a table that `read_labels` reads, as its suffix says; returns the folder that the images' names are in.
+def write_labels(data: LabelledImages, path: Path, replace: bool = False) -> Path | None:
+    """Write a table that `read_labels` reads, as its suffix says. Images are named from the table's folder where all
+    of them are in it; otherwise from their own common folder, which is returned.
 
     Raises UserError when `path` exists and is not to be replaced, or has another suffix.
     """
@@ -91,11 +92,13 @@ def write_labels(data: LabelledImages, path: Path, replace: bool = False) -> Pat
     if path.exists() and not replace:
         raise UserError(f"{path} exists: add --force to replace it, or choose another --out.")
     images = [Path(abspath(image)) for image in data.images]
-    folder = Path(commonpath([image.parent for image in images]))
+    beside, common = Path(abspath(path.parent)), Path(commonpath([image.parent for image in images]))
+    is_beside = common.is_relative_to(beside)
+    folder = beside if is_beside else common
     names = [image.relative_to(folder).as_posix() for image in images]
     with replace_file(path) as temporary:
         write_table(temporary, SUFFIXES[suffix], names, data.labels, data.categories)
-    return folder
+    return None if is_beside else folder
 
 
 def recognise(path: Path) -> str:

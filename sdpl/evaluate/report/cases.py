@@ -13,7 +13,7 @@ from PIL import Image
 from sdpl.data.images import MEANING, LabelledImages, evenly_taken
 from sdpl.data.reading import batches
 from sdpl.evaluate.evaluation import Evaluated
-from sdpl.plots import overlay
+from sdpl.plots import overlay, peak
 from sdpl.preprocess import load_image
 from sdpl.text import shortened
 
@@ -82,7 +82,7 @@ class SampleCard:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredModel:
     """A model and its scores [N,C] of the data, in the order of the data's categories."""
 
     name: str
@@ -136,7 +136,7 @@ def error_cards(cases: Sequence[Case], model: Evaluated, data: LabelledImages) -
                 _name(data, case.column),
                 case.score,
                 float(model.thresholds[case.column]),
-                _peak(attention),
+                peak(attention),
                 present[:NAMED],
                 data_uri(photo),
                 data_uri(overlay(photo, attention)),
@@ -151,7 +151,7 @@ def sample_rows(data: LabelledImages, most: int) -> list[int]:
     return evenly_taken(len(data), most)
 
 
-def sample_cards(models: Sequence[Scored], data: LabelledImages, rows: Sequence[int]) -> list[SampleCard]:
+def sample_cards(models: Sequence[ScoredModel], data: LabelledImages, rows: Sequence[int]) -> list[SampleCard]:
     """These images with their best scores by each model, and where it looked for one category, the same for all: the
     present one that the first model scores highest; where none is present, its best."""
     columns = {}
@@ -168,7 +168,7 @@ def sample_cards(models: Sequence[Scored], data: LabelledImages, rows: Sequence[
 
 
 def _best(
-    own: Scored, data: LabelledImages, photo: Image.Image, row: int, column: int, attention: np.ndarray
+    own: ScoredModel, data: LabelledImages, photo: Image.Image, row: int, column: int, attention: np.ndarray
 ) -> SampleScores:
     """Of one model's scores of an image."""
     scores = own.scores[row]
@@ -179,7 +179,7 @@ def _best(
         for columns in (order[:TOP], missed[:NAMED])
     )
     picture, more = data_uri(overlay(photo, attention)), len(missed) - len(under)
-    return SampleScores(own.name, bars, under, more, float(scores[column]), picture, _peak(attention))
+    return SampleScores(own.name, bars, under, more, float(scores[column]), picture, peak(attention))
 
 
 def _name(data: LabelledImages, column: int | np.signedinteger) -> str:
@@ -201,10 +201,6 @@ def _attention(
                 maps[row, column] = found[row][model.categories.index(data.categories[column])].copy()
         done += len(images)
     return maps
-
-
-def _peak(attention: np.ndarray) -> float:
-    return float(attention.max() * attention.size)
 
 
 def data_uri(image: Image.Image) -> str:

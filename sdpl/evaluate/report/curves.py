@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from sdpl.data.images import evenly_taken
-from sdpl.evaluate.report.page import legend_beside, short, size
+from sdpl.evaluate.report.page import counting_ticks, legend_beside, short, size
 from sdpl.evaluate.training import AP, Epoch
 from sdpl.plots import pyplot
 
@@ -100,8 +100,8 @@ def ap_over_positives(ap: AP, positives: Mapping[str, int]) -> "Figure":
     low, high = (max(0.4, counts.min() / 2), 2 * max(1, counts.max())) if len(counts) else (0.4, 10)
     axis.set_xlim(low, high)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else "0" if value == 0.5 else "")
-    ticks = [tick for power in range(10) for tick in (10**power, 2 * 10**power, 5 * 10**power) if low <= tick <= high]
-    axis.set_xticks(([0.5] if low <= 0.5 and (counts == 0).any() else []) + ticks)
+    zero = [0.5] if low <= 0.5 and (counts == 0).any() else []
+    axis.set_xticks([*zero, *counting_ticks(low, high)])
     axis.minorticks_off()
     axis.set_ylim(0, 102)
     axis.set_xlabel("known training positives", fontsize=9)

@@ -11,7 +11,7 @@ from sklearn.metrics import precision_recall_curve
 
 from sdpl.data.images import LabelCounts, LabelledImages, evenly_taken
 from sdpl.evaluate.calibration import Calibration
-from sdpl.evaluate.report.page import is_narrow, legend_beside, short, size
+from sdpl.evaluate.report.page import counting_ticks, is_narrow, legend_beside, short, size
 from sdpl.plots import pyplot
 from sdpl.text import shortened
 
@@ -154,7 +154,9 @@ def positives_by_category(counts: dict[str, list[LabelCounts]]) -> "Figure":
         x = [rank + 1 for rank in at]
         axis.plot(x, [ranked[rank] for rank in at], marker=marker, markersize=3.5, color=f"C{i}", label=split)
     axis.set_yscale("symlog", linthresh=1)  # linear up to 1, so that 0 has its place
-    axis.set_ylim(bottom=0)
+    most = max((row.positive for rows in counts.values() for row in rows), default=0)
+    axis.set_ylim(0, 1.1 * max(most, 1))
+    axis.set_yticks([0, *counting_ticks(1, most)])
     axis.yaxis.set_major_formatter("{x:,.0f}")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("category, by rank", fontsize=9)

@@ -9,7 +9,7 @@ import numpy as np
 from sdpl.data.images import LabelledImages, count_labels
 from sdpl.evaluate.calibration import calibration
 from sdpl.evaluate.evaluation import Evaluated, Evaluation
-from sdpl.evaluate.report.cases import NAME, Scored, error_cards, sample_cards, sample_rows, worst_errors
+from sdpl.evaluate.report.cases import NAME, ScoredModel, error_cards, sample_cards, sample_rows, worst_errors
 from sdpl.evaluate.report.curves import loss_and_rate, mean_ap_over_epochs
 from sdpl.evaluate.report.figures import ap_bars, calibration_curve, precision_recall
 from sdpl.evaluate.report.page import Figure, figure, write_page
@@ -42,7 +42,7 @@ class Compared:
 
     name: str
     result: Evaluation
-    scored: Scored | None = None
+    scored: ScoredModel | None = None
 
 
 def write_report(
@@ -91,7 +91,7 @@ def write_report(
             "False positives": error_cards(false_positives, model, data),
             "False negatives": error_cards(false_negatives, model, data),
         },
-        samples=sample_cards([Scored(model_name, model, scores), *scored], data, samples),
+        samples=sample_cards([ScoredModel(model_name, model, scores), *scored], data, samples),
         others=others,
         several=bool(scored),
         models=[(model_name, result), *((other.name, other.result) for other in others)],

@@ -113,6 +113,12 @@ def short(name: str, most: int = 24) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
+def counting_ticks(low: float, high: float) -> list[int]:
+    """1, 2, 5, 10 and so on between two counts, for a logarithmic axis; over many decades only the powers of ten."""
+    steps = (1, 2, 5) if high <= 500 * max(low, 1) else (1,)
+    return [tick for power in range(10) for step in steps if low <= (tick := step * 10**power) <= high]
+
+
 def legend_beside(axis: "matplotlib.axes.Axes", title: str) -> None:
     """The axis's legend to its right; on a phone below it."""
     if is_narrow():

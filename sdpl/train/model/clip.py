@@ -91,9 +91,13 @@ class FrozenClip(nn.Module):
                 "lower map_pool or raise image_size."
             )
         if height % self.map_pool or width % self.map_pool:
+            pools = [str(n) for n in range(1, min(height, width) + 1) if height % n == 0 and width % n == 0]
+            step = (stride or image_size // height) * self.map_pool
+            fits = max(image_size // step, 1) * step
             raise UserError(
                 f"model.map_pool = {self.map_pool} does not divide the {height}x{width} map of a {image_size}-pixel "
-                "image, whose last row and column would be lost: choose another map_pool or image_size."
+                f"image, whose last row and column would be lost: take map_pool {' or '.join(pools)}, or image_size "
+                f"{fits} or {fits + step}."
             )
         return channels, height // self.map_pool, width // self.map_pool
 

@@ -14,6 +14,7 @@ from sdpl.train.model.decoupling import Decoupling
 from sdpl.train.model.prompts import PromptLearner
 from sdpl.train.model.weights import find_weights, load_weights
 from sdpl.train.model.word_vectors import word_vectors
+from sdpl.verification import Answers, Run
 
 MIN_SPREAD = 1e-6  # below it the logits differ by rounding only
 
@@ -105,10 +106,21 @@ class PartialLabelModel(nn.Module):
         return None if self.config.pooling == "fused" else self.decoupling.to_embedding.out_features
 
     @torch.no_grad()
-    def embeddings(self, images: np.ndarray) -> np.ndarray:
-        """float32 [B,E], of unit length, from uint8 [B,S,S,3], as `sdpl.runtime.Recognizer.embeddings`."""
+    def embeddings(self, images: np.ndarray, t: torch.Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Scores [B,C] and embeddings [B,E], of unit length, of uint8 [B,S,S,3], as
+        `sdpl.runtime.Recognizer.embeddings`."""
         f = self.encoder.locations(torch.from_numpy(images).to(self.words.device))  # [B,L,D]
-        return self.decoupling.embedding(f).float().cpu().numpy()
+        logits, _ = self.pool(f, self.text_features() if t is None else t)  # [B,C]
+        embeddings = self.decoupling.embedding(f)  # [B,E]
+        return self.probabilities(logits).float().cpu().numpy(), embeddings.float().cpu().numpy()
+
+    def answerer(self) -> Run:
+        """Scores and, where there are some, embeddings, as `scorer`."""
+        with torch.no_grad():
+            t = self.text_features()
+        if self.embedding_size is None:
+            return lambda images: Answers(self.scores(images, t))
+        return lambda images: Answers(*self.embeddings(images, t))
 
     def scorer(self) -> Callable[[np.ndarray], np.ndarray]:
         """`scores` with the text features computed once, for a model that no longer changes."""

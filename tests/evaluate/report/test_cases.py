@@ -8,7 +8,7 @@ from PIL import Image
 
 from sdpl.data.formats import read_labels
 from sdpl.evaluate.evaluation import Evaluated
-from sdpl.evaluate.report.cases import SIDE, Scored, error_cards, sample_cards, sample_rows, worst_errors
+from sdpl.evaluate.report.cases import SIDE, ScoredModel, error_cards, sample_cards, sample_rows, worst_errors
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_samples_show_the_best_scores_and_what_they_missed(data):
     scores = np.tile(np.linspace(1, 0, 10), (8, 1))  # "zero" is always the best guess
     labels = np.full((8, 10), -1, np.int8)
     labels[:, 1], labels[:, 2], labels[:, 9] = 1, 0, 1
-    own = Scored("m", model_looking_at(0, data.categories), scores)
+    own = ScoredModel("m", model_looking_at(0, data.categories), scores)
     cards = sample_cards([own], data.with_labels(labels), sample_rows(data, 3))
     assert [card.name for card in cards] == ["000000.jpg", "000003.jpg", "000007.jpg"]
     for card in cards:
@@ -95,7 +95,7 @@ def test_samples_show_where_each_model_looked_for_the_same_category(data):
     maps = np.zeros((8, 10, 2, 2), np.float32)
     maps[:, data.categories[::-1].index("two"), 1, 1] = 1  # at the lower right for "two" only
     other = replace(other, attention=lambda images: (None, maps[: len(images)]))
-    models = [Scored("a", model_looking_at(0, data.categories), first), Scored("b", other, first[:, ::-1])]
+    models = [ScoredModel("a", model_looking_at(0, data.categories), first), ScoredModel("b", other, first[:, ::-1])]
     cards = sample_cards(models, data.with_labels(labels), [0, 7])
     assert [card.category for card in cards] == ["two", "zero"]  # present and scored highest by "a"; its best
     assert [own.model for own in cards[0].models] == ["a", "b"]

@@ -19,6 +19,7 @@ from sdpl.evaluate.report.data import (
     write_data_report,
 )
 from sdpl.evaluate.report.figures import positives_by_category
+from sdpl.evaluate.report.page import counting_ticks
 
 THUMB = r'<img src="data:image/jpeg;base64,[^"]+" alt="([^"]*)">'
 
@@ -126,6 +127,15 @@ def test_the_curve_of_positives_is_ranked():
     counts = count_labels(LabelledImages((), labels, ("a", "b", "c")))
     (axis,) = positives_by_category({"train": counts}).axes
     assert axis.lines[0].get_ydata().tolist() == [2, 1, 0]
+    assert axis.get_yticks().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [(1, 0, []), (0.4, 8, [1, 2, 5]), (3, 31, [5, 10, 20]), (1, 45174, [1, 10, 100, 1000, 10000])],
+)
+def test_ticks_of_counts_can_be_read(low, high, ticks):
+    assert counting_ticks(low, high) == ticks
 
 
 def test_the_command_writes_it_and_refuses_a_folder_at_once(sdpl, fails, scenes, tmp_path):

@@ -280,6 +280,7 @@ def test_underscores_in_names_are_spaces_in_prompts(settings):
     ("change", "message"),
     [
         ({"image_size": 96, "map_pool": 2}, r"map_pool = 2 does not divide the 3x3 map of a 96-pixel image"),
+        ({"image_size": 96, "map_pool": 2}, "take map_pool 1 or 3, or image_size 64 or 128"),
         ({"image_size": 72}, r"image_size = 72: the trunk's cells are 32 pixels wide .* take 64 or 96"),
         (
             {"backbone": "ViT-S-32-alt", "backbone_config": None, "image_size": 150},
