@@ -461,7 +461,10 @@ def test_an_engine_may_wait_for_the_whole_gpu_when_it_is_first_used(make, proof)
             call("cuCtxSynchronize")
         elif not capturing.is_set():
             capturing.set()
-            time.sleep(0.2)  # for the other caller to get in
+            for _ in range(1000):  # until the other caller has the second slot
+                time.sleep(0.01)
+                if not recognizer.backend._slots._free:
+                    break
         right(*arguments)
 
     encoder.enqueue = enqueue
