@@ -8,33 +8,31 @@ issue slots, for bytes of the L2 cache and for time in which it only waits; bloc
 three, all slowed down alike (`walk`). That order is the worst for overlap: blocks that begin together stay together,
 and what one does between its scores is hidden behind another's only where they differ.
 
-The kernel before this one (`BEFORE`) is predicted the same way, for comparison.
+Blocks (x, y) for each y are taken to run on one multiprocessor, which nothing guarantees.
 """
 
 import itertools
-import subprocess
-import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 import sass
-from cuda.core import Program, ProgramOptions
 from results import Results
 
-from sdpl.kernels.compile import source
-from sdpl.kernels.plan import Shape, plan_tiled
+from sdpl.kernels.compile import constants, cubin
+from sdpl.kernels.plan import Launch, Shape, plan_tiled
 
-BEFORE = "0ed4545"  # the last commit with a block of 7 warps, 7 locations each
 K, E = 1024, 512
 GRID = list(itertools.product((20, 80, 500, 9600), (1, 8, 32, 128), (49, 196)))  # C, B, L
+STEP = constants()["TILE_L"]
 QUARTERS = 4  # of a multiprocessor: each issues one instruction a cycle
 TANH_CYCLES = 8  # of a quarter's tanh unit for a warp: 16 a clock and multiprocessor (CUDA C++ Programming Guide,
 # "Arithmetic Instructions", other special functions). benchmarks/kernel.py measures it where there is a GPU.
 WAIT_L2, WAIT_L1, WAIT_BARRIER = 270, 35, 30  # cycles; usual results of public microbenchmarks
 WAIT_SUMS = 125  # of five dependent shuffles and adds
-WAIT_SOFTMAX = 500  # two reductions over a warp, exponentials, shared memory
+WAIT_WEIGHTS = 200  # shared memory, three shuffles and maxima, two exponentials, shared memory again
+WAIT_LOGIT = 100  # shared memory, square root, division
 BYTES_PER_CLOCK = 64  # from L2 into one multiprocessor
 IN_GRAPH_US = 1.3  # from the end of one kernel of a CUDA graph to the start of the next: assumed
 
@@ -99,105 +97,92 @@ def walk(blocks: list[list[Phase]], resident: int, l2_share: float) -> float:
 
 
 class Code:
-    """Instructions of a forward kernel, by where they are."""
+    """Instructions of a forward kernel for tiles of tc categories, by where they are."""
 
-    def __init__(self, lines: list):
-        every = sass.loops(lines)
+    def __init__(self, lines: list, tc: int, polynomial: int):
+        every = sorted(sass.loops(lines), key=lambda loop: loop.first)
         self.registers = sass.registers(lines)
-        main = max(every, key=lambda loop: loop.own.count(sass.TANH))
-        around = [loop for loop in every if loop.first <= main.first and main.last <= loop.last and loop is not main]
-        inner = [loop for loop in every if not any(_inside(other, loop) for other in every if other is not loop)]
-        pools = [loop for loop in inner if sass.TANH not in loop.own and _loads(loop) and loop.own.count("FFMA") >= 8]
-        pool = max(pools, key=lambda loop: len(loop.own))
-        self.main, self.tanh = len(main.own), main.own.count(sass.TANH)
-        self.around = sum(len(loop.own) for loop in around)  # straight code between two main loops
-        self.pool, self.pool_rows = len(pool.own), sum(op.startswith("LDG") for op in pool.own)
-        beside = [loop for loop in every if loop not in (main, pool, *around)]
-        self.left = max((len(loop.own) for loop in beside if sass.TANH in loop.own), default=0)  # a location
-        self.columns = sum(len(loop.own) for loop in beside if _inside(pool, loop))
-        self.by_location = sum(len(loop.own) for loop in beside if loop in inner and not _loads(loop))  # 128 a turn
+        self.tanh = STEP * 8 * tc * (8 - polynomial) // 8
+        main = next(loop for loop in every if loop.own.count(sass.TANH) == self.tanh)
+        pool = next(loop for loop in every if loop.first > main.last and _loads(loop) >= STEP)  # a step, alone
+        run = max(every, key=lambda loop: loop.last - loop.first)  # of tiles of every size
+        sizes = sum(sass.TANH in loop.own for loop in every)
+        self.main, self.pool = len(main.own), len(pool.own)
+        self.start = len(_around(every, main).own)
+        self.end = len(_around(every, pool).own) + len(run.own) / sizes
 
-    @property
-    def per_tanh(self) -> float:
-        return self.main / self.tanh
+
+def _around(every: list[sass.Loop], inner: sass.Loop) -> sass.Loop:
+    """The smallest loop around a loop."""
+    return min((loop for loop in every if _inside(inner, loop) and loop is not inner), key=lambda x: x.last - x.first)
 
 
 def _inside(one: sass.Loop, other: sass.Loop) -> bool:
     return other.first <= one.first and one.last <= other.last
 
 
-def _loads(loop: sass.Loop) -> bool:
-    return any(op.startswith("LDG") for op in loop.own)
+def _loads(loop: sass.Loop) -> int:
+    return sum(op.startswith("LDG") for op in loop.own)
 
 
-def now(code: Code, gpu: Gpu, shape: Shape, tc: int, polynomial: int) -> tuple[float, float]:
+def runs(shape: Shape, plan: Launch) -> list[list[tuple[int, int]]]:
+    """The tiles (image, categories) of the blocks of a multiprocessor, as `Pairs` of the source has them: of some of
+    the busiest, the one with most tiles."""
+    multiprocessors, resident, _ = plan.grid
+    each, most = plan.tiling
+
+    def tiles(at: int, last: int) -> list[tuple[int, int]]:
+        found = []
+        while at < last:
+            of_image = min(last - at, shape.C - at % shape.C)
+            found.append((at // shape.C, of_image if of_image <= most else min(most, -(-of_image // 2))))
+            at += found[-1][1]
+        return found
+
+    def blocks(which: int) -> list[list[tuple[int, int]]]:
+        first, here = which * each, min(each, shape.B * shape.C - which * each)
+        cuts = [first + here * i // resident for i in range(resident + 1)]
+        return [tiles(*ends) for ends in itertools.pairwise(cuts)]
+
+    full = range(shape.B * shape.C // each)  # that have `each` pairs
+    return max(map(blocks, full[:: max(1, len(full) // 16)]), key=lambda found: sum(map(len, found)))
+
+
+def now(codes: dict[int, Code], gpu: Gpu, shape: Shape, polynomial: float, plan: Launch) -> tuple[float, float]:
     """Cycles of the kernel as it is, and bytes from L2."""
-    of_image = -(-shape.C // tc)
-    tiles = shape.B * of_image
-    mine = -(-tiles // gpu.multiprocessors)  # of the busiest multiprocessor, side by side
-    resident = min(3, mine)
     row_bytes = 2 * shape.L * (shape.K + shape.E)
-    g_bytes = 2 * shape.L * shape.E
-    tile_bytes = row_bytes + 2 * tc * shape.K + 4 * shape.K + 4 * tc * shape.E
-    images = 1 if mine <= of_image else 2  # that its blocks are at, at one time
-    kept = row_bytes * images + resident * 4 * tc * (5 * shape.L + 15) < 0.9 * gpu.l1_bytes
-    brings = gpu.l1_bytes > 128 << 10  # SDPL_LARGE_L1 of the source
-    turns, left = divmod(shape.L, 7)
-    tanh = shape.L * 8 * tc * TANH_CYCLES * (8 - polynomial) / 8
-    issue = turns * code.main + left * code.left
-    blocks = []
-    for i in range(resident):
-        own = mine // resident + (i < mine % resident)
+    steps = -(-shape.L // STEP)
+    of_blocks = runs(shape, plan)
+    images = {image for tiles in of_blocks for image, _ in tiles}
+    at_once = 1 if len(images) == 1 else 2  # images that its blocks are at, at one time
+    kept = row_bytes * at_once + len(of_blocks) * plan.shared_bytes < 0.9 * gpu.l1_bytes
+    blocks: list[list[Phase]] = []
+    seen: set[int] = set()
+    read_here = 0
+    for tiles in of_blocks:
         phases: list[Phase] = []
-        for n in range(own):
-            fresh = (i == n == 0) or (resident * n + i) % of_image == 0
-            read = tile_bytes if fresh or not kept else tile_bytes - row_bytes
-            read -= min(read, g_bytes) if n == 0 and not brings else 0  # the first round has nothing to pool
+        for image, tc in tiles:
+            code = codes[tc]
+            read = 2 * tc * shape.K + 4 * shape.K + 4 * tc * shape.E
+            read += 0 if kept and image in seen else row_bytes
+            seen.add(image)
+            read_here += read
+            between = (
+                2 * 8 * tc * TANH_CYCLES * (8 - polynomial) / 8
+            )  # two locations are scored before weights are used
             phases += [
-                Phase(wait=2 * WAIT_L2 if n == 0 else WAIT_L2),
-                Phase(tanh, issue, read, (turns + left) * WAIT_SUMS),
+                Phase(issue=code.start, wait=WAIT_L2 if phases else 2 * WAIT_L2),
                 Phase(
-                    issue=code.around + code.columns + shape.L // 128 * code.by_location,
-                    wait=2 * WAIT_BARRIER + WAIT_SOFTMAX,
+                    steps * STEP * 8 * tc * TANH_CYCLES * (8 - polynomial) / 8,
+                    steps * code.main,
+                    read,
+                    steps * (WAIT_SUMS + WAIT_BARRIER + max(0, WAIT_WEIGHTS - between)),
                 ),
+                Phase(issue=code.pool + code.end, wait=2 * WAIT_BARRIER + WAIT_L2 + WAIT_SUMS + WAIT_LOGIT),
             ]
-        batches = -(-shape.L // code.pool_rows)  # the last tile is pooled alone
-        read, wait = (0, WAIT_L1) if kept and (own > 1 or brings) else (g_bytes, WAIT_L2)
-        phases.append(Phase(issue=batches * code.pool, l2=read, wait=batches * wait))
-        phases.append(Phase(wait=WAIT_L2 + WAIT_SUMS + WAIT_BARRIER))
         blocks.append(phases)
-    share = min(BYTES_PER_CLOCK, gpu.l2_bytes_per_clock / min(gpu.multiprocessors, tiles))
-    fetches = min(tiles, max(shape.B, gpu.multiprocessors)) if kept else tiles
-    read_in_all = tiles * (tile_bytes - row_bytes) + fetches * row_bytes
-    return walk(blocks, resident, share), read_in_all
-
-
-def before(code: Code, gpu: Gpu, shape: Shape, tc: int) -> tuple[float, float]:
-    """The same of the kernel before: blocks of 7 warps with 7 locations each, three phases between barriers."""
-    blocks = shape.B * -(-shape.C // tc)
-    mine = -(-blocks // gpu.multiprocessors)
-    warps = 2 if mine == 1 else 4 / 2  # on the busiest quarter, of a block: 7 warps on 4 quarters, 14 on 4
-    turns = -(-shape.L // 49)
-    tanh = turns * 7 * shape.K / 32 * tc * TANH_CYCLES * warps
-    issue = warps * turns * (code.around + shape.K / 256 * code.main)
-    warps_of_passes = 7 + 7 + 2  # a column per thread: 3 passes, 64 in the last
-    pool = warps_of_passes / QUARTERS * shape.L / code.pool_rows * code.pool
-    read = 2 * shape.L * shape.K + turns * (2 * tc + 4) * shape.K + 4 * tc * shape.E  # 7 warps side by side share v
-    phases = [
-        Phase(wait=2 * WAIT_L2),
-        Phase(tanh, issue, read, turns * (shape.K / 256 * WAIT_L2 / 2 + 7 * tc * WAIT_SUMS / 4)),
-        Phase(issue=200, wait=2 * WAIT_BARRIER + WAIT_SOFTMAX),
-        Phase(issue=pool, l2=2 * shape.L * shape.E, wait=3 * shape.L / code.pool_rows * WAIT_L2),
-        Phase(issue=100, wait=2 * tc * WAIT_SUMS + WAIT_BARRIER),
-    ]
-    share = min(BYTES_PER_CLOCK, gpu.l2_bytes_per_clock / min(gpu.multiprocessors, blocks))
-    return walk([phases] * mine, 2, share), blocks * (read + 2 * shape.L * shape.E)
-
-
-def before_tile(shape: Shape, gpu: Gpu) -> int:
-    """The plan of the kernel before: the most categories with which there are two blocks for every multiprocessor."""
-    enough = [tc for tc in (4, 2, 1) if shape.B * -(-shape.C // tc) >= 2 * gpu.multiprocessors]
-    return enough[0] if enough else 1
+    share = min(BYTES_PER_CLOCK, gpu.l2_bytes_per_clock / plan.grid[0])
+    return walk(blocks, len(blocks), share), read_here * plan.grid[0]
 
 
 def separable(gpu: Gpu, shape: Shape, rank: int) -> float:
@@ -215,24 +200,22 @@ def separable(gpu: Gpu, shape: Shape, rank: int) -> float:
     )
 
 
-def codes(text: str, gpu: Gpu, polynomial: int = 0) -> dict[int, Code]:
-    """The forward kernels of a source for float16, by categories per tile."""
-    macros = [("SDPL_DTYPE", "16"), ("SDPL_POLYNOMIAL", str(polynomial))]
-    options = ProgramOptions(arch=f"sm_{gpu.capability}", std="c++17", define_macro=macros)
+def codes(gpu: Gpu, polynomial: int) -> dict[int, Code]:
+    """The forward kernel for float16, by categories of a tile."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "k.cubin"
-        path.write_bytes(bytes(Program(text, "c++", options).compile("cubin").code))
-        kernels = sass.functions(path)
-    return {tc: Code(kernels[f"forward_f16_c{tc}_aligned"]) for tc in (1, 2, 4)}
+        path.write_bytes(cubin(gpu.capability, "float16", polynomial=polynomial))
+        lines = sass.functions(path)["forward_f16_aligned"]
+    return {tc: Code(lines, tc, polynomial) for tc in (1, 2, 3, 4)}
 
 
-def row(gpu: Gpu, shape: Shape, cycles: float, read: float, tc: int) -> dict:
+def row(gpu: Gpu, shape: Shape, found: tuple[float, float]) -> dict:
     """What is predicted of one size. share_of_tanh_ceiling: of the kernel alone, as 16 tanh a clock and multiprocessor
     are 1."""
+    cycles, read = found
     ceiling = shape.B * shape.C * shape.L * shape.K / 16 / gpu.multiprocessors
     us = cycles / gpu.clock_ghz / 1000
     return {
-        "categories_a_tile": tc,
         "us": round(us, 2),
         "us_in_a_graph": round(us + IN_GRAPH_US, 2),
         "share_of_tanh_ceiling": round(ceiling / cycles, 3),
@@ -240,33 +223,26 @@ def row(gpu: Gpu, shape: Shape, cycles: float, read: float, tc: int) -> dict:
     }
 
 
-def predict(gpu: Gpu, old: str | None) -> dict:
+def predict(gpu: Gpu) -> dict:
     """Counts and rows of one GPU."""
-    mine = {polynomial: codes(source(), gpu, polynomial) for polynomial in (0, 2)}
-    theirs = codes(old, gpu) if old else {}
+    of = {polynomial: codes(gpu, polynomial) for polynomial in (0, 2)}
     counts = {
         f"{name} c{tc}": {
-            "instructions_per_tanh": round(code.main / code.tanh * of_unit, 2),
+            "instructions_per_tanh": round(code.main / (STEP * 8 * tc), 2),
             "registers": code.registers,
         }
-        for name, kernels, of_unit in (
-            ("now", mine[0], 1),
-            ("2 of 8 by polynomial", mine[2], 6 / 8),
-            ("before", theirs, 1),
-        )
-        for tc, code in kernels.items()
+        for name, kernel in (("now", of[0]), ("2 of 8 by polynomial", of[2]))
+        for tc, code in kernel.items()
     }
     rows = {}
     for C, B, L in GRID:
         shape = Shape(B, L, C, K, E)
-        tc = int(plan_tiled("forward", shape, "float16", True, gpu.multiprocessors).entry.split("_c")[1][0])
-        found = {"now": row(gpu, shape, *now(mine[0][tc], gpu, shape, tc, 0), tc)}
-        found["polynomial"] = row(gpu, shape, *now(mine[2][tc], gpu, shape, tc, 2), tc)
-        tiles = {tc: row(gpu, shape, *now(code, gpu, shape, tc, 0), tc)["us"] for tc, code in mine[0].items()}
-        found["by_tile_us"] = tiles
-        if theirs:
-            other = before_tile(shape, gpu)
-            found["before"] = row(gpu, shape, *before(theirs[other], gpu, shape, other), other)
+        plan = plan_tiled("forward", shape, "float16", True, gpu.multiprocessors)
+        found = {"pairs_a_multiprocessor": plan.tiling[0], "blocks_a_multiprocessor": plan.grid[1]}
+        found |= {"now": row(gpu, shape, now(of[0], gpu, shape, 0, plan))}
+        found["polynomial"] = row(gpu, shape, now(of[2], gpu, shape, 2, plan))
+        other = {n: replace(plan, grid=(plan.grid[0], n, 1)) for n in range(1, min(3, plan.tiling[0]) + 1)}
+        found["by_blocks_us"] = {n: row(gpu, shape, now(of[0], gpu, shape, 0, p))["us"] for n, p in other.items()}
         if C >= 500:
             found["separable_8_terms_us"] = round(separable(gpu, shape, 8), 1)
         rows[f"C={C} B={B} L={L}"] = found
@@ -276,10 +252,6 @@ def predict(gpu: Gpu, old: str | None) -> dict:
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path))
 def main(out: Path | None) -> None:
-    old = f"{BEFORE}:sdpl/kernels/bilinear_attention_pool.cu"
-    show = subprocess.run(["git", "show", old], cwd=Path(__file__).parent, capture_output=True, text=True)
-    if show.returncode:
-        print(f"without the kernel before: git has no {BEFORE} here", file=sys.stderr)
     about = {
         "kind": "PREDICTION by benchmarks/kernel_model.py; nothing was measured",
         "K": K,
@@ -290,7 +262,7 @@ def main(out: Path | None) -> None:
         out.unlink(missing_ok=True)
     results = Results(out, 0, **about)
     for gpu in GPUS:
-        results.add(gpu.name, predict(gpu, show.stdout or None))
+        results.add(gpu.name, predict(gpu))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Scoring many photos: `sdpl-score` against `sdpl-predict`, memory over many images, decoders, and listing.
+"""Scoring many photos: `sdpl-score` against `sdpl-predict`, memory over many images, embeddings, decoders, listing.
 
     python benchmarks/scoring.py throughput BUNDLE PHOTOS [--backend cpu:int8] [--photos 1000] [--before CHECKOUT]
     python benchmarks/scoring.py decoding PHOTOS [--out FILE.json]         # one thread against two and so on
     python benchmarks/scoring.py memory BUNDLE PHOTOS [--images 100000] [--out FILE.json]
+    python benchmarks/scoring.py embeddings BUNDLE PHOTOS [--backend cpu:int8] [--photos 200] [--out FILE.json]
     python benchmarks/scoring.py decoders PHOTOS [--out FILE.json]         # needs simplejpeg
     python benchmarks/scoring.py listing [--files 1000000] [--out FILE.json]
 
@@ -12,6 +13,7 @@ the sides take turns. --before: a checkout of an older sdpl, whose `sdpl-predict
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tarfile
@@ -25,6 +27,7 @@ import click
 import numpy as np
 from PIL import Image
 
+from sdpl.bundle import Bundle
 from sdpl.pipeline import Decoder, available_cores, batched
 from sdpl.preprocess import find_images, load_image, preprocess, squash
 from sdpl.runtime.environment import environment, peak_memory_mb
@@ -121,6 +124,64 @@ def memory(bundle: Path, photos: Path, images: int, out: Path | None) -> None:
         },
         out,
     )
+
+
+@main.command()
+@click.argument("bundle", type=FOLDER)
+@click.argument("photos", type=FOLDER)
+@click.option("--backend", default="cpu:int8", help="A target of ONNX Runtime on a CPU.")
+@click.option("--photos", "count", default=200)
+@click.option("--rounds", default=3)
+@click.option("--calls", default=30)
+@OUT
+def embeddings(bundle: Path, photos: Path, backend: str, count: int, rounds: int, calls: int, out: Path | None) -> None:
+    """What embeddings cost: one image's call with the graph's third output, without it, and with it asked for, on one
+    thread; and `sdpl-score` with and without `--embeddings`."""
+    with tempfile.TemporaryDirectory() as name:
+        tar = write_tar(Path(name) / "photos.tar", islice(cycle(find_images([photos])), count))
+        seconds: dict[str, list[dict[str, float]]] = {"scores": [], "scores and embeddings": []}
+        size_mb = {}
+        for i in range(rounds):
+            for side, words in zip(seconds, ((), ("--embeddings",)), strict=True):
+                folder = Path(name) / f"{len(words)}{i}"
+                command = ("score", bundle.resolve(), tar, "--backend", backend, "--out", folder, *words)
+                seconds[side].append(timed(*command)[0])
+                size_mb[side] = sum(file.stat().st_size for file in folder.glob("*.parquet")) / 1e6
+        calls_ms = third_output_ms(bundle, backend, find_images([photos])[0], calls)
+    best = {side: {kind: min(run[kind] for run in runs) for kind in runs[0]} for side, runs in seconds.items()}
+    about = {"environment": environment(), "load_average": os.getloadavg(), "backend": backend}
+    score = {"photos": count, "seconds": seconds, "best": best, "parquet_mb": size_mb}
+    cost = ratio(best, "scores and embeddings", "scores")
+    write({**about, "call_cpu_ms": calls_ms, "score": score, "embeddings_over_scores": cost}, out)
+
+
+def third_output_ms(bundle: Path, backend: str, photo: Path, calls: int) -> dict[str, float]:
+    """CPU ms of one image's call, medians of calls in turns, one thread: the graph without its output `embedding`, with
+    it, and asked for it."""
+    import onnx
+    import onnxruntime
+
+    opened = Bundle.open(bundle)
+    model = onnx.load(opened.file(opened.manifest.targets[backend].files["model"]))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    whole = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    model.graph.output.remove(next(output for output in model.graph.output if output.name == "embedding"))
+    cut = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    image = preprocess(photo, opened.manifest.preprocessing.image_size)[None]
+    sides = {
+        "graph without it": (cut, ["scores"]),
+        "graph with it": (whole, ["scores"]),
+        "asked for it": (whole, ["scores", "embedding"]),
+    }
+    took: dict[str, list[float]] = {side: [] for side in sides}
+    for call in range(calls + 2):
+        for side, (session, outputs) in sides.items():
+            begin = time.process_time()
+            session.run(outputs, {"image": image})
+            if call >= 2:  # the first ones warm up
+                took[side].append(1000 * (time.process_time() - begin))
+    return {side: statistics.median(times) for side, times in took.items()}
 
 
 @main.command()

@@ -83,9 +83,10 @@ def cheap_bundle(source: Path, out: Path) -> None:
     shutil.copytree(source, out)
     manifest = Bundle.open(out).manifest
     S, C = manifest.preprocessing.image_size, len(manifest.categories)
-    L = int(np.prod(manifest.map_size))
+    L, E = int(np.prod(manifest.map_size)), manifest.embedding_size or 1
     name = manifest.targets["cpu:fp32"].files["model"]
     constants = {"from": [0, 0, 0], "to": [1, C, 1], "axes": [1, 2, 3], "shape": [0, C], "times": [1, 1, L], "two": [2]}
+    constants |= {"one": [1], "first": [0], "units": [1, E]}
     initial = [helper.make_tensor(k, TensorProto.INT64, [len(v)], v) for k, v in constants.items()]
     initial.append(helper.make_tensor("scale", TensorProto.FLOAT, [], [1 / 255]))
     nodes = [
@@ -95,11 +96,14 @@ def cheap_bundle(source: Path, out: Path) -> None:
         helper.make_node("Mul", ["floats", "scale"], ["scores"]),
         helper.make_node("Unsqueeze", ["scores", "two"], ["wide"]),
         helper.make_node("Tile", ["wide", "times"], ["attention"]),
+        helper.make_node("Slice", ["scores", "first", "one", "one"], ["column"]),
+        helper.make_node("Tile", ["column", "units"], ["embedding"]),
     ]
     image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["B", S, S, 3])
     outputs = [
         helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["B", C]),
         helper.make_tensor_value_info("attention", TensorProto.FLOAT, ["B", C, L]),
+        helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["B", E]),
     ]
     graph = helper.make_graph(nodes, "cheap", [image], outputs, initial)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), out / name)

@@ -218,15 +218,29 @@ GPUS = {
 }  # fmt: skip
 
 
+# What others call the kinds of targets; beside these, the names of their backends
+ALIASES = {"trt": "tensorrt", "ort": "cuda", **{backend.name: backend.kind for backend in BACKENDS.values()}}
+
+
 def _fitting(name: str) -> str | None:
-    """What to take for a GPU, by compute capability or by name, that `rtx:` has no target for; None for other names."""
+    """What to take for a kind without a precision, and for a GPU, by compute capability or by name, that `rtx:` has no
+    target for; None for other names."""
     parts = name.lower().removesuffix(":").split(":")
-    if parts[0] != "rtx" or len(parts) < 2:
+    kind, model = ALIASES.get(parts[0], parts[0]), _model(parts[0])
+    if len(parts) == 1 and model not in GPUS:
+        if kind in ("rtx", "gpu"):
+            return "for RTX 30 take rtx:sm86:fp16, RTX 40 rtx:sm89:fp16, RTX 50 rtx:sm120:fp16, for others cuda:fp16"
+        return f"did you mean '{kind}:{KINDS[kind].precisions[0]}'?" if kind in KINDS else None
+    if model in GPUS:
+        parts.insert(0, "rtx")
+    elif kind != "rtx" or len(parts) < 2:
         return None
-    model = parts[1].replace("rtx", "").replace("-", "").replace(" ", "")
+    model = _model(parts[1])
     capability = GPUS.get(model) or parts[1].removeprefix("sm")
     if not capability.isdigit() or len(capability) < 2:
         return None
+    if int(capability) < 80:
+        return f"compute capability {capability} is too old for sdpl's kernels, which need 80: take cpu:fp32 there"
     precision = parts[2] if len(parts) > 2 and parts[2] in KINDS["rtx"].precisions else "fp16"
     if capability in KINDS["rtx"].capabilities:
         right = f"rtx:sm{capability}:{precision}"
@@ -236,6 +250,13 @@ def _fitting(name: str) -> str | None:
         f"TensorRT-RTX builds no engines ahead of time for compute capability {capability}, and those of another do "
         f"not run there: take tensorrt:{precision}, built on that GPU, or cuda:{other}"
     )
+
+
+def _model(name: str) -> str:
+    """A GPU's name as `GPUS` has it."""
+    for word in ("nvidia", "geforce", "rtx", "-", "_", " "):
+        name = name.replace(word, "")
+    return name
 
 
 def default_targets() -> tuple[TargetSpec, ...]:

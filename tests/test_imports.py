@@ -135,6 +135,13 @@ def test_evaluating_a_bundle_and_looking_at_data_loads_no_torch(bundle, scenes, 
         assert "torch" not in loaded
 
 
+def test_a_mistake_in_a_configuration_is_said_before_pytorch_is_loaded(tmp_path):
+    (tmp_path / "c.yaml").write_text("data: {train: {annotations: a.json}, wrkers: 2}")
+    words = ["train", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")]
+    code = f"from sdpl.cli import main\ntry:\n    main({words!r})\nexcept SystemExit as end:\n    assert end.code == 2"
+    assert not loaded_by(code) & {"torch", "open_clip"}
+
+
 def test_help_loads_no_part():
     loaded = loaded_by("from sdpl.cli import main\nmain(['export', '--help'], standalone_mode=False)")
     assert not loaded & {"torch", "numpy", "pydantic", "onnxruntime"}

@@ -82,8 +82,16 @@ def command(
                 draw(path, recognition, top or 3, attention / name)
             if save is not None:
                 recognition.save(save / name, top or 5)
+    _say_written(out, *((save, attention) if failed < len(paths) else ()))
     if failed:
         raise UserError(f"{failed} of {len(paths)} images could not be read.")
+
+
+def _say_written(*places: Path | None) -> None:
+    """On standard error, as the target is."""
+    for place in places:
+        if place is not None:
+            click.echo(f"written: {place}", err=True)
 
 
 def _require_obeyed(

@@ -60,9 +60,10 @@ def command(
         from sdpl.evaluate.report import page as _  # noqa: F401, before hours of training, should it not be installed
     try:
         from sdpl.train.config_files import read_config
-        from sdpl.train.loop import train
 
         checked = read_config(config, settings)
+        from sdpl.train.loop import train  # PyTorch, which takes seconds: what is wrong with CONFIG is said before
+
         with shown() as report:
             checkpoint = train(checked, out, resume, report, init=init, page=page)
     except KeyboardInterrupt:

@@ -36,6 +36,7 @@ from sdpl.train.checkpoint import load_checkpoint, restore_model
 
 TRAIN_SCENES, TEST_SCENES = 1200, 400
 PICTURES = 6
+SECONDS = 2.0  # of each measurement
 TOLD_S = 5  # in which a step ends that got our Ctrl-C too, as all of a terminal do
 SHOWN = ("cpu:fp32", "cpu:int8")
 CONFIG = Path(__file__).with_name("config.yaml")
@@ -56,7 +57,7 @@ def run(out: Path) -> None:
     test = read_labels(annotations)
     _command(console, "predict", bundle, *test.images[:PICTURES], "--attention", out / "attention")
     _command(console, "eval", bundle, annotations, "--report", out / "report.html")
-    bench = ["--batch", "1,8", "--seconds", "2", "--json", out / "bench.json", "--plot", out / "bench.png"]
+    bench = ["--batch", "1,8", "--seconds", SECONDS, "--json", out / "bench.json", "--plot", out / "bench.png"]
     _command(console, "bench", bundle, "--backend", SHOWN[0], *bench)
     _summary(out, checkpoint, bundle, test, console)
 
@@ -176,7 +177,7 @@ def _rows(results: dict[str, Evaluation], latency: dict[str, Latency], sizes: di
 
 def _latency(scorer: Scorer, bundle: Bundle) -> Latency:
     image = bundle.proof()[0][:1]  # [1,S,S,3]
-    return summarize("model", 1, *measure(lambda: scorer(image), seconds=3))
+    return summarize("model", 1, *measure(lambda: scorer(image), SECONDS))
 
 
 def pointing_accuracy(recognizer: Recognizer, data: LabelledImages) -> tuple[float, float]:

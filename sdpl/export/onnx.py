@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from sdpl.export.fold import FoldedHead
+from sdpl.export.pools import without_idle_pools
 
 OPSET = 18  # of the exporter, which writes no older one; `lowered` then says the oldest that the file needs
 MAX_BYTES = (2 << 30) - (64 << 20)  # of weights in one ONNX file: protobuf holds 2 GB, and there are nodes too
@@ -57,7 +58,7 @@ def encoder_to_onnx(encoder: Encoder, head: FoldedHead, image: torch.Tensor) -> 
     )
     if program is None:
         raise RuntimeError("torch.onnx.export made no program")
-    return _with_plain_gelu(_without_traces(program.model_proto))
+    return without_idle_pools(_with_plain_gelu(_without_traces(program.model_proto)))
 
 
 def lowered(model: onnx.ModelProto) -> onnx.ModelProto:

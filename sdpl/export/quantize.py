@@ -17,10 +17,12 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+from sdpl.export.pools import pools_as_convolutions
 from sdpl.progress import Progress, Report, silent
 
 # a Relu among them becomes the lower bound of its operand's scale: without it, a pair lies before and behind it
 OPERATORS = {"products": ("Conv", "MatMul", "Gemm", "Relu"), "sums": ("Add", "AveragePool")}
+SUMMANDS = {"Conv", "Relu", "AveragePool"}  # one of them in a sum that is quantized; transformers' sums are in float
 DEPTHS = 4  # the encoder is cut into so many parts when sensitive ones are looked for
 
 Score = Callable[[onnx.ModelProto, np.ndarray], np.ndarray]  # of an encoder, for images [N,S,S,3]: scores [N,C]
@@ -57,8 +59,9 @@ def quantize(
     When scores then differ by more than `limit`, each part (products or sums, in a quarter of the depth) is quantized
     alone to measure what it costs, and the costliest are left in float32, one more at a time, until they do not.
     """
-    parts, images = _parts(encoder), calibration.images
-    wanted = score(encoder, images)
+    images, wanted = calibration.images, score(encoder, calibration.images)
+    encoder = encoder if for_tensorrt else pools_as_convolutions(encoder)
+    parts = _parts(encoder)
     with tempfile.TemporaryDirectory() as folder, _quiet():
         work = _Quantizer(encoder, calibration, Path(folder), for_tensorrt)
 
@@ -107,6 +110,7 @@ class _Quantizer:
                 "ActivationSymmetric": self.for_tensorrt,
                 "WeightSymmetric": True,
                 "QuantizeBias": not self.for_tensorrt,
+                "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],  # biases, GELU, softmax and so on take floats
             },
             calibration_cache_path=ranges,
         )
@@ -127,7 +131,13 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime ship
 
 def _parts(encoder: onnx.ModelProto) -> dict[str, list[str]]:
     """Names of the nodes that may be quantized, by kind and quarter of the depth; not the last linear layer."""
-    nodes = [node for node in encoder.graph.node if any(node.op_type in names for names in OPERATORS.values())]
+    makes = {output: node.op_type for node in encoder.graph.node for output in node.output}
+    nodes = [
+        node
+        for node in encoder.graph.node
+        if any(node.op_type in names for names in OPERATORS.values())
+        and (node.op_type != "Add" or SUMMANDS & {makes.get(name) for name in node.input})
+    ]
     last = max(i for i, node in enumerate(nodes) if node.op_type in ("MatMul", "Gemm"))  # makes u and g
     parts: dict[str, list[str]] = {}
     for i, node in enumerate(nodes[:last]):

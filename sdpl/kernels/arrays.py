@@ -65,8 +65,13 @@ def narrow(x: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def is_aligned(shape: Shape, *arrays: DeviceArray) -> bool:
-    """Whether rows can be read in whole words: of K in 16 bytes, of E in four values, where there is an E."""
-    whole = shape.K % constants()["LANE_K"] == 0 and shape.E % constants()["POOL_E"] == 0
+    """Whether rows can be read in whole words: of K in 16 bytes, of E in four values, where there is an E. And whether
+    there are as many locations as the kernels take in a step."""
+    whole = (
+        constants()["TILE_L"] <= shape.L
+        and shape.K % constants()["LANE_K"] == 0
+        and shape.E % constants()["POOL_E"] == 0
+    )
     return whole and all(array.pointer % 16 == 0 for array in arrays)
 
 

@@ -62,7 +62,7 @@ class Context:
         if not 0 <= device_id < count:
             raise UserError(f"device {device_id}: this machine has {count} CUDA GPUs, counted from 0.")
         self.device_id = device_id
-        self.not_capturing = threading.Lock()  # CUDA refuses to wait for a whole GPU while a stream of it is captured
+        self.not_capturing = threading.RLock()  # CUDA refuses to wait for a whole GPU while a stream of it is captured
         self._device = call("cuDeviceGet", device_id)
         try:
             self._handle = call("cuDevicePrimaryCtxRetain", self._device)  # kept, as the runtime API keeps it

@@ -58,16 +58,17 @@ class Kernels:
             attention = self._view(attention, "attention", filled=True)
             check("attention", attention, (shape.B, shape.C, shape.L), "float32")
             attention_pointer = attention.pointer
-        plan = plan_tiled("forward", shape, self.dtype, is_aligned(shape, u, v, q, g), self.multiprocessors)
+        plan = plan_tiled("forward", shape, self.dtype, is_aligned(shape, u, v, q, g, t), self.multiprocessors)
         pointers = (u.pointer, v.pointer, q.pointer, g.pointer, t.pointer, logits.pointer, attention_pointer)
-        self._launch(plan, stream, *pointers, *_ints(shape.B, shape.L, shape.C, shape.K, shape.E), _float(eps))
+        sizes = (shape.B, shape.L, shape.C, shape.K, shape.E, *plan.tiling)
+        self._launch(plan, stream, *pointers, *_ints(*sizes), _float(eps))
 
     def scores(self, u: DeviceArray, v: DeviceArray, q: DeviceArray, s: DeviceArray, stream: Any = None) -> None:
         """Fill s [B,C,L] (float32), for training."""
         shape = self._shape(u, v, q)
         check("s", s, (shape.B, shape.C, shape.L), "float32")
         plan = plan_tiled("scores", shape, self.dtype, is_aligned(shape, u, v, q), self.multiprocessors)
-        sizes = (shape.B, shape.L, shape.C, shape.K)
+        sizes = (shape.B, shape.L, shape.C, shape.K, *plan.tiling)
         self._launch(plan, stream, u.pointer, v.pointer, q.pointer, s.pointer, *_ints(*sizes))
 
     def backward_u(

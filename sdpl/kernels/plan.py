@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from sdpl.kernels.compile import constants
 
 MAX_LOCATIONS = 1024
+MAX_COLUMNS = 1 << 20  # so that 32 bits are enough for the values of an image
+MAX_PAIRS = 1 << 28  # so that 32 bits are enough for a few times as many
 MAX_GRID_YZ = 65535  # CUDA's limit for the second and third dimension of a grid
 MAX_SHARED_BYTES = 48 << 10  # of a block, without asking for more
-# In units of one category's tanh on a multiprocessor, as benchmarks/kernel_model.py predicts it:
-PER_TILE = 0.25  # what a tile takes beside its categories
-PER_LOAD = 2.0  # u and g of a tile from the L2 cache, when all multiprocessors ask at once
 SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
@@ -26,6 +25,8 @@ class Shape:
     def __post_init__(self) -> None:
         if not 1 <= self.L <= MAX_LOCATIONS:
             raise ValueError(f"L: expected 1 to {MAX_LOCATIONS} locations, got {self.L}")
+        if max(self.K, self.E) > MAX_COLUMNS:
+            raise ValueError(f"K and E: expected at most {MAX_COLUMNS}, got K={self.K}, E={self.E}")
         if min(self.C, self.K) < 1:
             raise ValueError(f"expected at least one category and K >= 1, got C={self.C}, K={self.K}")
         if self.B > MAX_GRID_YZ:
@@ -34,45 +35,53 @@ class Shape:
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch: entry point, blocks, threads per block, dynamic shared memory in bytes."""
+    """One kernel launch: entry point, blocks, threads per block, dynamic shared memory in bytes.
+
+    tiling: for "forward" and "scores" how many pairs of image and category each multiprocessor takes, and the most
+    categories of a tile.
+    """
 
     entry: str
     grid: tuple[int, int, int]
     block: int
     shared_bytes: int = 0
+    tiling: tuple[int, ...] = ()
 
 
 def plan_tiled(kernel: str, shape: Shape, dtype: str, aligned: bool, multiprocessors: int) -> Launch:
     """How to launch "forward" or "scores". aligned: whether rows are whole words; see `arrays.is_aligned`.
 
-    A block walks through tiles of one image and 1, 2 or 4 categories, as many as every other block or one more. The
-    more categories, the less is loaded and converted for each of them; but the busiest multiprocessor, which decides,
-    has whole tiles.
+    Each multiprocessor takes as many (image, category) pairs as every other, side by side, the last one what is left;
+    its blocks share them out, and cut them into tiles of one image and up to 4 categories. There are as many blocks as
+    give each a whole tile, at most FORWARD_BLOCKS.
     """
-    cost = {}
-    for tc in [1] if not aligned else [2, 1] if dtype == "float32" else [4, 2, 1]:
-        if _shared_bytes(kernel, tc, shape.L) <= MAX_SHARED_BYTES:
-            tiles = shape.B * _ceil(shape.C, tc)
-            load = PER_LOAD * min(1, tiles / multiprocessors)
-            cost[tc] = _ceil(tiles, multiprocessors) * max(tc + PER_TILE, load)
-    tc = min(cost, key=cost.__getitem__)
-    tiles = shape.B * _ceil(shape.C, tc)
-    resident = min(constants()["FORWARD_BLOCKS"], _ceil(tiles, multiprocessors))
-    grid = (min(tiles, multiprocessors), max(1, resident), 1)
-    entry = f"{kernel}_{SHORT[dtype]}_c{tc}_{_suffix(aligned)}"
-    return Launch(entry, grid, constants()["FORWARD_THREADS"], _shared_bytes(kernel, tc, shape.L))
+    most = _most_categories(kernel, shape.L, dtype, aligned)
+    pairs = shape.B * shape.C
+    if pairs > MAX_PAIRS:
+        raise ValueError(f"B*C: expected at most {MAX_PAIRS} pairs of image and category in one launch, got {pairs}")
+    each = max(1, _ceil(pairs, multiprocessors))
+    grid = (_ceil(pairs, each), min(constants()["FORWARD_BLOCKS"], _ceil(each, most)), 1)
+    entry = f"{kernel}_{SHORT[dtype]}_{_suffix(aligned)}"
+    return Launch(entry, grid, constants()["FORWARD_THREADS"], _shared_bytes(kernel, most, shape.L), (each, most))
+
+
+def _most_categories(kernel: str, locations: int, dtype: str, aligned: bool) -> int:
+    """Of a tile: the most that the entry point has code for and whose shared memory a block may have."""
+    compiled = 1 if not aligned else 2 if dtype == "float32" else 4
+    fitting = (n for n in (4, 2) if n <= compiled and _shared_bytes(kernel, n, locations) <= MAX_SHARED_BYTES)
+    return next(fitting, 1)
 
 
 def _suffix(aligned: bool) -> str:
     return "aligned" if aligned else "any"
 
 
-def _shared_bytes(kernel: str, tc: int, locations: int) -> int:
-    """Of a block: partial scores, and for "forward" weights, zeros and sums; see the source."""
+def _shared_bytes(kernel: str, most: int, locations: int) -> int:
+    """Of a block with such tiles: partial scores, and for "forward" weights and sums; see the source."""
     size = constants()
-    floats = size["FORWARD_WARPS"] * locations * tc
+    floats = size["FORWARD_WARPS"] * locations * most
     if kernel == "forward":
-        floats += (locations + size["FORWARD_WARPS"] * (size["TILE_L"] + 2)) * tc
+        floats += size["FORWARD_WARPS"] * (size["TILE_L"] + 1 + 2) * most
     return 4 * floats
 
 

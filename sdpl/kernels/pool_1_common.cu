@@ -12,12 +12,13 @@
 // with atomics: each result is summed by one thread or one warp in a fixed order, so two runs give the same bits.
 //
 // The cost is the tanh unit's (16 per clock and multiprocessor): everything else is arranged to stay below it.
-//   - A block has one warp for each quarter of a multiprocessor. It takes tiles of TC categories of one image, one after
-//     the other; a warp takes a part of K, so that v and q stay in registers and each value of u is loaded once a tile.
-//   - A warp walks the locations, TILE_L at a time, without a barrier; the next ones are on their way meanwhile. Its
-//     lanes' sums of a location tile are exchanged together (warp_sums), at 4 instructions for each instead of 10.
-//   - In the same loop it pools the tile before: e of four columns per thread, from the weights of the last softmax.
-//     So pooling hides behind the tanh unit whatever order the warps run in; only a block's last tile is pooled alone.
+//   - A block has one warp for each quarter of a multiprocessor. It takes tiles of 1 to 4 categories of one image, one
+//     after the other; a warp takes a part of K, so that v and q stay in registers and each value of u is loaded once a
+//     tile.
+//   - A warp walks the locations in steps of TILE_L, the next ones on their way. Its lanes' sums of a step are exchanged
+//     together (warp_sums), at 4 instructions for each instead of 10.
+//   - In the same loop it pools the step before: e of four columns per thread, by a softmax that goes along (the weights
+//     are those of the largest score so far). So only a tile's last step is pooled alone. A barrier a step.
 
 // SDPL_POLYNOMIAL: of every LANE_K values, how many take tanh as a polynomial on the FMA pipe, beside the tanh unit.
 
@@ -26,13 +27,6 @@
 #endif
 #ifndef SDPL_POLYNOMIAL
 #define SDPL_POLYNOMIAL 0
-#endif
-#ifndef SDPL_LARGE_L1  // 192 or 256 KB with shared memory, not 128: u and g of an image stay there
-#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 800 || (__CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200))
-#define SDPL_LARGE_L1 1
-#else
-#define SDPL_LARGE_L1 0
-#endif
 #endif
 
 constexpr int WARP = 32;
@@ -43,8 +37,7 @@ constexpr int FORWARD_THREADS = 128;
 constexpr int FORWARD_WARPS = 4;         // one for each quarter of a multiprocessor
 constexpr int FORWARD_BLOCKS = 3;        // per multiprocessor, by registers; the launcher makes no more
 constexpr int POOL_E = 4;                // columns of E per thread and pass: 512 at once
-constexpr int POOL_AHEAD = 4;            // rows of g on their way beside the scores
-constexpr int POOL_L = 16;               // rows of g on their way at once where a tile is pooled alone
+constexpr int POOL_BESIDE = 4;           // locations of a step, its last, beside which the step before is pooled
 constexpr int BACKWARD_THREADS = 64;
 constexpr int BACKWARD_K = 4;            // values of K per thread in the backward kernels
 constexpr int BACKWARD_TC = 4;           // categories per thread in backward_vq
@@ -77,6 +70,30 @@ __device__ __forceinline__ float fast_tanh(float x) {
   return y;
 #endif
 }
+
+// threadIdx.x, read anew for each tile: what follows from it would otherwise be kept in registers over all tiles, and spill.
+__device__ __forceinline__ int thread_of_tile() {
+#ifdef SDPL_EMULATOR
+  return threadIdx.x;
+#else
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+#endif
+}
+
+__device__ __forceinline__ float fast_exp(float x) {  // relative error about 2^-22 + |x| 2^-24
+  x *= 1.44269504f;
+#ifdef SDPL_EMULATOR
+  return exp2f(x);
+#else
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+
+__device__ constexpr int min_of(int a, int b) { return a < b ? a : b; }
 
 // (1 + tanh(POLYNOMIAL_RANGE u v)) / 2, off by at most 2^-11.84: z Q(|z|) at z = u v, clipped at both ends.
 constexpr float POLYNOMIAL_RANGE = 4.1f;
@@ -172,22 +189,18 @@ __device__ __forceinline__ void unpack(const Columns<T, false>& columns, float (
   for (int i = 0; i < POOL_E; i++) x[i] = columns.x[i];
 }
 
-__device__ __forceinline__ float warp_sum(float x) {
-#pragma unroll
-  for (int offset = WARP / 2; offset; offset >>= 1) x += __shfl_xor_sync(ALL_LANES, x, offset);
-  return x;
-}
-
-__device__ __forceinline__ float warp_max(float x) {
-#pragma unroll
-  for (int offset = WARP / 2; offset; offset >>= 1) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, offset));
-  return x;
+// POOL_E values of a row of floats; those at or beyond E are not looked at. ALIGNED: whole 16-byte words.
+template <bool ALIGNED>
+__device__ __forceinline__ void load_few_t(const float* __restrict__ p, int column, int E, float (&x)[POOL_E]) {
+  Columns<float, ALIGNED> columns;
+  load_columns(p, column, E, columns);
+  unpack(columns, x);
 }
 
 // Sums over the lanes of N values each, N a power of two: lane i has that of value i / (WARP/N). The lanes share the
-// work: at each exchange one half keeps the one half of the values. Each sum has the order of warp_sum, to the bit.
+// work: at each exchange one half keeps the one half of the values. 
 template <int N>
-__device__ __forceinline__ float warp_sums(float (&x)[N]) {
+__device__ __forceinline__ float warp_sums(float (&x)[N], int lane) {
   int many = N;
 #pragma unroll
   for (int offset = WARP / 2; offset; offset >>= 1) {
@@ -196,7 +209,7 @@ __device__ __forceinline__ float warp_sums(float (&x)[N]) {
       continue;
     }
     many /= 2;
-    const bool upper = threadIdx.x & offset;
+    const bool upper = lane & offset;
 #pragma unroll
     for (int i = 0; i < N / 2; i++)
       if (i < many) {

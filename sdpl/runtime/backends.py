@@ -16,7 +16,7 @@ from sdpl.manifest import Target
 from sdpl.runtime.availability import in_order, target_obstacle
 from sdpl.runtime.cpu import Cores, CpuModel, OnnxRuntimeCpu
 from sdpl.runtime.timings import MEASURE, timings
-from sdpl.targets import BACKENDS, PRECISIONS, allowed_precisions, most_exact
+from sdpl.targets import BACKENDS, KINDS, PRECISIONS, allowed_precisions, most_exact
 
 if TYPE_CHECKING:
     from sdpl.runtime.device import Cuda
@@ -118,7 +118,9 @@ def candidates(bundle: Bundle, wanted: Wanted) -> tuple[list[str], dict[str, str
     """Names of the targets to try, in order; those that are not allowed, with the reason; and what the order is by."""
     targets = bundle.manifest.targets
     if wanted.name not in ("auto", *targets, *BACKENDS):
-        raise UserError(f"backend {wanted.name!r}: {nearest(wanted.name, ['auto', *BACKENDS, *targets])}")
+        known = KINDS.get(wanted.name)
+        hint = f"did you mean {known.name!r}?" if known else nearest(wanted.name, ["auto", *BACKENDS, *targets])
+        raise UserError(f"backend {wanted.name!r}: {hint}")
     if wanted.name in targets:
         _require_precision(wanted, targets[wanted.name])
         return [wanted.name], {}, "named"

@@ -67,15 +67,20 @@ class Cuda:
 
     def synchronize_all(self) -> None:
         """Wait for everything on this GPU, and before that for captures of this process: CUDA would end both."""
-        with self._context.not_capturing:
+        with self.no_captures():
             call("cuCtxSynchronize")
+
+    def no_captures(self) -> AbstractContextManager[object]:
+        """For what waits for the whole GPU, or may, as engines do while they compile and load: no other thread captures
+        meanwhile."""
+        return self._context.not_capturing
 
     def capture(self, stream: int, enqueue: Callable[[], None]) -> int:
         """What `enqueue` puts on the stream, as a graph to replay. A failure is tried again: another library
         breaks a capture by waiting for the whole GPU meanwhile (`torch.cuda.synchronize` in another thread)."""
         for left in reversed(range(CAPTURES)):
             try:
-                with self._context.not_capturing:
+                with self.no_captures():
                     graph = _captured(stream, enqueue)
                 break
             except RuntimeError:

@@ -23,6 +23,8 @@ from sdpl.runtime.device import Cuda, OutOfMemoryError
 from sdpl.runtime.two_stage import Encoder
 from sdpl.targets import BACKENDS, PRECISIONS
 
+_WANT_OF_MEMORY = re.compile("out ?of ?memory|alloc", re.IGNORECASE)  # in a library's words; an illegal access is none
+
 
 def outputs_of(bundle: Bundle, target: Target) -> tuple[str, ...]:
     """What a target's graph gives: u and g for the kernel, or all there is to know."""
@@ -122,9 +124,12 @@ class TensorRt:
             reason = invalid_engine(self._runtime, code, self._log)
             self._engine: Any = None if reason else self._runtime.deserialize_cuda_engine(code)
             if self._engine is None:
+                why = reason or self._log.first_error()
+                if _WANT_OF_MEMORY.search(why):
+                    raise OutOfMemoryError(f"the GPU has too little free memory for the engine of {name}: {why}")
                 raise UserError(
-                    f"{path}: {trt.__name__} {trt.__version__} cannot load it "
-                    f"({reason or self._log.first_error()}). Build it again: {rebuild(bundle, name, device.device_id)}"
+                    f"{path}: {trt.__name__} {trt.__version__} cannot load it ({why}). Build it again: "
+                    f"{rebuild(bundle, name, device.device_id)}"
                 )
             self._sides = tuple(self._engine.get_tensor_shape("image"))[1:]
             self._workspace_bytes = self._engine.device_memory_size_v2
@@ -133,13 +138,14 @@ class TensorRt:
             self._config = self._runtime_config()
 
     def prepare(self, batch: int, stream: int) -> None:
-        with self._lock:
+        if stream in self._lanes and batch in self._lanes[stream].contexts:
+            return
+        with self._device.no_captures(), self._lock:
             self._log.forget()
             if stream not in self._lanes:
                 self._lanes[stream] = Lane(self._device.allocate(self._workspace_bytes))
             lane = self._lanes[stream]
-            if batch not in lane.contexts:
-                lane.contexts[batch] = self._make_context(batch, lane)
+            lane.contexts[batch] = self._make_context(batch, lane)
 
     def enqueue(self, batch: int, image: int, outputs: Sequence[int], stream: int) -> None:
         self._log.forget()
@@ -230,7 +236,7 @@ def _why_no_cuda(said: str) -> str:
 
 def _failed(message: str, batch: int) -> Exception:
     """The error of an engine that failed while running: whether for want of memory shows only in its words."""
-    if re.search("out ?of ?memory|alloc", message, re.IGNORECASE):  # an illegal memory access is none
+    if _WANT_OF_MEMORY.search(message):
         return OutOfMemoryError(f"the GPU has too little free memory for batch {batch}: {' '.join(message.split())}")
     return RuntimeError(f"the engine failed ({message})")
 

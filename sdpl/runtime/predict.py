@@ -33,9 +33,12 @@ def predict(
 
 def to_line(path: Path, recognition: Recognition, top: int | None) -> str:
     """As it is printed: the `top` best categories; with None, those that reach their threshold."""
-    names = recognition.labels if top is None else list(recognition.scores)[:top]
-    listed = ", ".join(f"{name} {recognition.scores[name]:.3f}" for name in names)
-    return printable(f"{path}: {listed or 'nothing above threshold'}")
+    named = [f"{name} {score:.3f}" for name, score in recognition.scores.items()]  # best first
+    if top is None:
+        named = [f"{name} {recognition.scores[name]:.3f}" for name in recognition.labels] or [
+            f"nothing above threshold (best: {named[0]})"
+        ]
+    return printable(f"{path}: {', '.join(named[:top])}")
 
 
 @contextmanager

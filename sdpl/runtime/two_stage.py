@@ -246,15 +246,16 @@ class TwoStage:
         settle."""
         enqueue = functools.partial(self._stages, slot, bucket, more)
         kind = more or "scores"
-        graph = bucket.graphs.get(kind)
-        if graph is not None:
-            self._device.replay(graph, slot.stream)
-        else:
-            enqueue()
-        self._device.synchronize(slot.stream)
         if kind not in bucket.graphs:
-            self._encoder.warmed()
-            bucket.graphs[kind] = self._captured(slot, enqueue)
+            with self._device.no_captures():  # a first run may wait for the whole GPU
+                enqueue()
+                self._device.synchronize(slot.stream)
+                self._encoder.warmed()
+                bucket.graphs[kind] = self._captured(slot, enqueue)
+            return
+        graph = bucket.graphs[kind]
+        enqueue() if graph is None else self._device.replay(graph, slot.stream)
+        self._device.synchronize(slot.stream)
 
     def _captured(self, slot: Slot, enqueue: Callable[[], None]) -> int | None:
         """The work as a graph; None when the engine cannot be captured, or fails to be: calls then stay single."""

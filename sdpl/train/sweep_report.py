@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import isnan
 from pathlib import Path
 
 import numpy as np
@@ -55,14 +56,14 @@ def paired(results: Sequence[Result], method: str, other: str, metric: str = "mA
 
 
 def spread(values: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation (n - 1) over the seeds [R]; 0 for a single seed."""
-    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    """Mean and standard deviation (n - 1) over the seeds [R]; NaN for a single seed, of which there is none."""
+    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else float("nan")
 
 
 def cells(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     """The table's head and rows: mAP at each proportion, then mAP, OF1 and CF1 averaged over the proportions.
 
-    "mean +- standard deviation" over the seeds; the averages are taken for each seed first.
+    "mean +- standard deviation" over the seeds, of one seed its value; the averages are taken for each seed first.
     """
     proportions = sorted({r.proportion for r in results})
     head = ["method", *(f"mAP {p:.0%}" for p in proportions), *(f"average {metric}" for metric in METRICS)]
@@ -70,7 +71,7 @@ def cells(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     for method in dict.fromkeys(r.method for r in results):
         columns = [spread(values) for values in grid(results, method, "mAP")]
         columns += [spread(grid(results, method, metric).mean(axis=0)) for metric in METRICS]
-        rows.append([method, *(f"{mean:.2f} ± {deviation:.2f}" for mean, deviation in columns)])
+        rows.append([method, *(f"{mean:.2f}" + ("" if isnan(dev) else f" ± {dev:.2f}") for mean, dev in columns)])
     return head, rows
 
 

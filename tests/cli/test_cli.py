@@ -124,9 +124,8 @@ def test_a_group_without_a_command_shows_its_help(sdpl):
 
 @pytest.mark.slow
 def test_a_failing_script_prints_one_line_and_no_traceback(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-m", "sdpl", "export", tmp_path / "gone.ckpt"], capture_output=True, text=True
-    )
+    words = [sys.executable, "-m", "sdpl", "predict", tmp_path / "gone.sdpl", "x.jpg"]
+    result = subprocess.run(words, capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith("error: ")

@@ -79,6 +79,7 @@ def test_a_step_that_does_not_end_with_the_demo_is_ended(monkeypatch, program, s
 def test_the_whole_demo_on_a_few_scenes(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(demo, "TRAIN_SCENES", 24)
     monkeypatch.setattr(demo, "TEST_SCENES", 16)
+    monkeypatch.setattr(demo, "SECONDS", 0.05)
     out = tmp_path / "demo"
     demo.run(out)
     rows = {row[0]: row[1:] for row in json.loads((out / "summary.json").read_text())["rows"]}

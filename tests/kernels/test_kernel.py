@@ -68,8 +68,8 @@ def test_forward(programs, dtype, shape):
 
 @pytest.fixture(scope="module")
 def with_polynomial(tmp_path_factory):
-    """Two of eight tanh by the polynomial, the others with the tanh unit's worst error; as for GPUs with a large L1."""
-    flags = ("-DSDPL_TANH_ERROR", "-DSDPL_POLYNOMIAL=2", "-DSDPL_LARGE_L1=1")
+    """Two of eight tanh by the polynomial, the others with the tanh unit's worst error."""
+    flags = ("-DSDPL_TANH_ERROR", "-DSDPL_POLYNOMIAL=2")
     return Emulated(build(tmp_path_factory.mktemp("polynomial"), "float16", flags=flags), "float16")
 
 
@@ -94,13 +94,15 @@ def test_a_wrong_coefficient_is_caught(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_tile_size_gives_the_same(programs, dtype):
-    arrays = operands(3, 49, 22, 64, 16, dtype)
-    few = programs[dtype].forward(*arrays, multiprocessors=1)[0]
-    many = programs[dtype].forward(*arrays, multiprocessors=1000)[0]
-    unaligned = programs[dtype].forward(*arrays, aligned=False)[0]
-    np.testing.assert_array_equal(few, many)
-    np.testing.assert_array_equal(few, unaligned)
+@pytest.mark.parametrize("shape", [(3, 49, 22, 64, 16), (1, 50, 7, 1024, 32)])
+def test_every_tile_size_gives_the_same(programs, dtype, shape):
+    arrays = operands(*shape, dtype)
+    few = programs[dtype].forward(*arrays, multiprocessors=1)  # 4 categories; 4 and 3
+    for multiprocessors in (2, 3, 1000):  # 4, 4, 3, ...; 3, 2, 2; one
+        for one, other in zip(few, programs[dtype].forward(*arrays, multiprocessors=multiprocessors), strict=True):
+            np.testing.assert_array_equal(one, other)
+    for one, other in zip(few, programs[dtype].forward(*arrays, aligned=False), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_two_runs_give_the_same_bits(programs):
@@ -166,13 +168,13 @@ def wrong(tmp_path, old, new, dtype="float32", which=0, flags=()):
     return Emulated(build(tmp_path, dtype, changed, flags), dtype)
 
 
-@pytest.mark.parametrize("which", [0, 1, 2, 3])
+@pytest.mark.parametrize("which", range(5))
 def test_a_missing_block_barrier_is_caught(tmp_path, which):
-    """Two of them are the forward kernel's, two those of the scores for training."""
+    """Three of them are the forward kernel's, two those of the scores for training."""
     emulated = wrong(tmp_path, "__syncthreads();", "", which=which)
     u, v, q, g, t = operands(2, 49, 49, 1024, 300)
     with pytest.raises((AssertionError, EmulatorError)):
-        if which < 2:
+        if which < 3:
             assert_forward_close(emulated, (u, v, q, g, t))
         else:
             deviation = forward_deviations(u, v, q, g, t).scores
@@ -180,8 +182,8 @@ def test_a_missing_block_barrier_is_caught(tmp_path, which):
 
 
 def test_a_missing_warp_exchange_is_caught(tmp_path):
-    """Warps synchronise in their shuffles; the one __syncwarp is for zeros that only a second tile uses."""
-    emulated = wrong(tmp_path, "x += __shfl_xor_sync(ALL_LANES, x, offset)", "x += x")
+    """Warps synchronise in their shuffles; each __syncwarp is for weights that only this warp reads."""
+    emulated = wrong(tmp_path, "mine + __shfl_xor_sync(ALL_LANES, other, offset)", "mine + other")
     with pytest.raises(AssertionError):
         assert_forward_close(emulated, operands(2, 49, 9, 64, 16))
 
@@ -197,7 +199,7 @@ def test_an_off_by_one_in_the_tail_of_k_is_caught(tmp_path, new):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("pool.column + x < E", "pool.column + x < E - 1"),  # the last column of E is left out
+        ("of_e[j] = fmaf", "if (pool.column + x < E - 1) of_e[j] = fmaf"),  # the last column of E is left out
         ("*score + total : total", "*score + total : 1.01f * total"),
     ],
 )
@@ -206,6 +208,21 @@ def test_small_errors_are_caught(tmp_path, old, new, shape):
     """Both passed when a check allowed what the tanh unit's errors could add up to at worst."""
     with pytest.raises(AssertionError, match="standard deviations"):
         assert_forward_close(wrong(tmp_path, old, new), operands(*shape))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("*= weight[TILE_L * PAD + j]", "*= 1.f"),  # e does not shrink when a larger score comes
+        ("i < TILE_L ? w : 0.f", "w"),  # what is pooled already counts twice in the sum of the weights
+        ("index * TILE_L - l0, slices", "0, slices"),  # the last step counts locations of the one before again
+        ("beside && index > 0 ? 0", "beside ? 0"),  # the first step pools scores that are not there yet
+        ("beside ? steps_of(L) - 1 : 0;;", "0;;"),  # all steps are pooled twice
+    ],
+)
+def test_a_wrong_softmax_is_caught(tmp_path, old, new):
+    with pytest.raises(AssertionError):
+        assert_forward_close(wrong(tmp_path, old, new), operands(2, 50, 5, 1024, 512))
 
 
 def test_the_derived_error_is_the_one_that_happens(programs):
@@ -220,7 +237,10 @@ def test_the_derived_error_is_the_one_that_happens(programs):
 
 
 def test_a_wrong_eps_rule_is_caught(tmp_path):
-    assert tiny_embedding(wrong(tmp_path, "fmaxf(sqrtf(square), eps)", "(sqrtf(square) + eps)")) > 1e-3
+    assert (
+        tiny_embedding(wrong(tmp_path, "fmaxf(scale * sqrtf(square), in.eps)", "(scale * sqrtf(square) + in.eps)"))
+        > 1e-3
+    )
 
 
 def test_a_wrong_gradient_is_caught(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("cuda.core", reason="needs the extra cuda")
 
-from kernel_model import BYTES_PER_CLOCK, GPUS, Phase, walk
+from kernel_model import BYTES_PER_CLOCK, GPUS, Phase, runs, walk
 
 from sdpl.kernels.plan import Shape, plan_tiled
 
@@ -42,6 +42,18 @@ def test_the_file_is_of_today_s_plan_and_no_prediction_passes_the_ceiling(gpu):
     for name, found in sizes.items():
         C, B, L = (int(part.split("=")[1]) for part in name.split())
         plan = plan_tiled("forward", Shape(B, L, C, 1024, 512), "float16", True, gpu.multiprocessors)
-        assert f"_c{found['now']['categories_a_tile']}_" in plan.entry, name
+        assert plan.tiling[0] == found["pairs_a_multiprocessor"], name
+        assert plan.grid[1] == found["blocks_a_multiprocessor"], name
         assert 0 < found["now"]["share_of_tanh_ceiling"] <= 1
-        assert found["now"]["us"] <= 1.15 * min(found["by_tile_us"].values()), f"{name}: another tile is much faster"
+        assert found["now"]["us"] <= 1.15 * min(found["by_blocks_us"].values()), f"{name}: other blocks are much faster"
+
+
+@pytest.mark.parametrize("sizes", [(8, 80), (1, 500), (3, 7), (128, 80)])
+def test_the_runs_of_the_model_are_the_kernel_s(sizes):
+    """Every multiprocessor's pairs, whole tiles of one image."""
+    shape = Shape(sizes[0], 49, sizes[1], 1024, 512)
+    plan = plan_tiled("forward", shape, "float16", True, 132)
+    blocks = runs(shape, plan)
+    assert sum(tc for tiles in blocks for _, tc in tiles) == plan.tiling[0]
+    assert len(blocks) == plan.grid[1]
+    assert all(1 <= tc <= 4 for tiles in blocks for _, tc in tiles)

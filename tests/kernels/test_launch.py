@@ -12,30 +12,30 @@ H100 = 132  # multiprocessors
 
 
 @pytest.mark.parametrize(
-    ("batch", "categories", "dtype", "aligned", "entry", "grid"),
+    ("batch", "categories", "dtype", "aligned", "entry", "grid", "tiling"),
     [
-        (1, 80, "float16", True, "forward_f16_c1_aligned", (80, 1, 1)),
-        (32, 80, "float16", True, "forward_f16_c4_aligned", (132, 3, 1)),
-        (1, 500, "float16", True, "forward_f16_c4_aligned", (125, 1, 1)),
-        (8, 80, "float16", True, "forward_f16_c2_aligned", (132, 3, 1)),
-        (32, 80, "float32", True, "forward_f32_c2_aligned", (132, 3, 1)),
-        (32, 80, "bfloat16", False, "forward_bf16_c1_any", (132, 3, 1)),
-        (0, 80, "float16", True, "forward_f16_c4_aligned", (0, 1, 1)),
+        (1, 80, "float16", True, "forward_f16_aligned", (80, 1, 1), (1, 4)),
+        (8, 80, "float16", True, "forward_f16_aligned", (128, 2, 1), (5, 4)),
+        (1, 500, "float16", True, "forward_f16_aligned", (125, 1, 1), (4, 4)),
+        (32, 80, "float16", True, "forward_f16_aligned", (128, 3, 1), (20, 4)),
+        (32, 80, "float32", True, "forward_f32_aligned", (128, 3, 1), (20, 2)),
+        (1, 300, "float32", True, "forward_f32_aligned", (100, 2, 1), (3, 2)),
+        (32, 80, "bfloat16", False, "forward_bf16_any", (128, 3, 1), (20, 1)),
+        (0, 80, "float16", True, "forward_f16_aligned", (0, 1, 1), (1, 4)),
     ],
 )
-def test_tiles_grow_when_the_gpu_is_full_anyway(batch, categories, dtype, aligned, entry, grid):
+def test_every_multiprocessor_takes_as_many_pairs(batch, categories, dtype, aligned, entry, grid, tiling):
     plan = plan_tiled("forward", Shape(batch, 49, categories, 1024, 512), dtype, aligned, H100)
-    assert (plan.entry, plan.grid, plan.block) == (entry, grid, 128)
+    assert (plan.entry, plan.grid, plan.tiling, plan.block) == (entry, grid, tiling, 128)
 
 
-@pytest.mark.parametrize(("locations", "tc"), [(1, 4), (49, 4), (196, 4), (1024, 2)])
-def test_shared_memory_holds_scores_and_weights_below_48_kb(locations, tc):
+@pytest.mark.parametrize(("locations", "most"), [(1, 4), (49, 4), (196, 4), (1024, 2)])
+def test_shared_memory_holds_scores_and_weights_below_48_kb(locations, most):
     plan = plan_tiled("forward", Shape(64, locations, 9600, 1024, 512), "float16", True, H100)
-    assert plan.entry == f"forward_f16_c{tc}_aligned"
-    assert plan.shared_bytes == 4 * tc * (4 * locations + locations + 4 * 7 + 4 * 2)
-    assert plan.shared_bytes <= 48 << 10
+    assert plan.tiling[1] == most
+    assert plan.shared_bytes == 4 * most * 4 * (locations + 8 + 2) <= 48 << 10
     plan = plan_tiled("scores", Shape(64, locations, 9600, 1024), "float16", True, H100)
-    assert plan.shared_bytes == 4 * int(plan.entry[-9]) * 4 * locations <= 48 << 10
+    assert plan.shared_bytes == 4 * plan.tiling[1] * 4 * locations <= 48 << 10
 
 
 @pytest.mark.parametrize("joint", [1, 255, 256, 257, 1024])
@@ -62,11 +62,20 @@ def test_slices_cover_the_batch_and_none_is_empty(batch, categories):
         ((1, 1025, 5, 8), "L: expected 1 to 1024 locations, got 1025"),
         ((1, 49, 0, 8), "expected at least one category and K >= 1, got C=0, K=8"),
         ((65536, 49, 5, 8), "B: expected at most 65535 images in one launch, got 65536"),
+        ((1, 49, 5, 1 << 21), "K and E: expected at most 1048576, got K=2097152, E=0"),
+        ((1, 49, 5, 8, 1 << 21), "K and E: expected at most 1048576, got K=8, E=2097152"),
     ],
 )
 def test_shapes_beyond_the_limits_are_named(sizes, message):
     with pytest.raises(ValueError, match=message):
         Shape(*sizes)
+
+
+def test_more_pairs_than_32_bits_can_count_are_named():
+    with pytest.raises(
+        ValueError, match=r"B\*C: expected at most 268435456 pairs of image and category .*, got 655350000"
+    ):
+        plan_tiled("forward", Shape(65535, 49, 10000, 1024, 512), "float16", True, H100)
 
 
 class OnDevice:
@@ -102,6 +111,7 @@ def test_arrays_that_do_not_fit_are_named(array, message):
 def test_alignment_decides_how_rows_are_read():
     u, odd = DeviceArray(256, (1, 49, 1024), "float16"), DeviceArray(258, (1, 49, 1024), "float16")
     assert is_aligned(Shape(1, 49, 80, 1024), u)
+    assert not is_aligned(Shape(1, 6, 80, 1024), u)
     assert not is_aligned(Shape(1, 49, 80, 1024), u, odd)
     assert not is_aligned(Shape(1, 49, 80, 1020), u)
     assert is_aligned(Shape(1, 49, 80, 1024, 512), u)
@@ -129,10 +139,10 @@ def inputs(**changes):
 def test_a_right_call_is_launched_with_c_types(kernels):
     kernels.forward(**inputs())
     ((plan, arguments),) = kernels.launched
-    assert plan.entry == "forward_f16_c1_aligned"
+    assert plan.entry == "forward_f16_aligned"
     assert arguments[:7] == (256, 256, 256, 256, 256, 256, 0)
-    assert [type(a) for a in arguments[7:]] == [np.int32] * 5 + [np.float32]
-    assert [int(a) for a in arguments[7:12]] == [2, 49, 5, 64, 16]
+    assert [type(a) for a in arguments[7:]] == [np.int32] * 7 + [np.float32]
+    assert [int(a) for a in arguments[7:14]] == [2, 49, 5, 64, 16, *plan.tiling]
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_closing_unloads_the_code():
     kernels.close()
     assert get("modules") == before
     with pytest.raises(RuntimeError, match="these kernels are closed"):
-        kernels._function("forward_f16_c1_aligned")
+        kernels._function("forward_f16_aligned")
 
 
 NAMES = ("u", "v", "q", "g", "t", "logits", "attention")
@@ -247,7 +247,7 @@ def test_rows_at_odd_addresses_are_read_value_by_value(operands):
         mine.device.synchronize_all()
         mine.device.free(base)
     np.testing.assert_allclose(mine.results()[0], bilinear_attention_pool(*mine.host)[0], atol=5e-3)
-    assert set(kernels._functions) == {"forward_f16_c1_any"}
+    assert set(kernels._functions) == {"forward_f16_any"}
     kernels.close()
 
 

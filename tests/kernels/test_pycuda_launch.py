@@ -37,7 +37,7 @@ def test_the_cubin_of_the_device_is_launched_with_pycuda_s_types(monkeypatch):
     (values, where), *_ = calls
     assert [type(value) for value in values] == [np.uintp, np.uintp, np.int32, np.float32]
     assert values[:2] == (2**40, 0)
-    assert where == {"block": (128, 1, 1), "grid": (82, 3, 1), "shared": plan.shared_bytes, "stream": "a stream"}
+    assert where == {"block": (128, 1, 1), "grid": (80, 3, 1), "shared": plan.shared_bytes, "stream": "a stream"}
 
 
 def test_the_example_on_a_gpu():

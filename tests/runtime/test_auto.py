@@ -161,3 +161,9 @@ def test_every_command_and_every_result_names_the_target(sdpl, fails, cpu_bundle
         assert recognizer.recognize([photo])[0].target == "openvino:int8"
         assert {scored.target for _, scored in recognizer.stream([photo])} == {"openvino:int8"}
     assert "--precision needs a bundle" in fails("eval", checkpoint, annotations, "--precision", "int8")
+
+
+@pytest.mark.parametrize(("name", "backend"), [("cuda", "onnxruntime-cuda"), ("rtx", "tensorrt-rtx")])
+def test_a_kind_of_targets_is_told_as_its_backend(cpu_bundle, name, backend):
+    with pytest.raises(UserError, match=f"backend '{name}': did you mean '{backend}'"):
+        Recognizer.open(cpu_bundle, name)

@@ -178,6 +178,15 @@ def test_an_engine_of_an_older_bundle_writes_no_embedding(recorded, bundle_and_t
     engine.close()
 
 
+def test_an_engine_that_the_gpu_has_no_room_for_is_not_to_be_built_again(recorded, bundle_and_target, device):
+    def fails(code):
+        recorded.log.log(recorded.ILogger.ERROR, "Error Code 2: OutOfMemory (Requested size was 92 bytes.)")
+
+    recorded.Runtime.deserialize_cuda_engine = staticmethod(fails)
+    with pytest.raises(OutOfMemoryError, match=r"too little free memory for the engine of rtx:sm86:fp16: .*92 by"):
+        TensorRt(bundle_and_target[0], NAME, bundle_and_target[1], device)
+
+
 def test_streams_share_neither_contexts_nor_workspace(recorded, encoder):
     before = get("used")
     for stream in (STREAM, 8):

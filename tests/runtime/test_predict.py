@@ -21,9 +21,10 @@ def test_lines(sdpl, bundle, scenes):
 
 
 def test_nothing_above_threshold_is_said(sdpl, bundle, scenes):
-    assert (
-        "nothing above threshold" in sdpl("predict", bundle, scenes / "test" / "000000.jpg", "--threshold", "1").stdout
-    )
+    photo = scenes / "test" / "000000.jpg"
+    best = sdpl("predict", bundle, photo, "--top", "1").stdout.split(": ")[1].strip()
+    line = sdpl("predict", bundle, photo, "--threshold", "1").stdout
+    assert line == f"{photo}: nothing above threshold (best: {best})\n"
 
 
 def test_top_k_and_json(sdpl, bundle, scenes):
@@ -54,6 +55,7 @@ def test_bad_images_are_named_and_the_others_still_done(sdpl, bundle, scenes, tm
 def test_attention_pictures(sdpl, bundle, scenes, tmp_path):
     result = sdpl("predict", bundle, scenes / "test", "--top", "2", "--attention", tmp_path / "maps")
     assert result.exit_code == 0
+    assert result.stderr.endswith(f"written: {tmp_path / 'maps'}\n")
     pictures = sorted((tmp_path / "maps").iterdir())
     assert [p.name for p in pictures] == [f"{i:06d}.png" for i in range(8)]
     with Image.open(pictures[0]) as picture:

@@ -396,6 +396,10 @@ def test_two_callers_overlap_each_in_a_slot(make, proof):
     """While the first caller's batch is on its way, the second one's has been copied in and is enqueued too."""
     recognizer, _, encoder = make()
     images, expected = proof
+    encoder.captured = False
+    with recognizer.backend._slots.take():
+        recognizer.scores(images[:1])  # the first run of a slot is alone: here the second's, then the first's
+    recognizer.scores(images[:1])
     entered, both = [], threading.Event()
     right = encoder.enqueue
 
@@ -406,7 +410,7 @@ def test_two_callers_overlap_each_in_a_slot(make, proof):
         assert both.wait(timeout=30), "the second caller waited for the first"
         right(*arguments)
 
-    encoder.captured, encoder.enqueue = False, enqueue
+    encoder.enqueue = enqueue
     results = {}
     in_threads(*(lambda i=i: results.update({i: recognizer.scores(images[i : i + 1])}) for i in range(2)))
     assert len(set(entered)) == 2  # streams
@@ -436,12 +440,41 @@ def test_images_of_others_may_come_while_another_batch_is_captured(make, on_devi
         assert capturing.wait(timeout=30)
         results["there"] = recognizer.scores(there)
 
+    in_threads(lambda: results.update({"host": recognizer.scores(images)}), other)
     with calls("cuGraphLaunch") as replays:
-        in_threads(lambda: results.update({"host": recognizer.scores(images)}), other)
         recognizer.scores(images)
     assert replays.number == 1
     for scores in results.values():
         np.testing.assert_allclose(scores, expected, atol=EXACT)
+
+
+def test_an_engine_may_wait_for_the_whole_gpu_when_it_is_first_used(make, proof):
+    """As they may while they compile and load; in the other slot a graph may be under capture then."""
+    recognizer, _, encoder = make()
+    images, expected = proof
+    right, runs, capturing = encoder.enqueue, [], threading.Event()
+
+    def enqueue(*arguments):
+        stream = arguments[-1]
+        runs.append(stream)
+        if runs.count(stream) == 1:
+            call("cuCtxSynchronize")
+        elif not capturing.is_set():
+            capturing.set()
+            time.sleep(0.2)  # for the other caller to get in
+        right(*arguments)
+
+    encoder.enqueue = enqueue
+    results = {}
+
+    def other():
+        assert capturing.wait(timeout=30)
+        results[1] = recognizer.scores(images)
+
+    in_threads(lambda: results.update({0: recognizer.scores(images)}), other)
+    assert len(set(runs)) == 2
+    for i in range(2):
+        np.testing.assert_allclose(results[i], expected, atol=EXACT)
 
 
 @pytest.mark.parametrize(("broken", "replayed"), [(1, 1), (CAPTURES, 0)])

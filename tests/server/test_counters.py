@@ -1,5 +1,7 @@
+import json
 import os
 
+import sdpl.server.log as log_module
 from sdpl.server.counters import Counters
 from sdpl.server.log import AccessLog
 
@@ -40,6 +42,22 @@ def test_a_process_that_is_started_again_keeps_its_counts_but_not_what_it_held()
     one.clear_gauges()
     assert 'sdpl_last_inference_timestamp_seconds{model="a"} 1795614084.125' in list(one.to_prometheus())
     assert (one.total(0, "images"), one.total(0, "in_hand")) == (1, 0)
+
+
+def test_a_log_that_is_renamed_is_begun_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(log_module, "LOOK_S", 0)
+    path = tmp_path / "access.jsonl"
+    log = AccessLog(str(path), pair(["a"])[0])
+    log.write(status=1)
+    path.rename(tmp_path / "access.jsonl.1")
+    log.write(status=2)
+    path.unlink()
+    path.symlink_to(tmp_path / "gone" / "nowhere")  # cannot be opened: the old file goes on
+    log.write(status=3)
+    path.unlink()
+    log.write(status=4)
+    for file, status in ((tmp_path / "access.jsonl.1", 1), (path, 4)):
+        assert json.loads(file.read_text())["status"] == status
 
 
 def test_a_full_disk_loses_lines_and_counts_them():

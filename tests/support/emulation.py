@@ -57,7 +57,7 @@ class Emulated:
 
     def forward(self, u, v, q, g, t, aligned=True, multiprocessors=MULTIPROCESSORS):
         shape = Shape(*u.shape[:2], len(v), len(q), g.shape[-1])
-        whole = aligned and shape.K % 8 == 0 and shape.E % 4 == 0
+        whole = aligned and shape.K % 8 == 0 and shape.E % 4 == 0 and shape.L >= 7
         plan = plan_tiled("forward", shape, self.dtype, whole, multiprocessors)
         return self.launch_forward(plan, u, v, q, g, t)
 
@@ -69,7 +69,7 @@ class Emulated:
 
     def scores(self, u, v, q, aligned=True):
         shape = Shape(*u.shape[:2], len(v), len(q))
-        plan = plan_tiled("scores", shape, self.dtype, aligned and shape.K % 8 == 0, MULTIPROCESSORS)
+        plan = plan_tiled("scores", shape, self.dtype, aligned and shape.K % 8 == 0 and shape.L >= 7, MULTIPROCESSORS)
         return self._run(plan, shape, self._uvq(u, v, q), [(shape.B, shape.C, shape.L)])[0]
 
     def backward(self, u, v, q, ds, aligned=True):
@@ -89,8 +89,19 @@ class Emulated:
     def _bits(self, x):
         return narrow(x, self.dtype)
 
-    def _run(self, plan: Launch, shape: Shape, arrays, results, slices=1) -> list[np.ndarray]:
-        numbers = (*plan.grid, plan.block, plan.shared_bytes, shape.B, shape.L, shape.C, shape.K, shape.E, slices, EPS)
+    def _run(self, plan: Launch, shape: Shape, arrays, results, slices=0) -> list[np.ndarray]:
+        numbers = (
+            *plan.grid,
+            plan.block,
+            plan.shared_bytes,
+            shape.B,
+            shape.L,
+            shape.C,
+            shape.K,
+            shape.E,
+            *(plan.tiling or (slices, 0)),
+            EPS,
+        )
         command = [str(self.program), plan.entry, *map(str, numbers)]
         process = subprocess.run(command, input=b"".join(a.tobytes() for a in arrays), capture_output=True)
         if process.returncode != 0:

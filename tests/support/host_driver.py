@@ -86,10 +86,8 @@ def _emulated(source: Path, entries: list[str], library: Path, *definitions: str
 
 def _entries(dtype: str) -> list[str]:
     """The entry points of a dtype, as the source's macros name them."""
-    tiles = ["c1_aligned", "c2_aligned", "c1_any", *(["c4_aligned"] if dtype != "float32" else [])]
-    tiled = [f"{kernel}_{SHORT[dtype]}_{tile}" for kernel in ("forward", "scores") for tile in tiles]
-    backward = [f"backward_{of}_{SHORT[dtype]}_{rows}" for of in ("u", "vq") for rows in ("aligned", "any")]
-    return [*tiled, *backward]
+    kernels = ("forward", "scores", "backward_u", "backward_vq")
+    return [f"{kernel}_{SHORT[dtype]}_{rows}" for kernel in kernels for rows in ("aligned", "any")]
 
 
 def cuda_headers() -> str:

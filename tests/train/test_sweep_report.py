@@ -30,6 +30,12 @@ def test_averages_are_taken_for_each_seed_first():
     assert rows == [["a", "20.00 ± 14.14", "92.00 ± 2.83", f"56.00 ± {deviation:.2f}", "50.00 ± 0.00", "40.00 ± 0.00"]]
 
 
+def test_one_seed_has_no_deviation(tmp_path):
+    assert cells(ROWS[:2])[1] == [["a", "10.00", "90.00", "50.00", "50.00", "40.00"]]
+    draw_curves(ROWS[:2], ["a"], tmp_path / "one.png")  # a warning would be an error
+    assert (tmp_path / "one.png").stat().st_size > 1000
+
+
 def test_paired_differences_take_out_what_the_seeds_share():
     """Seeds that are far apart, and a method that gains 2, 3 and 4 points on each: t(0.975, 2) = 4.303."""
     rows = [Row("a", p, seed, 10 * seed) for p in (0.1, 0.9) for seed in range(3)]

@@ -69,7 +69,7 @@ def read_table(
         raise UserError(f"{path}: has no category: neither columns beside the image, nor 'positives' and 'negatives'.")
     missing = [name for name in categories or () if name not in columns]
     if missing and not by_lists:
-        hint = nearest(missing[0], columns)
+        hint = nearest(missing[0], columns) if len(missing) == 1 else f"it has {listed(sorted(columns), 12)}"
         raise UserError(f"{path}: has no column for {counted(len(missing))}: {listed(missing)}; {hint}")
     matrix = np.zeros((len(names), len(column)), dtype=np.int8)  # [N,C]
     for i, known in enumerate(labels):

@@ -133,6 +133,7 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path, name, content, message):
     ("name", "content", "message"),
     [
         ("t.csv", "image,cat,dgo\na.jpg,1,1\n", r"has no column for 1 category: dog; did you mean 'dgo'\?"),
+        ("t.csv", "image,dgo\na.jpg,1\n", r"has no column for 2 categories: cat, dog; it has dgo, image"),
         ("t.csv", "image,positives\na.jpg,cat|dgo\n", r"t.csv:2: dgo: no category of the model .*did you mean 'dog'\?"),
     ],
 )
