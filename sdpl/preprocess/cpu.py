@@ -50,22 +50,30 @@ def load_image(source: ImageSource, decode_side: int | None = None) -> Image.Ima
         return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
     except UserError:
         raise
-    except FileNotFoundError:
-        raise UserError(f"{name}: no such image.") from None
-    except IsADirectoryError:
-        raise UserError(f"{name}: is a folder, not an image.") from None
     except Image.DecompressionBombError:
         raise UserError(f"{name}: has more than {max_pixels():,} pixels; make it smaller first.") from None
     except UnidentifiedImageError:
         raise UserError(f"{name}: is not an image that can be read ({', '.join(FORMATS)}).") from None
     except UnicodeEncodeError as error:
         raise UserError(no_file_name(error)) from None
-    except PermissionError:
-        raise UserError(f"{name}: permission denied.") from None
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise of any kind for damaged files
-        raise UserError(f"{name}: is damaged or truncated ({str(error) or type(error).__name__}).") from None
+        raise UserError(f"{name}: {_reason(error)}.") from None
+
+
+def _reason(error: Exception) -> str:
+    """What an error says of an image: the system's are about the file itself, others about what is in it."""
+    match error:
+        case FileNotFoundError():
+            return "no such image"
+        case IsADirectoryError():
+            return "is a folder, not an image"
+        case PermissionError():
+            return "permission denied"
+        case OSError(strerror=str(reason)):
+            return f"cannot be read ({reason})"
+    return f"is damaged or truncated ({str(error) or type(error).__name__})"
 
 
 def preprocess(source: ImageSource, image_size: int) -> np.ndarray:

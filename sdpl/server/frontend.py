@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import resource
 import ssl
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,9 @@ from sdpl.server.exchange import Limits
 from sdpl.server.http import Server
 from sdpl.server.routes import Routes
 from sdpl.server.settings import Settings
+
+FILES_EACH = 3  # of a connection: itself, one that is accepted only to be refused, and one of gRPC
+FILES_BESIDE = 64  # open files of a front end beside its connections
 
 if TYPE_CHECKING:
     from sdpl.server.process import Setup
@@ -28,7 +32,7 @@ def serve(setup: "Setup") -> None:
 async def _serve(setup: "Setup") -> None:
     settings, loop = setup.settings, asyncio.get_running_loop()
     app = App(settings, setup.engines, setup.counters)
-    share = max(1, settings.max_connections // settings.workers)
+    share = connections(max(1, settings.max_connections // settings.workers))
     limits = Limits(
         max_body=settings.max_body,
         max_bodies=settings.queue_bytes // settings.workers,
@@ -38,9 +42,7 @@ async def _serve(setup: "Setup") -> None:
         min_bytes_per_s=settings.min_bytes_per_s,
     )
     http = Server(Routes(app), limits)
-    listening = await loop.create_server(
-        http.make, sock=setup.listener, ssl=tls(settings), backlog=min(settings.max_connections, 4096)
-    )
+    listening = await loop.create_server(http.make, sock=setup.listener, ssl=tls(settings), backlog=share)
     grpc = None
     if settings.grpc_port is not None:
         from sdpl.server.grpc_service import start
@@ -66,6 +68,17 @@ async def _serve(setup: "Setup") -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
     app.decoder.close()
     app.tracer.close()
+
+
+def connections(wanted: int) -> int:
+    """How many connections there is room for, at most so many: each is an open file, of which a process may have only
+    1,024 where nobody asks for more. Beyond that, asyncio could not even refuse them, and would do nothing but try."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = FILES_EACH * wanted + FILES_BESIDE
+    limit = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and limit > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    return max(1, min(wanted, (limit - FILES_BESIDE) // FILES_EACH))
 
 
 def tls(settings: Settings) -> ssl.SSLContext | None:

@@ -100,7 +100,7 @@ def check_clip_config(clip_config: Any, state: dict[str, torch.Tensor], name: st
         needed, held = 4 * _weights(vision, text), sum(t.numel() * t.element_size() for t in state.values())
         if needed > 8 * held:
             raise ValueError(f"it has {needed / 1e9:.1f} GB of weights, the file {held / 1e9:.1f} GB")
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{name}: clip_config is not a backbone of these weights ({error}).") from None
 
 

@@ -79,6 +79,8 @@ FIRST = "prompts.context"
         (put("extra", {1.5: 0}), "a key that is neither text nor a number"),
         (put("format_version", 0), "its format version is 0"),
         (put("format_version", "2"), "its format version is 2"),
+        (put("clip_config", torch.zeros(2, 3)), "clip_config is not a backbone of these weights"),
+        (put("clip_config", "model_cfg", torch.zeros(2, 3)), "clip_config is not a backbone of these weights"),
     ],
 )
 def test_what_cannot_be_is_named(loaded, change, message):

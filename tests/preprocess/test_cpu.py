@@ -194,3 +194,10 @@ def test_other_pixels_are_another_version():
     photo = encoded(two_halves(1600, 900), "JPEG")
     digest.update(repr([load_image(photo, decode_side=side).size for side in (64, 448, 896)]).encode())
     assert BITS[VERSION] == digest.hexdigest()
+
+
+def test_what_the_system_says_of_a_file_is_no_damage(tmp_path):
+    loop = tmp_path / "loop.jpg"
+    loop.symlink_to(loop)
+    with pytest.raises(UserError, match=r"loop.jpg: cannot be read \(Too many levels of symbolic links\)\."):
+        preprocess(loop, 8)
