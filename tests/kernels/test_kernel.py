@@ -87,8 +87,15 @@ def test_the_polynomial_holds_for_arguments_of_any_size(with_polynomial, scale):
     assert_forward_close(with_polynomial, (rounded(scale * u, "float16"), v, q, g, t), polynomial=2)
 
 
-def test_a_wrong_coefficient_is_caught(tmp_path):
-    emulated = wrong(tmp_path, "0.500193f", "0.600193f", "float16", flags=("-DSDPL_POLYNOMIAL=2",))
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("0.500193f", "0.600193f"),  # a coefficient
+        ("start -= q[x]", "start -= 0.f"),  # the constant of a value that is a polynomial at some locations only
+    ],
+)
+def test_a_wrong_polynomial_is_caught(tmp_path, old, new):
+    emulated = wrong(tmp_path, old, new, "float16", flags=("-DSDPL_POLYNOMIAL=2",))
     with pytest.raises(AssertionError, match="standard deviations"):
         assert_forward_close(emulated, operands(2, 49, 9, 1024, 32, "float16"), polynomial=2)
 
