@@ -246,24 +246,23 @@ struct Pairs {
   }
 };
 
-// Inference, one tile. Shared memory, in floats: partial scores [4][L][padded(TC)], weights [4][8*padded(TC)], sums
-// [4][2*padded(TC)].
+// Inference, one tile. Shared memory, in floats: sums [4][8], whose place no tile's size changes, since they are read while the
+// next tile is scored; partial scores [4][L][padded(TC)], weights [4][8*padded(TC)].
 template <typename T, int TC, bool ALIGNED>
 __device__ __forceinline__ void forward_tile(const Inputs<T>& in, float* __restrict__ logits, float* __restrict__ attention,
                                              int b, int c, float* shared) {
   constexpr int PAD = padded(TC);
   const int thread = thread_of_tile(), warp = thread / WARP, lane = thread % WARP;
   const int slices = slices_of(in.K), L = in.L, E = in.E;
-  float* weight = shared + FORWARD_WARPS * L * PAD;
-  float* sums = weight + FORWARD_WARPS * (TILE_L + 1) * PAD;
+  float *sums = shared, *partial = shared + FORWARD_WARPS * 2 * padded(4), *weight = partial + FORWARD_WARPS * L * PAD;
   // Where each warp goes through all locations and all of its K at once, steps are pooled beside the scores.
   const bool beside = ALIGNED && slices == FORWARD_WARPS && in.K <= FORWARD_WARPS * STEP_K;
-  Pooling<T, TC, ALIGNED> pool{in.g + (size_t)b * L * E, shared, weight + warp * (TILE_L + 1) * PAD, L, E, slices, lane,
+  Pooling<T, TC, ALIGNED> pool{in.g + (size_t)b * L * E, partial, weight + warp * (TILE_L + 1) * PAD, L, E, slices, lane,
                                beside};
   pool.largest = -3.4e38f;
   pool.sum = 0.f;
   pool.start(thread * POOL_E);
-  score_tile<T, TC, ALIGNED, SDPL_POLYNOMIAL>(in.u + (size_t)b * L * in.K, in.v + (size_t)c * in.K, in.q, L, in.K, thread, shared,
+  score_tile<T, TC, ALIGNED, SDPL_POLYNOMIAL>(in.u + (size_t)b * L * in.K, in.v + (size_t)c * in.K, in.q, L, in.K, thread, partial,
                                               pool);
   float of_e[2 * PAD];  // <e, t> and <e, e> over this thread's columns
   float total = 0.f;    // of the weights

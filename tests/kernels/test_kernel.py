@@ -112,6 +112,13 @@ def test_every_tile_size_gives_the_same(programs, dtype, shape):
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_small_tile_before_a_large_one(programs):
+    """A block's tiles have other layouts of shared memory: the sums of one are read while the next is scored."""
+    arrays = operands(4, 49, 5, 1024, 32, "float16")  # the third block has 2 categories of an image, then 3 of the next
+    logits = programs["float16"].forward(*arrays, multiprocessors=1)[0]
+    np.testing.assert_array_equal(logits, programs["float16"].forward(*arrays, multiprocessors=1000)[0])
+
+
 def test_two_runs_give_the_same_bits(programs):
     arrays = operands(2, 49, 9, 64, 16)
     for first, second in zip(programs["float32"].forward(*arrays), programs["float32"].forward(*arrays), strict=True):
