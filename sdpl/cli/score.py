@@ -137,6 +137,8 @@ def command(
         raise UserError(
             f"{len(summary.failures)} of {summary.shards} shards failed; the same command tries them again."
         )
+    if summary.counts.images and summary.counts.bad == summary.counts.images:
+        raise UserError(f"no image of {out} could be read: its column `error` says why.")
 
 
 def _json_lines() -> "tuple[Watch, Callable[[], None]]":

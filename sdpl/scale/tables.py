@@ -27,6 +27,8 @@ def summary_lines(summary: Summary, out: str) -> list[str]:
     lines = [
         f"{printable(out)}: {done} of {summary.shards} shards, {counts.images:,} images, {counts.bad:,} with an error"
     ]
+    if counts.bad:
+        lines[0] += " (why: the column `error`)"
     if counts.repeated:
         lines.append(f"of these, {counts.repeated:,} have a key that came before in their shard")
     if summary.repeated_inputs:

@@ -30,7 +30,12 @@ async def _serve(setup: "Setup") -> None:
     app = App(settings, setup.engines, setup.counters)
     share = max(1, settings.max_connections // settings.workers)
     limits = Limits(
-        settings.max_body, share, settings.header_timeout_s, settings.idle_timeout_s, settings.min_bytes_per_s
+        max_body=settings.max_body,
+        max_bodies=settings.queue_bytes // settings.workers,
+        max_connections=share,
+        header_timeout_s=settings.header_timeout_s,
+        idle_timeout_s=settings.idle_timeout_s,
+        min_bytes_per_s=settings.min_bytes_per_s,
     )
     http = Server(Routes(app), limits)
     listening = await loop.create_server(

@@ -25,6 +25,7 @@ class Server:
     def __init__(self, routes: Routes, limits: Limits):
         self.routes, self.limits = routes, limits
         self.connections: set[Connection] = set()
+        self.bodies = 0  # bytes of all bodies that are being received or answered
         self.draining = False
 
     def make(self) -> "Connection":
@@ -67,6 +68,7 @@ class Connection(asyncio.BufferedProtocol):
         self._body: memoryview | None = None  # where the body goes now
         self._filled = 0  # bytes of it
         self._remaining = 0  # bytes of the whole body that are still to come
+        self._held = 0  # bytes of the body that count among the server's
         self._response: Response | None = None  # waits until the rest of an unwanted body has been dropped
         self._unread = False  # of a chunked body that nobody wants
         self._closing = False
@@ -100,6 +102,7 @@ class Connection(asyncio.BufferedProtocol):
         elif self._exchange is not None:
             self._exchange.abandon()
         self._exchange = self._body = None
+        self._hold(0)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         if self._body is not None:
@@ -189,6 +192,7 @@ class Connection(asyncio.BufferedProtocol):
     def _begin(self, receive: Callable[[], Exchange], rest: bytes) -> None:
         assert self._request is not None
         try:
+            self._hold(self._request.length)
             self._exchange = receive()
         except Exception as error:
             self._refuse(_refusal(error), rest)
@@ -240,6 +244,7 @@ class Connection(asyncio.BufferedProtocol):
             chunks.feed(data)
             if len(chunks.content) > limit:
                 raise RefusalError("too_large", f"the body has more than {limit} bytes.")
+            self._hold(len(chunks.content))
         except RefusalError as refused:
             self._refuse(refused)
             return
@@ -247,6 +252,14 @@ class Connection(asyncio.BufferedProtocol):
             self._chunks, self._request.keep_alive = None, False  # what follows on the connection is not looked at
             self._request.length = self._remaining = len(chunks.content)
             self._begin(self._receive, bytes(chunks.content))
+
+    def _hold(self, size: int) -> None:
+        """Count so many bytes of the body among the server's, until the answer. Raises RefusalError when they are too
+        many; a body that is alone always has room."""
+        server, others = self._server, self._server.bodies - self._held
+        if size and others and others + size > server.limits.max_bodies:
+            raise RefusalError("overloaded", "overloaded: no memory is free for more bodies now.", 1)
+        server.bodies, self._held = others + size, size
 
     def _expected(self, request: Request) -> None:
         if request.headers.get("expect", "").lower() == "100-continue":
@@ -268,6 +281,7 @@ class Connection(asyncio.BufferedProtocol):
             response = self._server.routes.refusal(request, _refusal(error))
         exchange.abandon()
         self._task = self._exchange = None
+        self._hold(0)
         self._write(request, response)
 
     def _refuse(self, refused: RefusalError, rest: bytes = b"", close: bool = False) -> None:
@@ -279,6 +293,7 @@ class Connection(asyncio.BufferedProtocol):
         request = self._request
         self._unread = self._chunks is not None or request is None  # how much is to come, nobody knows
         self._exchange = self._body = self._chunks = self._receive = None
+        self._hold(0)
         dropped = min(len(rest), self._remaining)
         self._pending = rest[dropped:]  # the next request, of a caller that does not wait for answers
         self._remaining -= dropped

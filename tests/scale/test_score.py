@@ -187,6 +187,16 @@ def test_broken_shards_are_named_and_the_others_done(sdpl, bundle, photos, tars,
     assert (tmp_path / "out" / "shard-000000.parquet").is_file()
 
 
+def test_a_job_in_which_no_image_could_be_read_has_failed(sdpl, bundle, tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_text("no image")
+    for _ in range(2):  # the same again, when it is finished already
+        result = sdpl("score", bundle, tmp_path / "a.jpg", tmp_path / "b.jpg", "--out", tmp_path / "out")
+        assert result.exit_code == 2
+        assert "2 images, 2 with an error (why: the column `error`)" in result.stdout
+        assert "out could be read: its column `error` says why" in result.stderr
+
+
 def test_a_changed_job_is_refused_with_its_differences(sdpl, fails, bundle, tars, tmp_path):
     out = ["--out", tmp_path / "out"]
     assert sdpl("score", bundle, *tars[:2], *out).exit_code == 0

@@ -40,7 +40,9 @@ class Echo:
 
 async def talk(first: bytes, drip: bytes, every_s: float) -> tuple[bytes, float]:
     """What a caller gets that sends `first` and then one byte of `drip` every so often, and after how long."""
-    server = Server(Echo(), Limits(1 << 20, 10, header_timeout_s=0.4, idle_timeout_s=0.8, min_bytes_per_s=1000))
+    server = Server(
+        Echo(), Limits(1 << 20, 1 << 30, 10, header_timeout_s=0.4, idle_timeout_s=0.8, min_bytes_per_s=1000)
+    )
     listening = await asyncio.get_running_loop().create_server(server.make, "127.0.0.1", 0)
     sweeping = asyncio.create_task(server.sweep())
     reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
@@ -111,7 +113,7 @@ def test_a_caller_that_is_gone_when_it_was_refused_leaves_no_word_in_the_log():
     async def refuse() -> list[dict]:
         loop, said = asyncio.get_running_loop(), []
         loop.set_exception_handler(lambda _, context: said.append(context))
-        server = Server(Resets(), Limits(1 << 20, 10, 1, 1, 1000))
+        server = Server(Resets(), Limits(1 << 20, 1 << 30, 10, 1, 1, 1000))
         listening = await loop.create_server(server.make, "127.0.0.1", 0)
         caller.setblocking(False)
         await loop.sock_connect(caller, listening.sockets[0].getsockname())
