@@ -40,7 +40,7 @@ def constants() -> dict[str, int]:
 def polynomial() -> tuple[float, tuple[float, ...]]:
     """The source's own polynomial for tanh: its range, and its coefficients from the highest power down."""
     text = source()
-    body = text[text.index("half_tanh(float u, float v)") :].split("\n}", 1)[0]
+    body = text[text.index("half_tanh(float x)") :].split("\n}", 1)[0]
     limit = re.search(r"POLYNOMIAL_RANGE = ([\d.]+)f;", text)
     if limit is None:
         raise RuntimeError("the source has no POLYNOMIAL_RANGE")
@@ -54,9 +54,9 @@ def cubin(
     """Machine code of every kernel for one compute capability ("86") and dtype of u, v and g.
 
     exact_tanh: tanhf instead of the tanh unit, several times slower, for checking. polynomial: of every 8 tanh of the
-    forward kernels, how many are a polynomial on the FMA pipe, beside the tanh unit; see docs/kernel.md. cache: a
-    folder for results, by default the user's. Two processes may compile at once: files appear whole. A
-    damaged one is made again.
+    forward kernels, how many at most are a polynomial on the FMA pipe, beside the tanh unit (one fewer at every other
+    location); see docs/kernel.md. cache: a folder for results, by default the user's. Two processes may compile at
+    once: files appear whole. A damaged one is made again.
     Raises UserError for an unknown capability, when NVRTC is not installed, and when it fails, for want of memory say.
     """
     if dtype not in DTYPES:

@@ -20,7 +20,8 @@
 //   - In the same loop it pools the step before: e of four columns per thread, by a softmax that goes along (the weights
 //     are those of the largest score so far). So only a tile's last step is pooled alone. A barrier a step.
 
-// SDPL_POLYNOMIAL: of every LANE_K values, how many take tanh as a polynomial on the FMA pipe, beside the tanh unit.
+// SDPL_POLYNOMIAL: of every LANE_K values, how many take tanh as a polynomial on the FMA pipe, beside the tanh unit; one fewer
+// at every other location, so that both pipes are busy as long.
 
 #ifndef SDPL_EXACT_TANH
 #define SDPL_EXACT_TANH 0
@@ -95,18 +96,18 @@ __device__ __forceinline__ float fast_exp(float x) {  // relative error about 2^
 
 __device__ constexpr int min_of(int a, int b) { return a < b ? a : b; }
 
-// (1 + tanh(POLYNOMIAL_RANGE u v)) / 2, off by at most 2^-11.84: z Q(|z|) at z = u v, clipped at both ends.
+// (1 + tanh(x)) / 2, off by at most 2^-11.84: 1/2 + z Q(|z|) at z = x / POLYNOMIAL_RANGE, clipped at both ends.
 constexpr float POLYNOMIAL_RANGE = 4.1f;
-__device__ __forceinline__ float half_tanh(float u, float v) {
-  const float y = __saturatef(fabsf(u) * fabsf(v));
-  float p = -9.232326f;
-  p = fmaf(p, y, 37.88069f);
-  p = fmaf(p, y, -62.38373f);
-  p = fmaf(p, y, 51.11598f);
-  p = fmaf(p, y, -19.42416f);
-  p = fmaf(p, y, 0.500193f);
-  p = fmaf(p, y, 2.042855f);
-  return __saturatef(fmaf(u * v, p, 0.5f));
+__device__ __forceinline__ float half_tanh(float x) {
+  const float y = __saturatef(fabsf(x) * (1.f / POLYNOMIAL_RANGE));
+  float p = -9.232326f / POLYNOMIAL_RANGE;
+  p = fmaf(p, y, 37.88069f / POLYNOMIAL_RANGE);
+  p = fmaf(p, y, -62.38373f / POLYNOMIAL_RANGE);
+  p = fmaf(p, y, 51.11598f / POLYNOMIAL_RANGE);
+  p = fmaf(p, y, -19.42416f / POLYNOMIAL_RANGE);
+  p = fmaf(p, y, 0.500193f / POLYNOMIAL_RANGE);
+  p = fmaf(p, y, 2.042855f / POLYNOMIAL_RANGE);
+  return __saturatef(fmaf(x, p, 0.5f));
 }
 
 // LANE_K values of a row as they lie in memory: read ahead, and made floats when their turn comes.

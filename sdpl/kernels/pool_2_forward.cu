@@ -136,19 +136,25 @@ struct Inputs {
   float eps;
 };
 
-// q_k tanh(u_k v_jk) of a lane's values added to sum[j]. POLYNOMIAL values of each LANE_K give 2 q half_tanh, which is
-// q tanh + q: the scores of a category are all off by the same sum of q, which the softmax over locations does not see.
-template <int TC, int POLYNOMIAL>
+// Of LANE_K values, those that are polynomials at location i of a step.
+__device__ constexpr int polynomials(int most, int i) { return most - (most > 0 && i % 2 == 0); }
+
+// q_k tanh(u_k v_jk) of a lane's values added up in sum[j]. The first `many` of them are 2 q half_tanh - q.
+template <int TC>
 __device__ __forceinline__ void score_location(const float (&u)[LANE_K], const float (&v)[TC][LANE_K],
-                                               const float (&q)[LANE_K], float* sum) {
+                                               const float (&q)[LANE_K], int many, float* sum) {
+  float start = 0.f;
 #pragma unroll
-  for (int j = 0; j < TC; j++) sum[j] = 0.f;
+  for (int x = 0; x < LANE_K; x++)
+    if (x < many) start -= q[x];
+#pragma unroll
+  for (int j = 0; j < TC; j++) sum[j] = start;
 #pragma unroll
   for (int x = 0; x < LANE_K; x++)
 #pragma unroll
     for (int j = 0; j < TC; j++) {
-      const float y = x < POLYNOMIAL ? half_tanh(u[x], v[j][x]) : fast_tanh(u[x] * v[j][x]);
-      sum[j] = fmaf(q[x], y, sum[j]);
+      const float z = u[x] * v[j][x];
+      sum[j] = x < many ? fmaf(2.f * q[x], half_tanh(z), sum[j]) : fmaf(q[x], fast_tanh(z), sum[j]);
     }
 }
 
@@ -174,11 +180,6 @@ __device__ __forceinline__ void score_tile(const T* __restrict__ u, const T* __r
 #pragma unroll
     for (int x = 0; x < LANE_K; x++) {
       if (ALIGNED && !inside) q_k[x] = 0.f;
-      if (x < POLYNOMIAL) {
-        q_k[x] *= 2.f;
-#pragma unroll
-        for (int j = 0; j < TC; j++) v_k[j][x] *= 1.f / POLYNOMIAL_RANGE;
-      }
     }
     const bool again = part != slice * STEP_K;  // K has more than one part for each slice: add to what is there
 
@@ -206,7 +207,7 @@ __device__ __forceinline__ void score_tile(const T* __restrict__ u, const T* __r
           next_row = u + unsigned(l_row * K);
         }
         load(row[i % AHEAD]);
-        score_location<TC, POLYNOMIAL>(u_k, v_k, q_k, sum + i * PAD);
+        score_location<TC>(u_k, v_k, q_k, polynomials(POLYNOMIAL, i), sum + i * PAD);
         pool.beside_location(i, index);
       }
       const float total = warp_sums<VALUES>(sum, lane);
@@ -245,24 +246,23 @@ struct Pairs {
   }
 };
 
-// Inference, one tile. Shared memory, in floats: partial scores [4][L][padded(TC)], weights [4][8*padded(TC)], sums
-// [4][2*padded(TC)].
+// Inference, one tile. Shared memory, in floats: sums [4][8], whose place no tile's size changes, since they are read while the
+// next tile is scored; partial scores [4][L][padded(TC)], weights [4][8*padded(TC)].
 template <typename T, int TC, bool ALIGNED>
 __device__ __forceinline__ void forward_tile(const Inputs<T>& in, float* __restrict__ logits, float* __restrict__ attention,
                                              int b, int c, float* shared) {
   constexpr int PAD = padded(TC);
   const int thread = thread_of_tile(), warp = thread / WARP, lane = thread % WARP;
   const int slices = slices_of(in.K), L = in.L, E = in.E;
-  float* weight = shared + FORWARD_WARPS * L * PAD;
-  float* sums = weight + FORWARD_WARPS * (TILE_L + 1) * PAD;
+  float *sums = shared, *partial = shared + FORWARD_WARPS * 2 * padded(4), *weight = partial + FORWARD_WARPS * L * PAD;
   // Where each warp goes through all locations and all of its K at once, steps are pooled beside the scores.
   const bool beside = ALIGNED && slices == FORWARD_WARPS && in.K <= FORWARD_WARPS * STEP_K;
-  Pooling<T, TC, ALIGNED> pool{in.g + (size_t)b * L * E, shared, weight + warp * (TILE_L + 1) * PAD, L, E, slices, lane,
+  Pooling<T, TC, ALIGNED> pool{in.g + (size_t)b * L * E, partial, weight + warp * (TILE_L + 1) * PAD, L, E, slices, lane,
                                beside};
   pool.largest = -3.4e38f;
   pool.sum = 0.f;
   pool.start(thread * POOL_E);
-  score_tile<T, TC, ALIGNED, SDPL_POLYNOMIAL>(in.u + (size_t)b * L * in.K, in.v + (size_t)c * in.K, in.q, L, in.K, thread, shared,
+  score_tile<T, TC, ALIGNED, SDPL_POLYNOMIAL>(in.u + (size_t)b * L * in.K, in.v + (size_t)c * in.K, in.q, L, in.K, thread, partial,
                                               pool);
   float of_e[2 * PAD];  // <e, t> and <e, e> over this thread's columns
   float total = 0.f;    // of the weights

@@ -24,7 +24,9 @@ HALF_UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # l
 # separable head may move at most; more for bfloat16, whose rounding of u and v moves more by itself; none where float32
 # was asked for.
 BUDGET = {"float32": 0.0, "float16": 1e-3, "bfloat16": 4e-3}
-MOST = 2  # of 8 by polynomial: with more the kernel is bound by issue slots, see docs/kernel.md
+# Of 8 by polynomial: with more the kernel is bound by issue slots, see docs/kernel.md. The kernel takes one fewer at
+# every other location; what is derived here is an upper bound.
+MOST = 2
 
 
 class Deviations(NamedTuple):
@@ -36,8 +38,8 @@ class Deviations(NamedTuple):
 
 
 class PolynomialChoice(NamedTuple):
-    """of_8: of every 8 tanh, how many the kernel takes as a polynomial. The share of attention that its errors and the
-    rounding of u and v move, as `attention_moved`: with the tanh unit alone, and as chosen."""
+    """of_8: of every 8 tanh, how many at most the kernel takes as a polynomial. The share of attention that its errors
+    and the rounding of u and v move, as `attention_moved`: with the tanh unit alone, and as chosen."""
 
     of_8: int
     moved_before: float
@@ -80,7 +82,8 @@ def _polynomial_tanh(x: Array) -> Array:
 def forward_deviations(
     u: Array, v: Array, q: Array, g: Array, t: Array, eps: float = EPS, polynomial: int = 0
 ) -> Deviations:
-    """Of u [B,L,K], v [C,K], q [K], g [B,L,E], t [C,E], in float64. polynomial: of every 8 tanh, how many are one."""
+    """Of u [B,L,K], v [C,K], q [K], g [B,L,E], t [C,E], in float64. polynomial: of every 8 tanh, how many are one
+    at most."""
     xp, logits = array_namespace(u, v, q, g, t), []
     s, variance = _scores(u, v, q, polynomial)
     a = softmax(s)

@@ -87,7 +87,7 @@ def head_of(target: Target) -> str:
         if target.polynomial:
             found = target.notes["tanh"]
             moved = f"{float(found['attention_moved']):.3%} of attention moved, not {float(found['by_unit_alone']):.3%}"
-            return f"kernel, {target.polynomial} of 8 tanh by polynomial, {moved}"
+            return f"kernel, up to {target.polynomial} of 8 tanh by polynomial, {moved}"
     return USUAL_HEADS[target.is_whole]
 
 

@@ -65,7 +65,8 @@ def test_the_other_dtypes_spill_little(cache, tmp_path, polynomial):
 def main_loops(lines, polynomial=0):
     """The opcodes of the loop around the tanh unit, by categories of a tile."""
     own = [loop.own for loop in sass.loops(lines)]
-    found = {loop.count(sass.TANH) // (7 * (8 - polynomial)): loop for loop in own if sass.TANH in loop}
+    by_unit = 7 * 8 - sum(polynomial - (polynomial > 0 and i % 2 == 0) for i in range(7))  # a category, lane and step
+    found = {loop.count(sass.TANH) // by_unit: loop for loop in own if sass.TANH in loop}
     assert sorted(found) == [1, 2, 3, 4]
     return found
 
@@ -84,14 +85,14 @@ def test_instructions_per_tanh_of_the_backward_kernels(kernels):
 
 
 def test_a_share_of_tanh_moves_to_the_other_pipe(cache, tmp_path):
-    """Two of eight: 6 cycles of the tanh unit for each tanh instead of 8, room for the rest, and nothing is spilled."""
+    """At most two of eight: both pipes are busy for less than 6.7 cycles a tanh, instead of 8 of the tanh unit."""
     path = tmp_path / "polynomial.cubin"
     path.write_bytes(cubin("86", "float16", polynomial=2, cache=cache))
     lines = sass.functions(path)["forward_f16_aligned"]
     loop = main_loops(lines, 2)[4]
-    values = loop.count(sass.TANH) * 8 / 6
-    assert values == 7 * 8 * 4  # locations, values of K, categories
-    assert len(loop) / values <= 7.2
+    assert loop.count(sass.TANH) == 4 * (7 * 8 - 10)  # 2 at three locations of a step, 1 at four
+    assert len(loop) / (4 * 7 * 8) <= 6.7
+    assert 8 * loop.count(sass.TANH) / (4 * 7 * 8) <= 6.6
 
 
 def test_exact_tanh_is_another_program(cache, tmp_path):

@@ -87,8 +87,15 @@ def test_the_polynomial_holds_for_arguments_of_any_size(with_polynomial, scale):
     assert_forward_close(with_polynomial, (rounded(scale * u, "float16"), v, q, g, t), polynomial=2)
 
 
-def test_a_wrong_coefficient_is_caught(tmp_path):
-    emulated = wrong(tmp_path, "0.500193f", "0.600193f", "float16", flags=("-DSDPL_POLYNOMIAL=2",))
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("0.500193f", "0.600193f"),  # a coefficient
+        ("start -= q[x]", "start -= 0.f"),  # the constant of a value that is a polynomial at some locations only
+    ],
+)
+def test_a_wrong_polynomial_is_caught(tmp_path, old, new):
+    emulated = wrong(tmp_path, old, new, "float16", flags=("-DSDPL_POLYNOMIAL=2",))
     with pytest.raises(AssertionError, match="standard deviations"):
         assert_forward_close(emulated, operands(2, 49, 9, 1024, 32, "float16"), polynomial=2)
 
@@ -103,6 +110,13 @@ def test_every_tile_size_gives_the_same(programs, dtype, shape):
             np.testing.assert_array_equal(one, other)
     for one, other in zip(few, programs[dtype].forward(*arrays, aligned=False), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_small_tile_before_a_large_one(programs):
+    """A block's tiles have other layouts of shared memory: the sums of one are read while the next is scored."""
+    arrays = operands(4, 49, 5, 1024, 32, "float16")  # the third block has 2 categories of an image, then 3 of the next
+    logits = programs["float16"].forward(*arrays, multiprocessors=1)[0]
+    np.testing.assert_array_equal(logits, programs["float16"].forward(*arrays, multiprocessors=1000)[0])
 
 
 def test_two_runs_give_the_same_bits(programs):
