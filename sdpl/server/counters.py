@@ -40,6 +40,7 @@ HISTOGRAMS = {
 FAILURES = tuple(REASONS)
 SERVER = {
     "connections": "Open HTTP connections.",
+    "body_bytes": "Bytes of HTTP bodies that are being received or answered.",
     "gpu_used_bytes": "Memory in use on the engines' GPUs, by all programs; 0 without a GPU.",
     "log_lines_lost": "Lines of the access log that could not be written.",
     "restarts": "Processes of this server that ended and were started again.",
@@ -116,6 +117,7 @@ class Counters:
             for name in GAUGES.keys() - set(MOMENTS):
                 self.set(model, name, 0)
         self.set_server("connections", 0)
+        self.set_server("body_bytes", 0)
 
     def columns(self, prefix: str) -> list[str]:
         """The names that begin so."""

@@ -74,7 +74,7 @@ class Limits:
     """Of one front end's HTTP side."""
 
     max_body: int
-    max_bodies: int  #: of all that are in hand; one alone may be larger
+    max_bodies: int  #: of what has come in of all that are in hand; one alone may be larger
     max_connections: int
     header_timeout_s: float
     idle_timeout_s: float

@@ -35,7 +35,7 @@ async def _serve(setup: "Setup") -> None:
     share = connections(max(1, settings.max_connections // settings.workers))
     limits = Limits(
         max_body=settings.max_body,
-        max_bodies=settings.queue_bytes // settings.workers,
+        max_bodies=settings.bodies_bytes,
         max_connections=share,
         header_timeout_s=settings.header_timeout_s,
         idle_timeout_s=settings.idle_timeout_s,
@@ -94,6 +94,7 @@ async def _report(app: App, http: Server, control: Channel) -> None:
     told = False
     while True:
         app.counters.set_server("connections", len(http.connections))
+        app.counters.set_server("body_bytes", http.bodies)
         app.decoding.beat()
         if app.settled and not told:
             told = True

@@ -25,7 +25,7 @@ class Server:
     def __init__(self, routes: Routes, limits: Limits):
         self.routes, self.limits = routes, limits
         self.connections: set[Connection] = set()
-        self.bodies = 0  # bytes of all bodies that are being received or answered
+        self.bodies = 0  # bytes that have come in of all bodies that are being received or answered
         self.draining = False
 
     def make(self) -> "Connection":
@@ -192,7 +192,6 @@ class Connection(asyncio.BufferedProtocol):
     def _begin(self, receive: Callable[[], Exchange], rest: bytes) -> None:
         assert self._request is not None
         try:
-            self._hold(self._request.length)
             self._exchange = receive()
         except Exception as error:
             self._refuse(_refusal(error), rest)
@@ -214,10 +213,17 @@ class Connection(asyncio.BufferedProtocol):
 
     def _go_on(self) -> None:
         """After bytes of the body have come in."""
+        assert self._exchange is not None
+        assert self._request is not None
+        try:
+            self._hold(self._request.length - self._remaining)
+        except RefusalError as refused:
+            self._exchange.abandon()
+            self._refuse(refused, self._pending)
+            return
         if self._fill() and self._remaining == 0:
             self._body = None
             exchange = self._exchange
-            assert exchange is not None
             self._task = asyncio.get_running_loop().create_task(self._answer())
             self._task.add_done_callback(lambda _: exchange.abandon())  # also when it is cancelled before it began
 
@@ -254,8 +260,8 @@ class Connection(asyncio.BufferedProtocol):
             self._begin(self._receive, bytes(chunks.content))
 
     def _hold(self, size: int) -> None:
-        """Count so many bytes of the body among the server's, until the answer. Raises RefusalError when they are too
-        many; a body that is alone always has room."""
+        """Count so many bytes of the body among the server's, until the answer: what has come in, since what is only
+        announced takes no memory. Raises RefusalError when they are too many; a body that is alone always has room."""
         server, others = self._server, self._server.bodies - self._held
         if size and others and others + size > server.limits.max_bodies:
             raise RefusalError("overloaded", "overloaded: no memory is free for more bodies now.", 1)

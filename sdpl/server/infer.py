@@ -16,7 +16,6 @@ class Infer:
     def __init__(self, app: App, request: Request, name: str, version: str):
         self._app, self._request, self._names = app, request, (name, version)
         self._link, self._info = app.pick(name, version)
-        request.info = self._info
         self._lease: Lease | None = None
         self._ask: Ask | None = None
         self._raw: bytearray | None = None

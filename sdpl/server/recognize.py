@@ -30,7 +30,6 @@ class Recognize:
         if unknown is not None:
             raise RefusalError("invalid", f"no parameter {unknown[:100]!r}: {nearest(unknown[:100], KEYS)}")
         self._link, self._info = app.pick(request.query.get("model") or app.names[0])
-        request.info = self._info
         self._link.admit(self._info, 1)
         if not request.length:
             raise RefusalError("invalid", "the body is empty; expected an image (curl --data-binary @photo.jpg).")

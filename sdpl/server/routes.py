@@ -49,6 +49,7 @@ class Routes:
             return plain(request)
         if path == "recognize":
             allow(request, "POST")
+            request.info = self.app.model(request.query.get("model") or self.app.names[0])  # counted, however it ends
             return lambda: Recognize(self.app, request)
         if parts[:2] == ["v2", "models"] and len(parts) > 2:
             return self._model(request, parts[2], parts[3:])
@@ -107,6 +108,7 @@ class Routes:
         match rest:
             case ["infer"]:
                 allow(request, "POST")
+                request.info = app.model(name, version)
                 return lambda: Infer(app, request, name, version)
             case []:
                 allow(request, "GET", "HEAD")

@@ -48,6 +48,11 @@ class Settings:
         """Of the slots of one front end for one model on one engine."""
         return self.queue_bytes // (self.workers * len(self.models) * len(self.devices))
 
+    @property
+    def bodies_bytes(self) -> int:
+        """Of the HTTP bodies that one front end has in hand; two of the largest have room, however many front ends."""
+        return max(self.queue_bytes // self.workers, 2 * self.max_body)
+
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
