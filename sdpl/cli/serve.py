@@ -11,6 +11,13 @@ from sdpl.cli.options import PATH, Number, RunOptions, runtime_options
 MS = Number(min=0)
 ONE = click.IntRange(min=1)
 PORT = click.IntRange(0, 65535)
+LEAST_HUNG_S = 5.0  # processes are looked at, and idle ones say that they get on, once a second
+
+
+def _hung(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    if 0 < value < LEAST_HUNG_S:
+        raise click.BadParameter(f"{value:g} is too short to tell: 0 for never, or {LEAST_HUNG_S:g} and more.")
+    return value
 
 
 @click.command("serve", cls=Command)
@@ -42,7 +49,8 @@ PORT = click.IntRange(0, 65535)
     type=Number(min=0),
     default=60.0,
     show_default=True,
-    help="Start a process again that hangs in a photo or a batch for so long; 0: never.",
+    callback=_hung,
+    help="Start a process again that hangs in a photo or a batch for so long, 5 or more; 0: never.",
 )
 @click.option("--skip-proof", is_flag=True, help="Serve without comparing with PyTorch's scores first.")
 @click.option("--allow-repository", is_flag=True, help="Let clients unload and load these models.")

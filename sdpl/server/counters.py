@@ -100,8 +100,8 @@ class Counters:
     def get_on(self, progress: float, allowed_s: float = 0.0) -> None:
         """Say that this process gets on: a number that is not the last one, nor 0. allowed_s: to the next one, where
         that may be long."""
+        self.set_server("progress", progress)  # first: the next look may come before the other word
         self.set_server("allowed_s", allowed_s)
-        self.set_server("progress", progress)
 
     def progress(self, row: int) -> tuple[float, float]:
         """What a process last said with `get_on`; 0 of one that begins."""

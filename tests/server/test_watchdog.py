@@ -8,8 +8,10 @@ import time
 
 import crashing_decoder
 import pytest
+from click.testing import CliRunner
 from serving import INFER, binary_request, serving, until
 
+from sdpl.cli.serve import command
 from sdpl.server.counters import Counters
 from sdpl.server.watchdog import Decoding, Watchdog
 
@@ -44,6 +46,31 @@ def test_a_batch_may_be_slower_than_it_was_measured():
     assert [watchdog.hung([0]) for _ in range(5)] == [[], [], [], [], [0]]
 
 
+def test_a_look_in_the_middle_of_a_word_finds_no_hang(monkeypatch):
+    own = counters()
+    watchdog, plain = Watchdog(own, 3), own.set_server
+    own.get_on(1, allowed_s=100)
+    for _ in range(50):
+        assert watchdog.hung([0]) == []
+    found = []
+
+    def look_behind(name: str, value: float) -> None:
+        plain(name, value)
+        found.extend(watchdog.hung([0]))
+
+    monkeypatch.setattr(own, "set_server", look_behind)
+    own.get_on(2)  # the long batch has ended
+    own.get_on(2.5, allowed_s=100)
+    assert found == []
+
+
+@pytest.mark.parametrize("seconds", ["0.5", "1", "4.9"])
+def test_a_time_in_which_an_idle_process_may_say_nothing_is_refused(seconds):
+    result = CliRunner().invoke(command, ["model.sdpl", "--hung-after-s", seconds])
+    assert result.exit_code == 2
+    assert "too short to tell: 0 for never, or 5 and more" in " ".join(result.output.split())
+
+
 def test_a_front_end_gets_on_unless_one_picture_does_not_end():
     own, times = counters(), iter(range(100, 200))
     decoding = Decoding(own, lambda: float(next(times)))
@@ -65,9 +92,9 @@ def test_a_front_end_gets_on_unless_one_picture_does_not_end():
 def test_an_engine_and_a_decoder_that_hang_are_started_again(bundle, images, tmp_path):
     body, headers = binary_request(images[:1])
     variables = {"PYTHONPATH": crashing_decoder.environment(tmp_path)["PYTHONPATH"]}
-    words = (bundle, "--workers", "1", "--threads", "1", "--hung-after-s", "2")
+    words = (bundle, "--workers", "1", "--threads", "1", "--hung-after-s", "5")
     with serving(*words, variables=variables) as server:
-        time.sleep(3.5)  # idle is not hung
+        time.sleep(6.5)  # idle is not hung
         (engine,), (front,) = server.children("engine"), server.children("frontend")
         os.kill(engine, signal.SIGSTOP)
         until(lambda: server.get("/v2/health/ready")[0] == 503)
@@ -89,7 +116,7 @@ def test_an_engine_and_a_decoder_that_hang_are_started_again(bundle, images, tmp
         assert isinstance(answers[0], Exception), answers
         until(lambda: _answers(server, body, headers))
         assert server.metric('sdpl_in_hand{model="model"}') == 0
-        assert any("engine 0 hangs: no progress for 2 s" in line for line in server.lines)
+        assert any("engine 0 hangs: no progress for 5 s" in line for line in server.lines)
         assert any("frontend 0 hangs" in line for line in server.lines)
 
 
