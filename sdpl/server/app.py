@@ -115,6 +115,10 @@ class App:
         """Whether every engine has made every model ready, or was told not to."""
         return all(link.states.get(name) in ("ready", "unloaded") for link in self.links for name in self.names)
 
+    def is_unloaded(self, name: str) -> bool:
+        """Whether a model is not served because somebody wished so."""
+        return all(link.states.get(name) == "unloaded" for link in self.links)
+
     def states(self) -> list[dict[str, str]]:
         """The repository index."""
         found = []

@@ -187,6 +187,8 @@ def metrics(app: App) -> bytes:
     """All of it in Prometheus's text format."""
     lines = [*app.counters.to_prometheus(), *prometheus_head("sdpl_model_ready", "gauge", "1: it is served.")]
     lines += [f'sdpl_model_ready{{model="{each["name"]}"}} {int(each["state"] == "READY")}' for each in app.states()]
+    lines += prometheus_head("sdpl_model_unloaded", "gauge", "1: it was taken out of service on request.")
+    lines += [f'sdpl_model_unloaded{{model="{name}"}} {int(app.is_unloaded(name))}' for name in app.names]
     lines += prometheus_head("sdpl_model_info", "gauge", "What is served.")
     for link in app.links[:1]:
         for name, info in link.models.items():

@@ -57,7 +57,7 @@ class Supervisor:
 
     def __init__(self, settings: Settings, say: Callable[[str], None]):
         """say: told one line at a time what happens."""
-        self._say = say
+        self._tell = say
         self._reserved: list[socket.socket] = []
         grpc_port = settings.grpc_port
         with contextlib.ExitStack() as opened:  # all are closed again when one cannot be had
@@ -120,6 +120,10 @@ class Supervisor:
             await self._end(keepers)
 
     # Processes
+
+    def _say(self, line: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # nobody reads any more: no reason to look after less
+            self._tell(line)
 
     async def _keep(self, child: Child) -> None:
         """Start a process, and start it again whenever it ends."""
@@ -191,8 +195,10 @@ class Supervisor:
             model, state = content["model"], content["state"]
             first = model not in child.models
             child.models[model] = state
-            if content["reason"]:
-                self._bundles.refused(model)
+            if content["reason"] and state != "unloaded":
+                self._bundles.refused(model, child.number)
+            else:
+                self._bundles.settled(model, child.number)
             if state == "unloaded":
                 child.unloaded.add(model)
             else:
@@ -217,8 +223,8 @@ class Supervisor:
             rows = watchdog.hung([child.row for child in self._children])
             for child in self._children:
                 if child.row in rows and child.process is not None and child.process.returncode is None:
-                    self._say(f"{child.name} hangs: no progress for {self.settings.hung_after_s:g} s; it is ended")
                     child.process.kill()
+                    self._say(f"{child.name} hangs: no progress for {self.settings.hung_after_s:g} s; it is ended")
 
     def _counters(self, row: int) -> Counters:
         """The counters, as one who writes in this process's row: it has ended."""
@@ -272,7 +278,7 @@ class Supervisor:
         """Have the engines load a bundle again when there is another on disk."""
         while self.settings.watch_s:
             await asyncio.sleep(self.settings.watch_s)
-            for model, is_to_load, line in self._bundles.look():
+            for model, is_to_load, line in await asyncio.to_thread(lambda: list(self._bundles.look())):
                 self._say(line)
                 for child in self._children if is_to_load else ():
                     if child.kind == "engine" and child.control is not None:

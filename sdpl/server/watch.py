@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sdpl.server.serving import manifest_hash
@@ -19,7 +19,7 @@ class _Seen:
     manifest: int
     files: Files
     last_files: Files
-    was_refused: bool = False
+    refused_by: set[int] = field(default_factory=set)  # engines
     gone: int = 0
 
 
@@ -31,9 +31,13 @@ class Watch:
         self._paths = paths
         self._seen = [_Seen(manifest_hash(path), files := files_of(path), files) for path in paths]
 
-    def refused(self, model: int) -> None:
+    def refused(self, model: int, engine: int = 0) -> None:
         """An engine did not take the bundle that was found last."""
-        self._seen[model].was_refused = True
+        self._seen[model].refused_by.add(engine)
+
+    def settled(self, model: int, engine: int = 0) -> None:
+        """An engine has taken it, or is to serve none."""
+        self._seen[model].refused_by.discard(engine)
 
     def look(self) -> Iterator[tuple[int, bool, str]]:
         """Of each model that has changed: its number, whether it is to be loaded again, and a line for the log."""
@@ -49,11 +53,12 @@ class Watch:
             seen.gone = 0
             if manifest != seen.manifest:
                 line = f"{path} was replaced: it is being proved"
-            elif seen.was_refused and rests and files != seen.files:
+            elif seen.refused_by and rests and files != seen.files:
                 line = f"{path}: its files have changed: it is tried again"
             else:
                 continue
-            seen.manifest, seen.files, seen.was_refused = manifest, files, False
+            seen.manifest, seen.files = manifest, files
+            seen.refused_by.clear()
             yield model, True, line
 
 

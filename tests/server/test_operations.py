@@ -16,13 +16,14 @@ import grpc
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from serving import INFER, Callers, binary_request, replace, serving, until, with_manifest
+from serving import INFER, Callers, Server, binary_request, environment, replace, serving, until, with_manifest
 
 from sdpl.bundle import PROOF, sha256
 from sdpl.manifest import MANIFEST
 from sdpl.server import supervisor
 from sdpl.server.messages import HEALTH, SERVICE, message, methods
 
+NOT_SERVING = b"\x08\x02"  # as everyone has it
 IN_HAND = 'sdpl_in_hand{model="model"}'
 
 
@@ -30,6 +31,14 @@ IN_HAND = 'sdpl_in_hand{model="model"}'
 def own(bundle, tmp_path) -> Path:
     """A bundle of this test's own."""
     return Path(shutil.copytree(bundle, tmp_path / "model.sdpl"))
+
+
+def health(server: Server, service: str) -> bytes:
+    """What gRPC's own health check says, on a connection of its own: any front end may answer."""
+    asked, _ = methods(HEALTH)["Check"]
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", options) as channel:
+        return channel.unary_unary(f"/{HEALTH}/Check")(asked(service=service).SerializeToString(), timeout=30)
 
 
 def wrong_proof(folder: Path) -> None:
@@ -59,6 +68,9 @@ def test_a_bundle_is_swapped_under_load_and_a_bad_one_is_not(own, bundle, images
         until(lambda: server.request("POST", INFER, body, headers)[0] == 503)  # the other front end hears of it too
         until(lambda: server.get("/v2/health/ready")[0] == 503)
         until(lambda: server.post("/v2/repository/index")[1][0]["state"] == "UNAVAILABLE")
+        for service in ("", SERVICE, "model"):
+            until(lambda service=service: health(server, service) == NOT_SERVING)
+        until(lambda: server.metric('sdpl_model_unloaded{model="model"}') == 1)
         replace(own, lambda folder: shutil.copyfile(bundle / PROOF, folder / PROOF))
         replace(own, lambda folder: shutil.copyfile(bundle / MANIFEST, folder / MANIFEST))
         assert server.post("/v2/repository/models/model/load") == (200, {})
@@ -117,6 +129,22 @@ def test_processes_that_die_are_started_again(own, images):
 
 
 @pytest.mark.slow
+def test_processes_are_started_again_though_nobody_reads_what_is_said(bundle):
+    command = [sys.executable, "-m", "sdpl", "serve", str(bundle), "--http-port", "0", "--no-grpc", "--workers", "1"]
+    with subprocess.Popen(
+        [*command, "--threads", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as process:
+        server = Server(process, int(process.stdout.readline().rstrip("/\n").rsplit(":", 1)[1]), None, [])
+        process.stderr.close()
+        try:
+            for _ in range(2):
+                before = server.children("frontend")
+                os.kill(before[0], signal.SIGKILL)
+                until(lambda before=before: server.children("frontend") not in (before, []), 10)
+        finally:
+            process.terminate()
+
+
 def test_overload_is_refused_early_and_what_is_accepted_is_answered_in_time(own, images):
     body, headers = binary_request(np.repeat(images[:1], 16, axis=0))
     with serving(own, "--workers", "1", "--threads", "1", "--max-wait-ms", "15", "--max-batch", "4") as server:

@@ -62,6 +62,18 @@ def test_files_of_a_bundle_that_was_taken_and_its_cache_are_of_no_account(folder
     assert looks(watch, 3) == []
 
 
+def test_a_refusal_counts_until_that_engine_has_taken_the_bundle(folder):
+    watch = Watch([str(folder)])
+    watch.refused(0, engine=1)
+    watch.settled(0, engine=0)
+    os.utime(folder / "model.onnx", (1, 1))
+    assert [AGAIN in line for _, _, line in looks(watch, 3)] == [True]
+    watch.refused(0, engine=1)
+    watch.settled(0, engine=1)
+    os.utime(folder / "model.onnx", (2, 2))
+    assert looks(watch, 3) == []
+
+
 def test_a_link_that_leads_elsewhere_is_another_bundle(folder, tmp_path):
     other, link = tmp_path / "other.sdpl", tmp_path / "current.sdpl"
     write(other, "two", b"weights of two")
