@@ -15,7 +15,7 @@ from collections import Counter
 from contextlib import suppress
 from typing import Any
 
-from sdpl.errors import UserError, listed
+from sdpl.errors import Stopped, UserError, listed
 from sdpl.signals import STOPS
 
 MOST = 64  # shards in work that are remembered
@@ -59,7 +59,8 @@ class Journal:
 def supervise(tries: int, keep_stdin: bool = False) -> Journal | None:
     """Go on in a child process, and in another one whenever that crashes: returns in each of them.
 
-    The parent stays here, and leaves with the last child's exit status (SystemExit). tries: of what crashes a child.
+    The parent stays here, and leaves with the last child's exit status (SystemExit), or with Stopped when a child died
+    though it was to stop. tries: of what crashes a child.
     keep_stdin: each child reads standard input from its beginning. Raises UserError in the parent when children die
     without getting on. None, with nothing done, where a fork is not safe: numpy is loaded, so that there may be threads
     and engines that do not survive it; the caller catches what is printed; or the system has none.
@@ -71,6 +72,7 @@ def supervise(tries: int, keep_stdin: bool = False) -> Journal | None:
     if keep_stdin:
         _keep_stdin()
     handlers = {number: signal.getsignal(number) for number in STOPS}
+    stops: list[int] = []  # that have come
     while True:
         if keep_stdin:
             os.lseek(0, 0, os.SEEK_SET)
@@ -78,6 +80,9 @@ def supervise(tries: int, keep_stdin: bool = False) -> Journal | None:
         sys.stderr.flush()
         alive, held = os.pipe()
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # until each of the two knows what a stop means
+        if stops:  # while there was no child
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+            raise Stopped
         child = os.fork()
         if child == 0:
             os.close(held)
@@ -87,25 +92,33 @@ def supervise(tries: int, keep_stdin: bool = False) -> Journal | None:
             threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
             return journal
         os.close(alive)
-        status = _wait(child)
+        status = _wait(child, stops)
         os.close(held)
         if -status not in CRASHES and status != HUNG:
             raise SystemExit(status if status >= 0 else 128 - status)
+        if stops:  # it died of something else before it could obey
+            raise Stopped
         lost, ended = journal.bury()
         deaths = 1 if ended else deaths + 1
-        how = "hung" if status == HUNG else f"was ended by {signal.Signals(-status).name}"
-        if not lost or deaths >= WITHOUT_PROGRESS:
-            when = "before it worked on anything" if not lost else f"{deaths} times without finishing anything"
-            raise UserError(f"the process {how} {when}: too little memory, or a fault of a library on this machine.")
-        shards = f"shard{'s' if len(lost) > 1 else ''} {listed(map(str, lost))}"
-        print(f"the process {how} in the middle of {shards}; going on, and back to that at the end", file=sys.stderr)
+        _tell(status, lost, deaths)
 
 
-def _wait(child: int) -> int:
-    """The child's exit status, or minus the signal that ended it. What stops this process alone is handed on; the child
-    takes what comes twice, from a terminal and from here, for one stop."""
+def _tell(status: int, lost: list[int], deaths: int) -> None:
+    """Say what was in work when a child ended so. Raises UserError where another one would get no further."""
+    how = "hung" if status == HUNG else f"was ended by {signal.Signals(-status).name}"
+    if not lost or deaths >= WITHOUT_PROGRESS:
+        when = "before it worked on anything" if not lost else f"{deaths} times without finishing anything"
+        raise UserError(f"the process {how} {when}: too little memory, or a fault of a library on this machine.")
+    shards = f"shard{'s' if len(lost) > 1 else ''} {listed(map(str, lost))}"
+    print(f"the process {how} in the middle of {shards}; going on, and back to that at the end", file=sys.stderr)
+
+
+def _wait(child: int, stops: list[int]) -> int:
+    """The child's exit status, or minus the signal that ended it. What stops this process alone is handed on, and added
+    to `stops`; the child takes what comes twice, from a terminal and from here, for one stop."""
 
     def hand_on(number: int, frame: Any) -> None:
+        stops.append(number)
         with suppress(ProcessLookupError):
             os.kill(child, number)
 

@@ -99,6 +99,19 @@ def test_a_stop_of_the_parent_reaches_the_child_and_it_may_end_well(name):
     assert process.returncode == 9
 
 
+def test_a_stop_that_a_dying_child_did_not_obey_is_obeyed_by_the_parent():
+    process = start(
+        "signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))\njournal.begin(1)\n"
+        "print(deaths, flush=True)\ntime.sleep(60 if deaths == 0 else 1)",
+    )
+    assert process.stdout.readline() == "0\n"
+    process.terminate()
+    out, err = process.communicate()
+    assert out == ""  # no other child
+    assert "sdpl.errors.Stopped" in err
+    assert "going on" not in err
+
+
 def test_a_stop_at_once_after_a_fork_waits_until_the_child_knows_what_it_means():
     process = start(
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(9))\njournal.begin(1)\n"

@@ -3,19 +3,16 @@
 import asyncio
 import contextlib
 import gc
-import resource
 import ssl
 from typing import TYPE_CHECKING
 
 from sdpl.server.app import App
 from sdpl.server.channel import Channel, ClosedError
+from sdpl.server.connections import ask_for_files, fitting
 from sdpl.server.exchange import Limits
 from sdpl.server.http import Server
 from sdpl.server.routes import Routes
 from sdpl.server.settings import Settings
-
-FILES_EACH = 3  # of a connection: itself, one that is accepted only to be refused, and one of gRPC
-FILES_BESIDE = 64  # open files of a front end beside its connections
 
 if TYPE_CHECKING:
     from sdpl.server.process import Setup
@@ -32,7 +29,8 @@ def serve(setup: "Setup") -> None:
 async def _serve(setup: "Setup") -> None:
     settings, loop = setup.settings, asyncio.get_running_loop()
     app = App(settings, setup.engines, setup.counters)
-    share = connections(max(1, settings.max_connections // settings.workers))
+    ask_for_files(settings.connections_each)
+    share = fitting(settings.connections_each)
     limits = Limits(
         max_body=settings.max_body,
         max_bodies=settings.bodies_bytes,
@@ -42,12 +40,16 @@ async def _serve(setup: "Setup") -> None:
         min_bytes_per_s=settings.min_bytes_per_s,
     )
     http = Server(Routes(app), limits)
-    listening = await loop.create_server(http.make, sock=setup.listener, ssl=tls(settings), backlog=share)
+    context = tls(settings)
+    handshake_s = settings.header_timeout_s if context is not None else None  # until then nobody counts a connection
+    listening = await loop.create_server(
+        http.make, sock=setup.listener, ssl=context, ssl_handshake_timeout=handshake_s, backlog=share
+    )
     grpc = None
     if settings.grpc_port is not None:
         from sdpl.server.grpc_service import start
 
-        grpc = await start(app)
+        grpc = await start(app, share)
     tasks = [loop.create_task(link.run()) for link in app.links]
     tasks += [loop.create_task(http.sweep()), loop.create_task(_report(app, http, setup.control))]
     stop = loop.create_future()
@@ -68,17 +70,6 @@ async def _serve(setup: "Setup") -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
     app.decoder.close()
     app.tracer.close()
-
-
-def connections(wanted: int) -> int:
-    """How many connections there is room for, at most so many: each is an open file, of which a process may have only
-    1,024 where nobody asks for more. Beyond that, asyncio could not even refuse them, and would do nothing but try."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = FILES_EACH * wanted + FILES_BESIDE
-    limit = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-    if soft != resource.RLIM_INFINITY and limit > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    return max(1, min(wanted, (limit - FILES_BESIDE) // FILES_EACH))
 
 
 def tls(settings: Settings) -> ssl.SSLContext | None:

@@ -26,8 +26,8 @@ OPEN = ("ServerLive", "ServerReady", "ModelReady", "Check")  # need no token
 CONTENTS = ("uint_contents", "bytes_contents")  # those that an input of ours may use
 
 
-async def start(app: App) -> grpc.aio.Server:
-    """A server on the settings' port, which front ends share, started."""
+async def start(app: App, calls: int) -> grpc.aio.Server:
+    """A server on the settings' port, which front ends share, started. calls: at most so many at once."""
     settings = app.settings
     server = grpc.aio.server(
         options=[
@@ -36,7 +36,7 @@ async def start(app: App) -> grpc.aio.Server:
             ("grpc.max_metadata_size", 16_384),
             ("grpc.max_connection_idle_ms", int(settings.idle_timeout_s * 1000)),
         ],
-        maximum_concurrent_rpcs=max(1, settings.max_connections // settings.workers),
+        maximum_concurrent_rpcs=calls,
     )
     service = Service(app)
     for of in (SERVICE, HEALTH):

@@ -50,7 +50,8 @@ class AccessLog:
                 return
         with suppress(UserError):
             old, self._fd = self._fd, open_log(self._path)
-            os.close(old)
+            with suppress(OSError):  # of lines that were lost, such as on a network's disk
+                os.close(old)
 
 
 def open_log(path: str) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import resource
 import socket
 import ssl
 import sys
@@ -13,6 +14,7 @@ from sdpl.errors import UserError
 from sdpl.install import install_line
 from sdpl.kernels.gpu import find_gpu, gpu_obstacle
 from sdpl.pipeline import available_cores
+from sdpl.server.connections import fitting
 from sdpl.server.log import open_log
 from sdpl.server.settings import Settings
 
@@ -32,7 +34,7 @@ def models(words: tuple[str, ...]) -> dict[str, str]:
         if name in found:
             raise UserError(f"two bundles are called {name!r}: name one of them, such as other={path}.")
         Bundle.open(path)
-        found[name] = os.path.abspath(path)  # a link is not followed yet: it may lead to another bundle later
+        found[name] = os.path.join(os.getcwd(), path)  # no link is followed yet: it may lead to another bundle later
     return found
 
 
@@ -88,6 +90,18 @@ def tls(certificate: Path | None, key: Path | None) -> tuple[str | None, str | N
 def writable(path: str) -> None:
     """Raises UserError when a log cannot be written."""
     os.close(open_log(path))
+
+
+def narrower(settings: Settings) -> str | None:
+    """A line where fewer connections are taken than asked for, since a process may not have so many files open."""
+    wanted = settings.connections_each
+    found = fitting(wanted)
+    if found == wanted:
+        return None
+    return (
+        f"warning: {found * settings.workers} connections at once, not {settings.max_connections}: a process may have "
+        f"{resource.getrlimit(resource.RLIMIT_NOFILE)[1]} files open here (ulimit -Hn; LimitNOFILE in systemd)."
+    )
 
 
 def require_packages(settings: Settings) -> None:

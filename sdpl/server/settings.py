@@ -49,6 +49,11 @@ class Settings:
         return self.queue_bytes // (self.workers * len(self.models) * len(self.devices))
 
     @property
+    def connections_each(self) -> int:
+        """Of one front end, where its files allow them."""
+        return max(1, self.max_connections // self.workers)
+
+    @property
     def bodies_bytes(self) -> int:
         """Of the HTTP bodies that one front end has in hand; two of the largest have room, however many front ends."""
         return max(self.queue_bytes // self.workers, 2 * self.max_body)

@@ -8,8 +8,9 @@ import pytest
 FOUND = """
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
-from sdpl.server.frontend import connections
-print(connections({wanted}), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+from sdpl.server.connections import ask_for_files, fitting
+ask_for_files({wanted})
+print(fitting({wanted}), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 """
 
 
@@ -25,3 +26,23 @@ print(connections({wanted}), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 def test_files_that_may_be_open_are_asked_for_and_connections_fit_them(soft, hard, wanted, found):
     code = FOUND.format(soft=soft, hard=hard, wanted=wanted)
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == found + "\n"
+
+
+@pytest.mark.parametrize(
+    ("hard", "said"),
+    [
+        (1024, "warning: 640 connections at once, not 1024: a process may have 1024 files open here "),
+        (4096, "None"),
+    ],
+)
+def test_who_asks_for_more_connections_than_fit_is_told(hard, said):
+    code = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, {hard}), {hard}))
+from sdpl.server.options import narrower
+from sdpl.server.settings import Settings
+print(narrower(Settings({{}}, workers=2)))
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert out.startswith(said)
+    assert out.count("\n") == 1

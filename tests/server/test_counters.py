@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 
@@ -58,6 +59,22 @@ def test_a_log_that_is_renamed_is_begun_anew(tmp_path, monkeypatch):
     log.write(status=4)
     for file, status in ((tmp_path / "access.jsonl.1", 1), (path, 4)):
         assert json.loads(file.read_text())["status"] == status
+
+
+def test_an_old_log_that_cannot_be_closed_well_fails_no_request(tmp_path, monkeypatch):
+    monkeypatch.setattr(log_module, "LOOK_S", 0)
+    path, close = tmp_path / "access.jsonl", os.close
+    log = AccessLog(str(path), pair(["a"])[0])
+    path.unlink()
+
+    def close_badly(fd: int) -> None:
+        close(fd)
+        raise OSError(errno.EIO, "lines were lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", close_badly)
+        log.write(status=1)
+    assert json.loads(path.read_text())["status"] == 1
 
 
 def test_a_full_disk_loses_lines_and_counts_them():

@@ -1,3 +1,4 @@
+import os
 import socket
 
 import pytest
@@ -26,3 +27,14 @@ def test_a_model_behind_a_link_is_called_like_the_link(bundle, tmp_path):
     link = tmp_path / "birds.sdpl"
     link.symlink_to(bundle)
     assert options.models((str(link),)) == {"birds": str(link)}
+
+
+def test_a_path_through_a_link_leads_where_the_system_says(bundle, tmp_path, monkeypatch):
+    (tmp_path / "real" / "below").mkdir(parents=True)
+    (tmp_path / "real" / "birds.sdpl").symlink_to(bundle)
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "below")
+    monkeypatch.chdir(tmp_path)
+    [(name, path)] = options.models(("link/../birds.sdpl",)).items()
+    assert name == "birds"
+    assert os.path.isabs(path)
+    assert os.path.samefile(path, bundle)
