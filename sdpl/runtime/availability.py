@@ -4,6 +4,7 @@ import threading
 from typing import Any
 
 from sdpl.bundle import Bundle
+from sdpl.errors import UserError
 from sdpl.kernels.driver import context
 from sdpl.kernels.gpu import find_gpu, gpu_obstacle, require_gpu
 from sdpl.manifest import Profile, Target
@@ -94,7 +95,10 @@ def target_obstacle(bundle: Bundle, name: str, device: int = 0) -> str | None:
         return f"built for compute capability {target.compute_capability}, {gpu.name} has {gpu.capability}: {fix}"
     if backend.capabilities:
         log = logger(module)
-        gpu_context = context(device)
+        try:
+            gpu_context = context(device)
+        except UserError as error:  # another process has the GPU for itself, or all of its memory
+            return str(error).removesuffix(".")
         with gpu_context.current(), gpu_context.not_capturing:  # it may wait for the whole GPU, as loading does
             invalid = invalid_engine(module.Runtime(log), bundle.file(target.files["engine"]).read_bytes(), log)
         return invalid and invalid.replace(REBUILD, fix)

@@ -69,6 +69,17 @@ def test_the_engine_itself_is_asked_last(gpu, opened, monkeypatch, bits):
     assert target_obstacle(opened, NAME) == lines.get(bits, rebuild)
 
 
+def test_a_gpu_that_gives_no_context_is_an_obstacle(gpu, opened, monkeypatch):
+    """And no error: `auto` then takes a CPU."""
+
+    def context(device_id):
+        raise UserError("device 0 cannot be used (another process has it for itself).")
+
+    gpu(RTX_3090)
+    monkeypatch.setattr("sdpl.runtime.availability.context", context)
+    assert target_obstacle(opened, NAME) == "device 0 cannot be used (another process has it for itself)"
+
+
 def test_an_engine_for_another_gpu_comes_with_the_command_that_rebuilds_it(gpu, opened):
     gpu(RTX_4090)
     assert target_obstacle(opened, NAME) == (
