@@ -10,6 +10,7 @@ learning rate. A stop is gone on from; --out writes docs/benchmarks/results-phot
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def write_report(results: Sequence[Result], chances: list[float], out: Path | No
         rows = [r for r in results if r.proportion == proportion]
         for method in SHOWN:
             mean, deviation = spread(np.array([r.mAP for r in rows if r.method == method]))
-            print(f"{proportion:.0%} known, {method}: {mean:.1f} ± {deviation:.1f}")
+            print(f"{proportion:.0%} known, {method}: {mean:.1f}" + ("" if isnan(deviation) else f" ± {deviation:.1f}"))
         for a, b in PAIRS:
             mean, half, n = paired(rows, a, b)
             pairs.append({"method": a, "minus": b, "known": proportion, "mAP": mean, "ci95": half, "seeds": n})

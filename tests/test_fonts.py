@@ -46,5 +46,5 @@ def test_the_command_says_it_in_one_line(sdpl, bundle, scenes, tmp_path, own_fon
     monkeypatch.setattr("sdpl.runtime.Recognizer.categories", tuple("零一二三四五六七八九"))
     result = sdpl("predict", bundle, scenes / "test" / "000000.jpg", "--save", tmp_path)
     assert result.exit_code == 0, result.output
-    (line,) = [line for line in result.stderr.splitlines() if not line.startswith("target: ")]
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
     assert line.startswith("warning: no installed font has 10 characters of the categories (")

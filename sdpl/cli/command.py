@@ -4,6 +4,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -95,7 +96,8 @@ def _nowhere() -> io.TextIOWrapper:
 
 
 def _say(message: str, status: int) -> int:
-    click.echo(f"error: {message}", err=True)
+    with suppress(OSError):  # the terminal may be gone
+        click.echo(f"error: {message}", err=True)
     return status
 
 

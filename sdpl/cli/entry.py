@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
+END_S = 30  # seconds that Python may take to end; a library's thread or destructor has hung before
 INTERRUPTED = "interrupted; nothing half-written is left."
 STATUS_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -43,9 +44,12 @@ def leave_when_stopped() -> None:
 
 def _end_undisturbed() -> None:
     """The command is finished and its status known. Python is about to give every signal its default action back,
-    except those that are ignored, and then takes a while to free what was loaded."""
+    except those that are ignored, and then takes a while to free what was loaded: END_S at most."""
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(END_S)
 
 
 def _open_streams() -> None:

@@ -138,7 +138,10 @@ def command(
             f"{len(summary.failures)} of {summary.shards} shards failed; the same command tries them again."
         )
     if summary.counts.images and summary.counts.bad == summary.counts.images:
-        raise UserError(f"no image of {out} could be read: its column `error` says why.")
+        raise UserError(
+            f"no image of {out} could be read: its column `error` says why. Once that is fixed, delete {out} or "
+            "take another --out."
+        )
 
 
 def _json_lines() -> "tuple[Watch, Callable[[], None]]":

@@ -98,9 +98,8 @@ def test_every_command_works_in_an_ascii_locale(hostile, foreign):
     assert manifest["categories"] == NAMES
     predict = ("predict", "b.sdpl", "test")
     shown = (*predict, "--top", "10", "then", *predict, "--out", "p.csv")
-    said = hostile("info", "b.sdpl", "then", "verify", "b.sdpl", "then", *shown)
-    assert "cpu:fp32: 6 images" in said
-    assert "日本 0." in said
+    assert "cpu:fp32: 6 images" in hostile("info", "b.sdpl", "then", "verify", "b.sdpl")
+    assert "日本 0." in hostile(*shown)
     with open(foreign / "p.csv", encoding="utf-8", newline="") as stream:
         assert set(NAMES) < set(next(csv.reader(stream)))
     hostile("eval", "b.sdpl", test, "--report", "e.html", "--json", "e.json")

@@ -16,7 +16,9 @@ COMMANDS = ("train", "sweep", "export", "eval", "predict", "score", "bench", "se
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_in_both_spellings(sdpl, command):
-    assert sdpl(command, "--help").output == sdpl(command, "-h").output
+    shown, short = sdpl(command, "--help"), sdpl(command, "-h")
+    assert (shown.exit_code, short.exit_code) == (0, 0)
+    assert shown.output == short.output
     script = subprocess.run([f"{sys.prefix}/bin/sdpl-{command}", "--help"], capture_output=True, text=True)
     assert script.returncode == 0
     assert "Usage: sdpl-" + command in script.stdout

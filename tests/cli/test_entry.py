@@ -1,6 +1,8 @@
 """Where commands start: a stop while they load, and what each console script is."""
 
 import importlib
+import os
+import signal
 import subprocess
 import sys
 import tomllib
@@ -76,6 +78,26 @@ def test_a_stop_while_python_takes_itself_apart_changes_nothing(tmp_path):
     assert "Usage: sdpl-info" in ended.stdout
 
 
+HANGS_AT_THE_END = """
+import sys, time
+class Freed:
+    def __del__(self, sleep=time.sleep):
+        sleep(60)
+sys.modules["freed"] = Freed()
+from sdpl.cli import entry
+entry.END_S = 1
+sys.argv[1:] = ["--help"]
+entry.info()
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "alarm"), reason="a POSIX timer")
+def test_an_end_that_hangs_is_cut_short_though_stops_are_ignored(tmp_path):
+    ended = run(HANGS_AT_THE_END, tmp_path)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGALRM, "")
+    assert "Usage: sdpl-info" in ended.stdout
+
+
 WITHIN = """
 import click, os, signal, sys, time
 from sdpl.cli.command import Command
@@ -117,6 +139,18 @@ def test_a_stop_that_comes_more_than_once_is_one_line_and_a_whole_cleanup(tmp_pa
     ended = run(WITHIN.format(body=CLEANS_UP.strip()), tmp_path)
     assert (ended.returncode, ended.stdout) == (130, "cleaned up\n")
     assert ended.stderr == "error: interrupted; nothing half-written is left.\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="a POSIX terminal")
+def test_the_end_of_a_terminal_is_a_stop_whose_line_nobody_can_read(tmp_path):
+    code = WITHIN.format(body="print('ready', flush=True); time.sleep(60)")
+    ours, terminal = os.openpty()
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=terminal, stderr=terminal) as command:
+        os.close(terminal)
+        assert os.read(ours, 100).startswith(b"ready")
+        os.close(ours)  # writing to the terminal is an error from here on
+        command.send_signal(signal.SIGHUP)
+        assert command.wait(timeout=60) == 130
 
 
 LOST = """

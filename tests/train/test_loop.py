@@ -365,7 +365,7 @@ def damaged_in_epoch_2(scenes, tmp_path, monkeypatch):
 def test_an_image_that_becomes_unreadable_stops_the_run_and_is_named(fails, config, tmp_path, damaged_in_epoch_2):
     message = fails("train", config(data=damaged_in_epoch_2), "--out", tmp_path / "run")
     assert re.search(
-        r"scenes/train/\d+\.jpg: is damaged or truncated .*add --resume; or, with data.unreadable: skip", message
+        r"scenes/train/\d+\.jpg: is damaged or truncated .*--resume.* or set data.unreadable: skip", message
     )
     assert load_checkpoint(tmp_path / "run" / "last.ckpt")["resume"]["epoch"] == 1
 
