@@ -31,6 +31,7 @@ import numpy as np
 from sdpl.cores import physical_cores
 from sdpl.runtime.environment import environment
 from sdpl.runtime.machine import packages
+from sdpl.targets import BACKENDS
 
 MODELS = {"rn50": ("RN50", 224, 1), "rn101": ("RN101", 448, 2), "vit": ("ViT-B-16", 224, 2)}  # size, map_pool
 OURS = ("cpu:fp32", "openvino:fp32", "openvino:bf16", "cpu:int8", "openvino:int8")
@@ -82,8 +83,7 @@ def scorer_of(name: str, side: str, work: Path, threads: int) -> Scorer:
         session = onnxruntime.InferenceSession(bundle / "model.onnx", options, providers=["CPUExecutionProvider"])
         return lambda images: session.run(["scores"], {"image": images})
     if side.startswith("openvino "):
-        import openvino
-
+        openvino = BACKENDS["openvino"].load()
         config = {"INFERENCE_PRECISION_HINT": side.split()[1], "INFERENCE_NUM_THREADS": threads}
         compiled = openvino.Core().compile_model(bundle / "model.onnx", "CPU", config)
         return lambda images: compiled(images)["scores"]

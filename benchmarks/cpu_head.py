@@ -20,7 +20,6 @@ import click
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import torch
 from research import D, E, K, L, ResearchHead
 from torch import nn
@@ -32,6 +31,7 @@ from sdpl.export.onnx import encoder_to_onnx, lowered
 from sdpl.export.separable import separate
 from sdpl.runtime.bench import measure, summarize
 from sdpl.runtime.environment import environment
+from sdpl.targets import BACKENDS
 
 CATEGORIES = (20, 80, 500, 2000)
 SIDES = ("exact", "separable", "exact openvino", "separable openvino", "research")
@@ -72,6 +72,7 @@ def exported(categories: int, path: str, threads: int):
 
 
 def in_openvino(categories: int, path: str, threads: int):
+    openvino = BACKENDS["openvino"].load()
     config = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
     request = openvino.Core().compile_model(path, "CPU", config).create_infer_request()
     f = np.random.default_rng(0).standard_normal((1, L, D), dtype=np.float32)
@@ -143,7 +144,7 @@ def main(out: Path | None, threads: int, row: tuple[str, str, str] | None) -> No
         *ours, theirs = (row["cpu_ms"] for row in rows[-len(SIDES) :])
         print(f"C={categories:<5d} times less CPU:", ", ".join(f"{theirs / mine:.1f}" for mine in ours))
     about = {**environment(), "torch": torch.__version__, "onnxruntime": onnxruntime.__version__}
-    report = {"environment": {**about, "openvino": openvino.__version__}, "rows": rows}
+    report = {"environment": {**about, "openvino": BACKENDS["openvino"].load().__version__}, "rows": rows}
     if out is not None:
         out.write_text(json.dumps(report, indent=2) + "\n")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 UNFINISHED = 3  # exit status: call again
+TRIES = 2  # of a result that fails, each in a process of its own
 
 
 class Results:
@@ -18,14 +19,18 @@ class Results:
         self.found: dict[str, Any] = {"about": about, "results": {}}
         if path is not None and path.exists():
             self.found["results"] = json.loads(path.read_text())["results"]
+        found = self.found["results"].items()
+        self.again = {name: result["tries"] for name, result in found if result.get("tries", TRIES) < TRIES}
 
     def has(self, name: str) -> bool:
-        return name in self.found["results"]
+        """Whether it is there, and not to be tried again by this process."""
+        return name in self.found["results"] and name not in self.again
 
     def attempt(self, name: str, work: Callable[[], Any], needs_s: float = 0) -> None:
-        """Add what `work` gives, unless it is there already. An exception is a result too, {"failed": why}: one that
-        fails must not lose those after it. needs_s: it may take so long. Ends the process with status 3 where there is
-        not so much time left, and where the GPU does not answer any more, which only a new process can change."""
+        """Add what `work` gives, unless it is there already. An exception is a result too, {"failed": why, "tries": n}:
+        one that fails must not lose those after it, and the next process tries it once more. needs_s: it may take so
+        long. Ends the process with status 3 where there is not so much time left, and where the GPU does not answer any
+        more, which only a new process can change; what did that to it is not tried again."""
         if self.has(name):
             return
         if time.monotonic() + needs_s > self.until:
@@ -33,8 +38,10 @@ class Results:
         try:
             self.add(name, work())
         except Exception as error:
-            self.add(name, {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"})
-            if not gpu_answers():
+            answers = gpu_answers()
+            tries = self.again.get(name, 0) + 1 if answers else TRIES
+            self.add(name, {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}", "tries": tries})
+            if not answers:
                 sys.exit(UNFINISHED)
 
     def finish(self) -> None:
@@ -45,6 +52,7 @@ class Results:
 
     def add(self, name: str, result: Any) -> None:
         self.found["results"][name] = result
+        self.again.pop(name, None)
         print(name, json.dumps(result), flush=True)
         if self.path is not None:
             temporary = self.path.with_suffix(".part")

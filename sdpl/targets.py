@@ -6,12 +6,15 @@ A target's name is a kind, where the engine is bound to it early a compute capab
 
 import importlib.util
 import sys
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from sdpl.errors import UserError, nearest
 from sdpl.install import install_line
+
+_silencing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,17 @@ class Backend:
         OpenVINO's import sends usage data, from a forked copy of this process that a thread waits for, and writes into
         the user's home, unless `openvino_telemetry` cannot be imported: then it uses its own stub.
         """
-        silenced = "openvino_telemetry" not in sys.modules
-        if silenced:
-            sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # Python's mark of what is not there
-        try:
+        if self.package != "openvino":
             return importlib.import_module(self.package)
-        finally:
+        with _silencing:
+            silenced = "openvino_telemetry" not in sys.modules
             if silenced:
-                sys.modules.pop("openvino_telemetry", None)
+                sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # Python's mark of what is not there
+            try:
+                return importlib.import_module(self.package)
+            finally:
+                if silenced:
+                    sys.modules.pop("openvino_telemetry", None)
 
 
 BACKENDS = {  # the fastest first, as a guess: `sdpl.runtime.timings` knows what was measured

@@ -34,11 +34,26 @@ def test_a_result_that_fails_loses_no_other(tmp_path, answers):
     with pytest.raises(SystemExit, match="failed: one, three"):
         mine.finish()
     assert json.loads(path.read_text())["results"] == {
-        "one": {"failed": "ValueError: a line and another"},
+        "one": {"failed": "ValueError: a line and another", "tries": 1},
         "two": {"us": 1},
         "three": {"us": 2, "wrong": {"kernel": "far off"}},
     }
     assert os.listdir(tmp_path) == ["r.json"]
+
+
+def test_a_result_that_failed_is_tried_once_more_by_the_next_process(tmp_path, answers):
+    path = tmp_path / "r.json"
+    for name in ("one", "two"):
+        Results(path, 60).attempt(name, fail)
+    again = Results(path, 60)
+    again.attempt("one", lambda: {"us": 1})
+    again.attempt("two", fail)
+    again.attempt("two", lambda: pytest.fail("it was tried twice by one process"))
+    with pytest.raises(SystemExit, match="failed: two"):
+        again.finish()
+    third = Results(path, 60)
+    for name in ("one", "two"):
+        third.attempt(name, lambda: pytest.fail("it was tried"))
 
 
 def test_a_gpu_that_answers_no_more_needs_a_new_process_which_goes_on(tmp_path, answers):

@@ -1,7 +1,10 @@
+import dataclasses
+import sys
+
 import pytest
 
 from sdpl.errors import UserError
-from sdpl.targets import TARGETS, TargetSpec, default_targets, parse_targets
+from sdpl.targets import BACKENDS, TARGETS, TargetSpec, default_targets, parse_targets
 
 
 def test_names_and_specs_are_one_to_one():
@@ -11,6 +14,15 @@ def test_names_and_specs_are_one_to_one():
         TargetSpec("rtx", "fp16", "86"),
         TargetSpec("cpu", "int8"),
     )
+
+
+def test_only_openvino_is_loaded_without_its_telemetry(tmp_path, monkeypatch):
+    """Each load takes it away and puts it back: beside OpenVINO's, another one's would put it back too early."""
+    (tmp_path / "some_engine.py").write_text("import sys\nHIDDEN = sys.modules.get('openvino_telemetry', 0) is None\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    backend = dataclasses.replace(BACKENDS["onnxruntime-cpu"], package="some_engine")
+    assert not backend.load().HIDDEN
+    del sys.modules["some_engine"]
 
 
 def test_no_name_means_the_defaults():

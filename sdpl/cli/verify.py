@@ -36,7 +36,7 @@ def command(bundle: Path, targets: tuple[str, ...], device: int | None) -> None:
             click.echo(f"{name}: {describe(result) if isinstance(result, Verification) else f'not run: {result}'}")
 
     def not_recorded(reason: UserError) -> None:
-        click.echo(f"warning: the result was not recorded: {reason}", err=True)
+        click.echo(f"warning: {reason}", err=True)
 
     with shown("running the proof"):
         results = verify(bundle, say, targets, device, not_recorded)

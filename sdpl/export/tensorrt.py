@@ -75,7 +75,8 @@ def build_engine(graph: Path, spec: TargetSpec, profile: Profile, report: Report
     if interrupted.is_set():
         raise Stopped
     if code is None:
-        raise UserError(f"--target {spec}: {spec.backend.package} cannot build the engine ({log.first_error()}).")
+        reason = log.first_error(of_any_thread=True)
+        raise UserError(f"--target {spec}: {spec.backend.package} cannot build the engine ({reason}).")
     built_with, capability = _built_with(trt, spec)
     return Engine(bytes(code), built_with, capability, WORKSPACE_BYTES)
 

@@ -1,10 +1,10 @@
 """What can run on this machine, and for what cannot, the one line that says what is missing and how to get it."""
 
 import threading
-from contextlib import nullcontext
 from typing import Any
 
 from sdpl.bundle import Bundle
+from sdpl.errors import UserError
 from sdpl.kernels.driver import context
 from sdpl.kernels.gpu import find_gpu, gpu_obstacle, require_gpu
 from sdpl.manifest import Profile, Target
@@ -95,7 +95,11 @@ def target_obstacle(bundle: Bundle, name: str, device: int = 0) -> str | None:
         return f"built for compute capability {target.compute_capability}, {gpu.name} has {gpu.capability}: {fix}"
     if backend.capabilities:
         log = logger(module)
-        with context(device).current() if device else nullcontext():
+        try:
+            gpu_context = context(device)
+        except UserError as error:  # another process has the GPU for itself, or all of its memory
+            return str(error).removesuffix(".")
+        with gpu_context.current(), gpu_context.not_capturing:  # it may wait for the whole GPU, as loading does
             invalid = invalid_engine(module.Runtime(log), bundle.file(target.files["engine"]).read_bytes(), log)
         return invalid and invalid.replace(REBUILD, fix)
     return None
@@ -119,9 +123,8 @@ def invalid_engine(runtime: Any, code: bytes, log: Any) -> str | None:
     reasons = [f"{text}: {fix}" for i, (text, fix) in enumerate(INVALID) if int(bits) >> i & 1]
     if reasons:
         return "; ".join(reasons)
-    return (
-        f"TensorRT-RTX fails ({log.first_error()[:300]}): look at nvidia-smi; a driver older than CUDA needs an update"
-    )
+    reason = log.first_error(of_any_thread=True)[:300]
+    return f"TensorRT-RTX fails ({reason}): look at nvidia-smi; a driver older than CUDA needs an update"
 
 
 def in_order(targets: dict[str, Target]) -> list[str]:
@@ -136,20 +139,24 @@ def logger(trt: Any) -> Any:
     class Log(trt.ILogger):  # type: ignore[misc]  # TensorRT ships no types
         def __init__(self) -> None:
             super().__init__()
-            self._errors: dict[int, str] = {}  # by thread: two batches may run at once, and a build has its own threads
+            self._own = threading.local()  # two batches may run at once
+            self._first: str | None = None
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self._errors.setdefault(threading.get_ident(), " ".join(message.split()))
+                text = " ".join(message.split())
+                self._own.error = getattr(self._own, "error", None) or text
+                self._first = self._first or text
 
         def forget(self) -> None:
             """What this thread was told so far is no reason for what fails later."""
-            self._errors.pop(threading.get_ident(), None)
+            self._own.error = None
 
-        def first_error(self) -> str:
-            """The first error since then: this thread's, or else another one's."""
-            others = iter(list(self._errors.values()))
-            return self._errors.get(threading.get_ident()) or next(others, "no reason given")
+        def first_error(self, of_any_thread: bool = False) -> str:
+            """The first error that this thread was told since then. of_any_thread: or else the first of all, for a
+            build or a loading, which has a logger to itself and threads of its own."""
+            other = self._first if of_any_thread else None
+            return getattr(self._own, "error", None) or other or "no reason given"
 
     return Log()
 

@@ -10,8 +10,11 @@ import numpy as np
 
 from sdpl.kernels.driver import DriverError, OutOfMemoryError, call, context
 
-__all__ = ["Cuda", "DriverError", "OutOfMemoryError", "Pinned"]
-CAPTURES = 3  # tries
+__all__ = ["BrokenCaptureError", "Cuda", "DriverError", "OutOfMemoryError", "Pinned"]
+
+
+class BrokenCaptureError(RuntimeError):
+    """A capture that something else ended, as `torch.cuda.synchronize` of another thread does: a later one may work."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +79,10 @@ class Cuda:
         return self._context.not_capturing
 
     def capture(self, stream: int, enqueue: Callable[[], None]) -> int:
-        """What `enqueue` puts on the stream, as a graph to replay. A failure is tried again: another library
-        breaks a capture by waiting for the whole GPU meanwhile (`torch.cuda.synchronize` in another thread)."""
-        for left in reversed(range(CAPTURES)):
-            try:
-                with self.no_captures():
-                    graph = _captured(stream, enqueue)
-                break
-            except RuntimeError:
-                if not left:
-                    raise
+        """What `enqueue` puts on the stream, as a graph to replay. Raises BrokenCaptureError, and what `enqueue`
+        raises."""
+        with self.no_captures():
+            graph = _captured(stream, enqueue)
         try:
             return int(call("cuGraphInstantiate", graph, 0))
         finally:
@@ -107,9 +104,16 @@ def _captured(stream: int, enqueue: Callable[[], None]) -> Any:
     call("cuStreamBeginCapture", stream, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
     try:
         enqueue()
-    except BaseException:
-        _, graph = driver.cuStreamEndCapture(stream)  # its own status would hide the first error
+    except BaseException as error:
+        status, graph = driver.cuStreamEndCapture(stream)  # which alone knows why the engine or a call failed
         if graph is not None and int(graph):
             driver.cuGraphDestroy(graph)
+        if isinstance(error, RuntimeError) and status == driver.CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED:
+            raise BrokenCaptureError(str(error)) from None
         raise
-    return call("cuStreamEndCapture", stream)
+    status, graph = driver.cuStreamEndCapture(stream)
+    if status == driver.CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED:
+        raise BrokenCaptureError("the capture of a graph was broken")
+    if int(status) != 0:
+        raise DriverError(f"cuStreamEndCapture: status {int(status)}")
+    return graph

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import io
 import re
 import sys
 import threading
@@ -23,7 +22,12 @@ from sdpl.runtime.device import Cuda, OutOfMemoryError
 from sdpl.runtime.two_stage import Encoder
 from sdpl.targets import BACKENDS, PRECISIONS
 
-_WANT_OF_MEMORY = re.compile("out ?of ?memory|alloc", re.IGNORECASE)  # in a library's words; an illegal access is none
+_WANT_OF_MEMORY = re.compile(  # in a library's words; an illegal access is none, nor is an allocation strategy
+    r"(out ?of|too little|insufficient|not enough) ?memory|bad_alloc|alloc(ation)?[_ ]?failed|"
+    r"(fail(ed|ure|s)?|unable|cannot|could not|can't)( to)?( be)? ?alloc",
+    re.IGNORECASE,
+)
+_preloading = threading.Lock()
 
 
 def outputs_of(bundle: Bundle, target: Target) -> tuple[str, ...]:
@@ -47,12 +51,19 @@ class OnnxRuntimeCuda:
         options.log_severity_level = 3
         # TF32 is on by default: 10 bits of mantissa move scores by more than fp32 may
         settings = {"device_id": str(device.device_id), "use_tf32": str(int(target.precision != "fp32"))}
-        said = io.StringIO()  # it prints what goes wrong, and falls back to the CPU
-        with contextlib.redirect_stdout(said):
-            onnxruntime.preload_dlls()  # CUDA's libraries from wheels, where they are installed so
-            self._session = onnxruntime.InferenceSession(path, options, providers=[("CUDAExecutionProvider", settings)])
+        with device.current(), device.no_captures():
+            _preload()
+            try:
+                self._session = onnxruntime.InferenceSession(
+                    path,
+                    options,
+                    providers=[("CUDAExecutionProvider", settings)],
+                    enable_fallback=0,  # to the CPU, and it prints why
+                )
+            except Exception as error:  # its errors share no class and no code
+                raise _not_loaded(name, error) from None
         if "CUDAExecutionProvider" not in self._session.get_providers():
-            raise UserError(f"{name}: ONNX Runtime cannot use its CUDA provider ({_why_no_cuda(said.getvalue())}).")
+            raise UserError(f"{name}: ONNX Runtime cannot use its CUDA provider ({_why_no_cuda()}).")
         narrow = PRECISIONS[target.precision].kernel_dtype == "float16" and not target.is_whole
         self._dtype, self._outputs = np.float16 if narrow else np.float32, outputs_of(bundle, target)
         self._shapes = {
@@ -119,12 +130,12 @@ class TensorRt:
         self._device, self._tensors = device, ("image", *outputs_of(bundle, target))
         self._lanes: dict[int, Lane] = {}
         self._lock = threading.Lock()  # making contexts is not said to be thread-safe
-        with device.current():
+        with device.current(), device.no_captures():
             self._runtime = trt.Runtime(self._log)
             reason = invalid_engine(self._runtime, code, self._log)
             self._engine: Any = None if reason else self._runtime.deserialize_cuda_engine(code)
             if self._engine is None:
-                why = reason or self._log.first_error()
+                why = reason or self._log.first_error(of_any_thread=True)
                 if _WANT_OF_MEMORY.search(why):
                     raise OutOfMemoryError(f"the GPU has too little free memory for the engine of {name}: {why}")
                 raise UserError(
@@ -217,14 +228,34 @@ class TensorRt:
         return config
 
 
-def _why_no_cuda(said: str) -> str:
-    """Why ONNX Runtime runs on the CPU though CUDA was asked for, and what to do; from what it printed, or else from
-    the system's loader."""
+def _preload() -> None:
+    """Load CUDA's libraries from wheels, where they are installed so. ONNX Runtime's module prints what it does not
+    find: nothing of that, and no other thread's output is touched, as it would be by another `sys.stdout`."""
     import onnxruntime
 
-    errors = re.findall(r"^EP Error (?!\*)(.*?) when using ", said, re.MULTILINE | re.DOTALL)
-    if errors:  # the provider is there, and CUDA failed
-        return f"{' '.join(errors[0].split())[:300]}: look at nvidia-smi; a driver older than CUDA needs an update"
+    with _preloading:
+        vars(onnxruntime)["print"] = lambda *words, **options: None
+        try:
+            onnxruntime.preload_dlls()
+        finally:
+            del vars(onnxruntime)["print"]
+
+
+def _not_loaded(name: str, error: Exception) -> Exception:
+    """The error of ONNX Runtime that could make no session on a GPU: where its provider is there, CUDA failed."""
+    reason = " ".join(str(error).split())[:300]
+    if _WANT_OF_MEMORY.search(reason):
+        return OutOfMemoryError(f"the GPU has too little free memory for {name}: {reason}")
+    if isinstance(error, ValueError | RuntimeError):
+        fix = "look at nvidia-smi; a driver older than CUDA needs an update"
+        return UserError(f"{name}: ONNX Runtime cannot use its CUDA provider ({reason}: {fix}).")
+    return error  # of the graph
+
+
+def _why_no_cuda() -> str:
+    """Why ONNX Runtime runs on the CPU though CUDA was asked for, as the system's loader says it, and what to do."""
+    import onnxruntime
+
     folder, windows = Path(onnxruntime.__file__).with_name("capi"), sys.platform == "win32"
     try:
         ctypes.CDLL(str(folder / ("onnxruntime_providers_cuda.dll" if windows else "libonnxruntime_providers_cuda.so")))

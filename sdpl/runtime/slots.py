@@ -5,6 +5,7 @@ ever uses the first slot, so the second costs memory only where callers overlap.
 """
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,12 +18,14 @@ SLOTS = 2
 
 @dataclass
 class Bucket:
-    """What one batch size needs on the GPU. graphs: None for an engine that cannot be captured."""
+    """What one batch size needs on the GPU. graphs: None for what cannot be captured; broken: captures so far that
+    something else ended."""
 
     batch: int
     pointers: dict[str, int]
     pinned: dict[str, Pinned]
     graphs: dict[str, int | None] = field(default_factory=dict)
+    broken: Counter[str] = field(default_factory=Counter)
 
     def free(self, device: Cuda) -> None:
         for graph in self.graphs.values():

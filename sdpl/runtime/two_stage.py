@@ -18,11 +18,13 @@ from sdpl.bundle import Bundle, to_scores
 from sdpl.errors import UserError
 from sdpl.kernels.launch import Kernels
 from sdpl.manifest import Profile, Target
-from sdpl.runtime.device import Cuda, DriverError, OutOfMemoryError, Pinned
+from sdpl.runtime.device import BrokenCaptureError, Cuda, DriverError, OutOfMemoryError, Pinned
 from sdpl.runtime.gpu_head import GpuHead, Head, More, NoHead, Sizes
 from sdpl.runtime.gpu_inputs import DecodedImages, HostPixels, Input, OnGpu
 from sdpl.runtime.gpu_resize import GpuResize
 from sdpl.runtime.slots import Bucket, Slot, Slots
+
+CAPTURES = 8  # tries of a graph, one a call, before its calls stay single
 
 
 class Encoder(Protocol):
@@ -136,8 +138,8 @@ class TwoStage:
                     f"a batch of {len(images)} does not go through the engine at once: measure a smaller one."
                 )
             enqueue = functools.partial(self._both, slot, bucket, None)
-            if "device" not in bucket.graphs:
-                bucket.graphs["device"] = self._captured(slot, enqueue)
+            while "device" not in bucket.graphs:
+                self._capture(slot, bucket, "device", enqueue)
             graph = bucket.graphs["device"]
 
         def call() -> None:
@@ -153,6 +155,10 @@ class TwoStage:
         buckets = [bucket for slot in self._slots.all for bucket in slot.buckets.values()]
         graphs = any(graph for bucket in buckets for graph in bucket.graphs.values())
         about = {"cuda_graphs": str(graphs), "resize": "GPU" if self.resizes else "CPU"}
+        broken = [times for bucket in buckets for times in bucket.broken.values() if times]
+        if broken:
+            given_up = sum(times >= CAPTURES for times in broken)
+            about["broken_captures"] = f"{sum(broken)}, {given_up} graphs given up"
         return {"backend": self.name, **self._encoder.describe(), **about}
 
     def close(self) -> None:
@@ -242,29 +248,36 @@ class TwoStage:
         return True
 
     def _run_bucket(self, slot: Slot, bucket: Bucket, more: More) -> None:
-        """Run images that are in the bucket's buffer through its graph, the first time in single calls, so that engines
-        settle."""
+        """Run images that are in the bucket's buffer through its graph; until there is one in single calls, the first
+        of which lets engines settle."""
         enqueue = functools.partial(self._stages, slot, bucket, more)
         kind = more or "scores"
         if kind not in bucket.graphs:
             with self._device.no_captures():  # a first run may wait for the whole GPU
                 enqueue()
                 self._device.synchronize(slot.stream)
-                self._encoder.warmed()
-                bucket.graphs[kind] = self._captured(slot, enqueue)
+                if not bucket.broken[kind]:
+                    self._encoder.warmed()
+                self._capture(slot, bucket, kind, enqueue)
             return
         graph = bucket.graphs[kind]
         enqueue() if graph is None else self._device.replay(graph, slot.stream)
         self._device.synchronize(slot.stream)
 
-    def _captured(self, slot: Slot, enqueue: Callable[[], None]) -> int | None:
-        """The work as a graph; None when the engine cannot be captured, or fails to be: calls then stay single."""
-        if not self._encoder.capturable(slot.stream):
-            return None
+    def _capture(self, slot: Slot, bucket: Bucket, kind: str, enqueue: Callable[[], None]) -> None:
+        """Keep the work as a graph; or None when the engine cannot be captured, or fails to be: calls then stay single.
+        A capture that something else broke is left to the next call, CAPTURES times."""
+        graph = None
         try:
-            return self._device.capture(slot.stream, enqueue)
+            if self._encoder.capturable(slot.stream):
+                graph = self._device.capture(slot.stream, enqueue)
+        except BrokenCaptureError:
+            bucket.broken[kind] += 1
+            if bucket.broken[kind] < CAPTURES:
+                return
         except (RuntimeError, UserError):
-            return None
+            pass
+        bucket.graphs[kind] = graph
 
     def _stages(self, slot: Slot, bucket: Bucket, more: More) -> None:
         """Both stages and the copy of their results to the host."""

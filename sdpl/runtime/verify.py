@@ -41,10 +41,11 @@ def verify(
     """Compare every target of a bundle that runs here, and write the results into its manifest; time each for `auto`.
 
     targets: only these. device: the number of the GPU, as for `Recognizer.open`. Returns, for each target, the
-    comparison, or why it cannot run here; `say` is told each as it comes. Raises UserError, after all were tried, when
-    one that should run here failed: its files are missing or changed (of targets for other machines too), it crashed,
-    or its scores are outside of its limits. Its record then stays as it was; those that passed are written. Also when
-    the bundle was replaced meanwhile. One that cannot be written is verified all the same: `unrecorded` is told why.
+    comparison, or why it cannot run here; `say` is told each as it comes. Raises UserError at once when the proof
+    itself is missing or damaged, and, after all were tried, when one that should run here failed: its files are missing
+    or changed (of targets for other machines too), it crashed, or its scores are outside of its limits. Its record then
+    stays as it was; those that passed are written. Also when the bundle was replaced meanwhile. One that cannot be
+    written is verified all the same: `unrecorded` is told what was not recorded, and why.
     """
     number = named_device(device)  # before anything is tried
     bundle = Bundle.open(path)
@@ -61,13 +62,15 @@ def verify(
         say(name, results[name])
     passed = {name: r for name, r in results.items() if isinstance(r, Verification)}
     if passed:
+        missing = "the result was not recorded, nor were the times"
         try:
             bundle.replace_targets({n: known[n].model_copy(update={"verification": v}) for n, v in passed.items()})
+            missing = "the result was recorded, the times were not"
             keep(bundle, measured, number)
         except UserError as error:
             if not bundle.is_unchanged():
                 raise
-            unrecorded(error)
+            unrecorded(UserError(f"{missing}: {error}"))
     failed = [f"{name} {r.reason}" for name, r in results.items() if isinstance(r, Failed)]
     if failed:
         raise UserError(f"{path}: {'; '.join(failed)}")
@@ -102,8 +105,8 @@ def prove(recognizer: Recognizer) -> Verification:
 def answers(recognizer: Recognizer, images: np.ndarray) -> Answers:
     """What an opened target says about images uint8 [N,S,S,3], in batches of alternating size.
 
-    On a CPU one call gives scores and embeddings. On a GPU scores alone are a CUDA graph of their own, the one that
-    serves: they come from that.
+    On a CPU one call gives scores and embeddings; the first image's scores come from the call for scores alone, the one
+    that serves. On a GPU that is a CUDA graph of its own: all scores come from it.
     """
     gives_embeddings = recognizer.bundle.manifest.embedding_size is not None
     on_gpu = recognizer.backend.largest_on_device > 0
@@ -114,7 +117,10 @@ def answers(recognizer: Recognizer, images: np.ndarray) -> Answers:
         scores, embeddings = recognizer.embeddings(batch)
         return Answers(recognizer.scores(batch) if on_gpu else scores, embeddings)
 
-    return answer_all(run, images, BATCHES)
+    found = answer_all(run, images, BATCHES)
+    if on_gpu or not gives_embeddings:
+        return found
+    return Answers(np.concatenate([recognizer.scores(images[:1]), found.scores[1:]]), found.embeddings)
 
 
 def machine(device: int = 0) -> dict[str, str]:

@@ -4,7 +4,6 @@ import cv2
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
@@ -13,8 +12,9 @@ from switches import ENCODERS, trained
 from sdpl.export.fold import fold
 from sdpl.export.head import add_head
 from sdpl.export.onnx import encoder_to_onnx, lowered, save
-from sdpl.targets import PRECISIONS
+from sdpl.targets import BACKENDS, PRECISIONS
 
+openvino = BACKENDS["openvino"].load()  # without its usage data
 pytestmark = pytest.mark.slow
 
 

@@ -1,6 +1,7 @@
 """What runs here and what does not, and the line that a user gets for it."""
 
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -61,9 +62,22 @@ def test_the_engine_itself_is_asked_last(gpu, opened, monkeypatch, bits):
     answer = ("EngineValidity.VALID", 0) if bits is None else ("EngineValidity.INVALID", bits)
     runtime = SimpleNamespace(get_engine_validity=lambda code: answer)
     monkeypatch.setattr("tensorrt_rtx.Runtime", lambda log: runtime)
+    device = SimpleNamespace(current=nullcontext, not_capturing=nullcontext())
+    monkeypatch.setattr("sdpl.runtime.availability.context", lambda device_id: device)
     lines = {None: None, 4: "the driver is too old: update the driver"}
     rebuild = f"it was built with another version: sdpl-export {opened.path} --target rtx:sm86:fp16"
     assert target_obstacle(opened, NAME) == lines.get(bits, rebuild)
+
+
+def test_a_gpu_that_gives_no_context_is_an_obstacle(gpu, opened, monkeypatch):
+    """And no error: `auto` then takes a CPU."""
+
+    def context(device_id):
+        raise UserError("device 0 cannot be used (another process has it for itself).")
+
+    gpu(RTX_3090)
+    monkeypatch.setattr("sdpl.runtime.availability.context", context)
+    assert target_obstacle(opened, NAME) == "device 0 cannot be used (another process has it for itself)"
 
 
 def test_an_engine_for_another_gpu_comes_with_the_command_that_rebuilds_it(gpu, opened):

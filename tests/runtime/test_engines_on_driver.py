@@ -240,6 +240,28 @@ def test_batches_of_two_threads_fail_each_for_its_own_reason(recorded, encoder):
     assert reasons == {"one": "one", "two": "two"}
 
 
+def test_what_another_thread_was_told_is_no_reason(recorded, encoder):
+    """Its lack of memory, long ago, would make this failure one too, and every bucket would be given up."""
+    encoder.prepare(1, STREAM)
+    other = threading.Thread(target=lambda: encoder._log.log(recorded.ILogger.ERROR, "out of memory"))
+    other.start()
+    other.join()
+    recorded.contexts[0].works = False
+    with pytest.raises(RuntimeError, match=r"the engine failed \(no reason given\)"):
+        encoder.enqueue(1, 256, (512, 768), STREAM)
+
+
+def test_a_loading_that_fails_in_a_thread_of_the_library_has_its_reason(recorded, bundle_and_target, device):
+    def fails(code):
+        own = threading.Thread(target=lambda: recorded.log.log(recorded.ILogger.ERROR, "cannot map a section"))
+        own.start()
+        own.join()
+
+    recorded.Runtime.deserialize_cuda_engine = staticmethod(fails)
+    with pytest.raises(UserError, match=r"cannot load it \(cannot map a section\)"):
+        TensorRt(bundle_and_target[0], NAME, bundle_and_target[1], device)
+
+
 def test_nothing_is_destroyed_before_what_was_made_of_it(recorded, encoder):
     for batch in (1, 3):
         encoder.prepare(batch, STREAM)

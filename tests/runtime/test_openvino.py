@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
-import openvino
 import pytest
 
 from sdpl.bundle import Bundle, sha256
@@ -16,6 +15,7 @@ from sdpl.runtime.availability import precision_obstacle, target_obstacle
 from sdpl.runtime.machine import fingerprint
 from sdpl.targets import BACKENDS, PRECISIONS
 
+openvino = BACKENDS["openvino"].load()  # without its usage data
 HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 

@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 
-from sdpl.bundle import Bundle
+from sdpl.bundle import PROOF, Bundle
 from sdpl.errors import UserError
+from sdpl.manifest import CACHE
 from sdpl.runtime import Recognizer, backends
 from sdpl.runtime.backends import OnnxRuntimeCpu
 
@@ -40,6 +41,33 @@ def test_wrong_scores_fail_with_the_numbers_and_change_nothing(fails, copy, monk
     line = fails("verify", copy)
     assert "cpu:fp32 does not give PyTorch's answers on this machine: scores differ by up to" in line
     assert (copy / "manifest.json").read_bytes() == before
+
+
+def test_scores_that_are_wrong_only_by_themselves_fail_too(fails, copy, monkeypatch):
+    """They are what serves; the proof of a CPU takes nearly all of its scores from the call for embeddings."""
+    right = OnnxRuntimeCpu.scores
+    monkeypatch.setattr(OnnxRuntimeCpu, "scores", lambda *given: right(*given) + 0.5)
+    assert "cpu:fp32 does not give PyTorch's answers on this machine: scores differ by up to 5.00e-01" in fails(
+        "verify", copy
+    )
+
+
+def test_times_that_cannot_be_written_leave_the_result_recorded(sdpl, copy):
+    (copy / CACHE).write_text("a file where the folder would be")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["targets"]["cpu:fp32"]["verification"]["mean_score_difference"] = 0.5  # another machine's
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    result = sdpl("verify", copy, "--target", "cpu:fp32")
+    assert result.exit_code == 0
+    assert "warning: the result was recorded, the times were not: " in result.stderr
+    assert Bundle.open(copy).manifest.targets["cpu:fp32"].verification.mean_score_difference < 0.1
+
+
+def test_a_damaged_proof_ends_it_at_once(sdpl, copy):
+    (copy / PROOF).write_bytes(b"other")
+    result = sdpl("verify", copy)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"error: {copy / PROOF}: is " in result.stderr
 
 
 def test_the_limit_of_map_is_the_export_s(sdpl, checkpoint, scenes, tmp_path):
