@@ -42,12 +42,15 @@ struct Pooling {
     }
     return s;
   }
-  // The weights of the step at l0, of its locations at or beyond `from`. Lane i * PAD + j has location i, and lane
-  // TILE_L * PAD + j what is pooled already.
+  // The weights of the step at l0, of its locations at or beyond `from`: others weigh 0, and their scores are not read.
+  // Lane i * PAD + j has location i, and lane TILE_L * PAD + j what is pooled already.
   __device__ __forceinline__ void weigh(int l0, int from, int many) {
     const int i = lane % GROUP / PAD, j = lane % PAD;
-    const bool has = i < min(TILE_L, L) && j < TC;
-    const float of_parts = score(l0 + (has ? i : 0), j, many), s = (has ? i : -1) >= from ? of_parts : __uint_as_float(0xff800000u);
+    const bool counts = i < min(TILE_L, L) && j < TC && i >= from;
+    float s = counts ? 0.f : __uint_as_float(0xff800000u);
+#pragma unroll
+    for (int p = 0; p < FORWARD_WARPS; p++)
+      if (counts && p < many) s += partial[(p * L + l0 + i) * PAD + j];
     float most = s;
 #pragma unroll
     for (int offset = PAD; offset < GROUP; offset *= 2) most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, offset));
@@ -76,7 +79,8 @@ struct Pooling {
 
   // Beside the scores of step `index` its forerunner is pooled, which is never the last one: its weights once the first
   // location is scored, its rows with the last POOL_BESIDE locations. The rows are sent for in time: a step ahead, or in
-  // large tiles, which are slow and full of registers, at its start. Beside the first step rows weigh 0.
+  // large tiles, which are slow and full of registers, at its start. Beside the first step, and where nothing is pooled
+  // beside, rows weigh 0: they are the image's own all the same, since 0 times infinity is NaN.
   static constexpr bool STEP_AHEAD = TC * sizeof(T) < 6;
   __device__ __forceinline__ void begin() {
 #pragma unroll
@@ -85,7 +89,7 @@ struct Pooling {
   __device__ __forceinline__ void beside_location(int i, int index) {
     if (!ALIGNED) return;  // rows that need guards have no registers left for this
     constexpr int FROM = TILE_L - POOL_BESIDE;
-    const int before = max(index - 1, 0) * TILE_L;
+    const int before = beside ? max(index - 1, 0) * TILE_L : 0;
     if (i == 0) {
       row = g + unsigned(before * E);
 #pragma unroll
