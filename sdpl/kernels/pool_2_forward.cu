@@ -33,13 +33,11 @@ struct Pooling {
 #pragma unroll
       for (int x = 0; x < POOL_E; x++) e[j][x] = 0.f;
   }
-  __device__ __forceinline__ float score(int l, int j, int many) const {  // s[l][j], from its parts
+  __device__ __forceinline__ float score(int l, int j, int many) const {  // s[l][j], of so many parts
     float s = 0.f;
 #pragma unroll
-    for (int i = 0; i < FORWARD_WARPS; i++) {
-      const float part = partial[(i * L + l) * PAD + j];
-      s += i < many ? part : 0.f;
-    }
+    for (int i = 0; i < FORWARD_WARPS; i++)
+      if (i < many) s += partial[(i * L + l) * PAD + j];
     return s;
   }
   // The weights of the step at l0, of its locations at or beyond `from`: others weigh 0, and their scores are not read.
@@ -47,10 +45,7 @@ struct Pooling {
   __device__ __forceinline__ void weigh(int l0, int from, int many) {
     const int i = lane % GROUP / PAD, j = lane % PAD;
     const bool counts = i < min(TILE_L, L) && j < TC && i >= from;
-    float s = counts ? 0.f : __uint_as_float(0xff800000u);
-#pragma unroll
-    for (int p = 0; p < FORWARD_WARPS; p++)
-      if (counts && p < many) s += partial[(p * L + l0 + i) * PAD + j];
+    const float of_parts = score(l0 + i, j, counts ? many : 0), s = counts ? of_parts : __uint_as_float(0xff800000u);
     float most = s;
 #pragma unroll
     for (int offset = PAD; offset < GROUP; offset *= 2) most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, offset));
@@ -250,15 +245,16 @@ struct Pairs {
   }
 };
 
-// Inference, one tile. Shared memory, in floats: sums [4][8], whose place no tile's size changes, since they are read while the
-// next tile is scored; partial scores [4][L][padded(TC)], weights [4][8*padded(TC)].
+// Inference, one tile. Shared memory, in floats: partial scores [4][L][padded(TC)], weights [4][8*padded(TC)], sums
+// [4][2*padded(TC)]. The sums are read after a tile's last barrier: nothing may be written into their place before the next
+// tile's first one, which aligned tiles, of other sizes, have before their first score.
 template <typename T, int TC, bool ALIGNED>
 __device__ __forceinline__ void forward_tile(const Inputs<T>& in, float* __restrict__ logits, float* __restrict__ attention,
                                              int b, int c, float* shared) {
   constexpr int PAD = padded(TC);
   const int thread = thread_of_tile(), warp = thread / WARP, lane = thread % WARP;
   const int slices = slices_of(in.K), L = in.L, E = in.E;
-  float *sums = shared, *partial = shared + FORWARD_WARPS * 2 * padded(4), *weight = partial + FORWARD_WARPS * L * PAD;
+  float *partial = shared, *weight = partial + FORWARD_WARPS * L * PAD, *sums = weight + FORWARD_WARPS * (TILE_L + 1) * PAD;
   // Where each warp goes through all locations and all of its K at once, steps are pooled beside the scores.
   const bool beside = ALIGNED && slices == FORWARD_WARPS && in.K <= FORWARD_WARPS * STEP_K;
   Pooling<T, TC, ALIGNED> pool{in.g + (size_t)b * L * E, partial, weight + warp * (TILE_L + 1) * PAD, L, E, slices, lane,
