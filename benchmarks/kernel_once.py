@@ -21,6 +21,8 @@ SMALL = (  # B, L, C, K, E
     (2, 196, 81, 8, 40),
     (2, 56, 9, 512, 600),
     (1, 9, 21, 2080, 16),
+    (2, 16, 9, 256, 40),  # two and four teams of warps, and more steps than locations
+    (2, 36, 9, 64, 16),
     (2, 1, 1, 8, 1),
 )
 LARGE = (

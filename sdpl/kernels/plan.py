@@ -81,7 +81,7 @@ def _shared_bytes(kernel: str, most: int, locations: int) -> int:
     size = constants()
     floats = size["FORWARD_WARPS"] * locations * most
     if kernel == "forward":
-        floats += size["FORWARD_WARPS"] * ((size["TILE_L"] + 1) * most + 8)
+        floats += size["FORWARD_WARPS"] * (size["TILE_L"] + 3) * most
     return 4 * floats
 
 

@@ -33,21 +33,19 @@ struct Pooling {
 #pragma unroll
       for (int x = 0; x < POOL_E; x++) e[j][x] = 0.f;
   }
-  __device__ __forceinline__ float score(int l, int j, int many) const {  // s[l][j], from its parts
+  __device__ __forceinline__ float score(int l, int j, int many) const {  // s[l][j], of so many parts
     float s = 0.f;
 #pragma unroll
-    for (int i = 0; i < FORWARD_WARPS; i++) {
-      const float part = partial[(i * L + l) * PAD + j];
-      s += i < many ? part : 0.f;
-    }
+    for (int i = 0; i < FORWARD_WARPS; i++)
+      if (i < many) s += partial[(i * L + l) * PAD + j];
     return s;
   }
-  // The weights of the step at l0, of its locations at or beyond `from`. Lane i * PAD + j has location i, and lane
-  // TILE_L * PAD + j what is pooled already.
+  // The weights of the step at l0, of its locations at or beyond `from`: others weigh 0, and their scores are not read.
+  // Lane i * PAD + j has location i, and lane TILE_L * PAD + j what is pooled already.
   __device__ __forceinline__ void weigh(int l0, int from, int many) {
     const int i = lane % GROUP / PAD, j = lane % PAD;
-    const bool has = i < min(TILE_L, L) && j < TC;
-    const float of_parts = score(l0 + (has ? i : 0), j, many), s = (has ? i : -1) >= from ? of_parts : __uint_as_float(0xff800000u);
+    const bool counts = i < min(TILE_L, L) && j < TC && i >= from;
+    const float of_parts = score(l0 + i, j, counts ? many : 0), s = counts ? of_parts : __uint_as_float(0xff800000u);
     float most = s;
 #pragma unroll
     for (int offset = PAD; offset < GROUP; offset *= 2) most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, offset));
@@ -76,7 +74,8 @@ struct Pooling {
 
   // Beside the scores of step `index` its forerunner is pooled, which is never the last one: its weights once the first
   // location is scored, its rows with the last POOL_BESIDE locations. The rows are sent for in time: a step ahead, or in
-  // large tiles, which are slow and full of registers, at its start. Beside the first step rows weigh 0.
+  // large tiles, which are slow and full of registers, at its start. Beside the first step, and where nothing is pooled
+  // beside, rows weigh 0: they are the image's own all the same, since 0 times infinity is NaN.
   static constexpr bool STEP_AHEAD = TC * sizeof(T) < 6;
   __device__ __forceinline__ void begin() {
 #pragma unroll
@@ -85,7 +84,7 @@ struct Pooling {
   __device__ __forceinline__ void beside_location(int i, int index) {
     if (!ALIGNED) return;  // rows that need guards have no registers left for this
     constexpr int FROM = TILE_L - POOL_BESIDE;
-    const int before = max(index - 1, 0) * TILE_L;
+    const int before = beside ? max(index - 1, 0) * TILE_L : 0;
     if (i == 0) {
       row = g + unsigned(before * E);
 #pragma unroll
@@ -246,15 +245,16 @@ struct Pairs {
   }
 };
 
-// Inference, one tile. Shared memory, in floats: sums [4][8], whose place no tile's size changes, since they are read while the
-// next tile is scored; partial scores [4][L][padded(TC)], weights [4][8*padded(TC)].
+// Inference, one tile. Shared memory, in floats: partial scores [4][L][padded(TC)], weights [4][8*padded(TC)], sums
+// [4][2*padded(TC)]. The sums are read after a tile's last barrier: nothing may be written into their place before the next
+// tile's first one, which aligned tiles, of other sizes, have before their first score.
 template <typename T, int TC, bool ALIGNED>
 __device__ __forceinline__ void forward_tile(const Inputs<T>& in, float* __restrict__ logits, float* __restrict__ attention,
                                              int b, int c, float* shared) {
   constexpr int PAD = padded(TC);
   const int thread = thread_of_tile(), warp = thread / WARP, lane = thread % WARP;
   const int slices = slices_of(in.K), L = in.L, E = in.E;
-  float *sums = shared, *partial = shared + FORWARD_WARPS * 2 * padded(4), *weight = partial + FORWARD_WARPS * L * PAD;
+  float *partial = shared, *weight = partial + FORWARD_WARPS * L * PAD, *sums = weight + FORWARD_WARPS * (TILE_L + 1) * PAD;
   // Where each warp goes through all locations and all of its K at once, steps are pooled beside the scores.
   const bool beside = ALIGNED && slices == FORWARD_WARPS && in.K <= FORWARD_WARPS * STEP_K;
   Pooling<T, TC, ALIGNED> pool{in.g + (size_t)b * L * E, partial, weight + warp * (TILE_L + 1) * PAD, L, E, slices, lane,

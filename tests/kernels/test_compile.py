@@ -31,35 +31,45 @@ def kernels(request, cache, tmp_path_factory):
     return sass.functions(path)
 
 
-def assert_spills_little(name, lines):
-    """Nothing where the work is; what a block has left to do may be put aside once for each tile."""
-    assert all(spills(loop.own) == 0 for loop in sass.loops(lines) if sass.TANH in loop.own), (
-        f"{name} spills in its loop"
-    )
-    assert spills(line[0] for line in lines if isinstance(line, tuple)) <= 10, f"{name} spills"
+SPILLS = {  # by capability, kernel and values by polynomial: what NVRTC 13.0 has outside of loops; none anywhere else
+    ("90", "backward_vq_f32_aligned", 0): 2,
+    ("90", "backward_vq_f32_aligned", 2): 2,  # the same code
+    ("90", "forward_bf16_aligned", 2): 4,
+}
+
+
+def assert_no_spills(capability, kernels, polynomial=0):
+    for name, lines in kernels.items():
+        in_loops = sum(spills(loop.own) for loop in sass.loops(lines) if sass.TANH in loop.own)
+        assert in_loops == 0, f"{capability} {name} spills in its loop"
+        found = spills(line[0] for line in lines if isinstance(line, tuple))
+        assert found <= SPILLS.get((capability, name, polynomial), 0), f"{capability} {name} spills"
 
 
 def spills(opcodes):
     return sum(code.startswith(("LDL", "STL")) for code in opcodes)
 
 
-def test_every_entry_point_uses_the_tanh_unit_and_does_not_spill_in_loops(kernels):
+def test_every_entry_point_uses_the_tanh_unit(kernels):
     of = ("forward", "scores", "backward_u", "backward_vq")
     expected = {f"{kernel}_f16_{rows}" for kernel in of for rows in ("aligned", "any")}
     assert kernels.keys() == expected
     for name, lines in kernels.items():
-        opcodes = [line[0] for line in lines if isinstance(line, tuple)]
-        assert sass.TANH in opcodes, name
-        assert_spills_little(name, lines)
+        assert sass.TANH in [line[0] for line in lines if isinstance(line, tuple)], name
 
 
-@pytest.mark.parametrize("polynomial", [0, 2])
-def test_the_other_dtypes_spill_little(cache, tmp_path, polynomial):
-    for dtype in ("float32", "bfloat16"):
-        path = tmp_path / f"{dtype}.cubin"
-        path.write_bytes(cubin("86", dtype, cache=cache, polynomial=polynomial))
-        for name, lines in sass.functions(path).items():
-            assert_spills_little(f"{dtype} {name}", lines)
+def test_float16_does_not_spill(request, kernels):
+    assert_no_spills(request.node.callspec.params["kernels"], kernels)
+
+
+@pytest.mark.parametrize("capability", ["86", "90"])
+@pytest.mark.parametrize(
+    ("dtype", "polynomial"), [("float32", 0), ("float32", 2), ("bfloat16", 0), ("bfloat16", 2), ("float16", 2)]
+)
+def test_the_others_do_not_spill(cache, tmp_path, capability, dtype, polynomial):
+    path = tmp_path / "k.cubin"
+    path.write_bytes(cubin(capability, dtype, cache=cache, polynomial=polynomial))
+    assert_no_spills(capability, sass.functions(path), polynomial)
 
 
 def main_loops(lines, polynomial=0):
@@ -73,7 +83,8 @@ def main_loops(lines, polynomial=0):
 
 @pytest.mark.parametrize(("kernel", "most"), [("forward", (9, 7, 6, 5.5)), ("scores", (6.5, 5, 4.6, 4.25))])
 def test_instructions_per_tanh_of_tiles_of_every_size(kernels, kernel, most):
-    """Below 8 they hide behind the tanh unit; for "forward" softmax and pooling are among them."""
+    """Below 8 they hide behind the tanh unit. "forward", with softmax and pooling in the same loop, takes more than 8
+    where a tile has one category."""
     for tc, loop in main_loops(kernels[f"{kernel}_f16_aligned"]).items():
         assert len(loop) / loop.count(sass.TANH) <= most[tc - 1]
 

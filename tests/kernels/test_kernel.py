@@ -27,6 +27,8 @@ SHAPES = [  # B, L, C, K, E
     (2, 49, 30, 1024, 512),  # several tiles for a block
     (2, 56, 9, 512, 32),  # K in two parts, two warps on each
     (1, 9, 21, 2080, 16),  # K in more than one step for each warp
+    (2, 16, 9, 256, 40),  # two and four teams of warps, which go through more steps than there are locations for
+    (2, 36, 9, 64, 16),
 ]
 
 
@@ -112,11 +114,19 @@ def test_every_tile_size_gives_the_same(programs, dtype, shape):
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_small_tile_before_a_large_one(programs):
-    """A block's tiles have other layouts of shared memory: the sums of one are read while the next is scored."""
-    arrays = operands(4, 49, 5, 1024, 32, "float16")  # the third block has 2 categories of an image, then 3 of the next
-    logits = programs["float16"].forward(*arrays, multiprocessors=1)[0]
-    np.testing.assert_array_equal(logits, programs["float16"].forward(*arrays, multiprocessors=1000)[0])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape", [(2, 16, 9, 256, 512), (2, 15, 9, 512, 512), (2, 50, 9, 1024, 16), (2, 15, 9, 2080, 16)]
+)
+def test_nothing_of_another_image_comes_into_the_results(programs, dtype, shape):
+    """Not even times a weight of 0, which infinity makes NaN."""
+    arrays = operands(*shape, dtype)
+    expected = programs[dtype].forward(*arrays, multiprocessors=1)
+    for image, other in ((0, 1), (1, 0)):
+        u, v, q, g, t = (x.copy() for x in arrays)
+        u[other], g[other] = np.inf, np.inf
+        for result, right in zip(programs[dtype].forward(u, v, q, g, t, multiprocessors=1), expected, strict=True):
+            np.testing.assert_array_equal(result[image], right[image])
 
 
 def test_two_runs_give_the_same_bits(programs):
@@ -195,11 +205,17 @@ def test_a_missing_block_barrier_is_caught(tmp_path, which):
             assert_close(emulated.scores(u, v, q), attention_logits(u, v, q), deviation)
 
 
-def test_a_missing_warp_exchange_is_caught(tmp_path):
-    """Warps synchronise in their shuffles; each __syncwarp is for weights that only this warp reads."""
-    emulated = wrong(tmp_path, "mine + __shfl_xor_sync(ALL_LANES, other, offset)", "mine + other")
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("mine + __shfl_xor_sync(ALL_LANES, other, offset)", "mine + other"),
+        ("= w;\n    __syncwarp();", "= w;"),  # lanes go on before all weights are written
+    ],
+)
+def test_a_missing_warp_exchange_is_caught(tmp_path, old, new):
+    """On the emulator the other __syncwarp, before weights are written, has the shuffles before it do its work."""
     with pytest.raises(AssertionError):
-        assert_forward_close(emulated, operands(2, 49, 9, 64, 16))
+        assert_forward_close(wrong(tmp_path, old, new), operands(2, 49, 9, 64, 16))
 
 
 @pytest.mark.parametrize("new", ["k + i <= K", "k + i < K - 1"])
@@ -268,11 +284,18 @@ def test_a_wrong_gradient_is_caught(tmp_path):
         assert_close(du, tensors[0].grad.numpy(), backward_deviations(u, v, q, ds)[0])
 
 
-def test_no_step_outside_of_any_array(tmp_path):
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_no_step_outside_of_any_array(tmp_path, dtype):
     """The address sanitizer sees every array as an allocation of exactly its size."""
-    emulated = Emulated(build(tmp_path, "float16", flags=("-fsanitize=address", "-g")), "float16")
-    for shape in ((2, 50, 9, 300, 17), (1, 49, 9, 64, 16), (1, 51, 5, 1024, 600)):
-        u, v, q, g, t = operands(*shape, "float16")
+    emulated = Emulated(build(tmp_path, dtype, flags=("-fsanitize=address", "-g")), dtype)
+    for shape in (
+        (2, 50, 9, 300, 17),
+        (1, 49, 9, 64, 16),
+        (1, 51, 5, 1024, 600),
+        (2, 16, 9, 256, 40),
+        (2, 36, 9, 64, 16),
+    ):
+        u, v, q, g, t = operands(*shape, dtype)
         emulated.forward(u, v, q, g, t)
         emulated.scores(u, v, q)
         emulated.backward(u, v, q, np.ones((shape[0], shape[2], shape[1])))
