@@ -75,7 +75,7 @@ def command(
             )
             if bundle is not None:
                 found["direct"] = measure(bundle, callers=[1], report=report)
-        _show_loads(found, plot)
+        present = _show_loads
     elif bundle is not None:
         sides = {}
         if against is not None:
@@ -84,11 +84,12 @@ def command(
             sides = pytorch_scorers(against)
         with shown("measuring") as report:
             found = measure(bundle, callers=threads_at_once, others=sides, report=report)
-        _show_latencies(found, plot)
+        present = _show_latencies
     else:
         raise UserError("give a BUNDLE to measure, or the --url of a server.")
     if json_path is not None:
         write_json(json_path, found)
+    present(found, plot)
 
 
 def _show_latencies(found: dict[str, Any], plot: Path | None) -> None:

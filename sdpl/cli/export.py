@@ -13,7 +13,7 @@ from sdpl.errors import UserError
 if TYPE_CHECKING:
     from sdpl.manifest import Profile, Target
 
-FOR_BUNDLES = {"checkpoint", "targets", "batch", "max_pixels", "max_score_diff", "triton"}  # what one may be told
+FOR_BUNDLES = {"targets", "batch", "max_pixels", "max_score_diff", "triton"}  # what one may be told
 
 
 @click.command("export", cls=Command)

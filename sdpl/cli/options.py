@@ -155,7 +155,9 @@ def given() -> dict[str, str]:
     return {
         option.name: option.opts[0]
         for option in context.command.params
-        if option.name and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
+        if isinstance(option, click.Option)
+        and option.name
+        and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
     }
 
 

@@ -105,7 +105,6 @@ def command(
     options.require_packages(settings)
     if token is None and settings.host not in ("127.0.0.1", "::1", "localhost"):
         click.echo(f"warning: {settings.host} is served without a token; anyone who reaches it may use it.", err=True)
-
     if line := options.narrower(settings):
         click.echo(line, err=True)
 

@@ -28,9 +28,8 @@ def _areas(some: Curves, interpolation: str) -> np.ndarray:
     precision = np.where(some.ends, some.precision, 0.0)
     if interpolation == "voc2012":
         precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    gained = np.diff(
-        np.maximum.accumulate(np.where(some.ends, some.hits, 0), axis=1), prepend=0
-    )  # [c,N], 0 within ties
+    hits = np.maximum.accumulate(np.where(some.ends, some.hits, 0), axis=1)
+    gained = np.diff(hits, prepend=0)  # [c,N], 0 within ties
     areas: np.ndarray = np.full(len(precision), np.nan)
     np.divide((gained * precision).sum(axis=1), some.positives, out=areas, where=some.positives > 0)
     return areas

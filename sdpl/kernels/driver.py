@@ -22,7 +22,11 @@ FIXES = {
 
 
 class DriverError(RuntimeError):
-    """A call of the driver that failed."""
+    """A call of the driver that failed; `status` is its number."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
 
 
 class OutOfMemoryError(UserError):
@@ -39,7 +43,7 @@ def call(name: str, *arguments: Any) -> Any:
             "the GPU has too little free memory: use a smaller batch, or close other programs on it."
         )
     if int(status) != 0:
-        raise DriverError(f"{name}: {_words(driver, status)}")
+        raise DriverError(f"{name}: {_words(driver, status)}", int(status))
     return results[0] if len(results) == 1 else results or None
 
 

@@ -21,6 +21,7 @@ INVALID = (  # the bits of TensorRT-RTX's diagnostics in its order, and what to 
     ("the file is damaged", REBUILD),
     ("the driver failed", "look at nvidia-smi"),
 )
+LIBRARY_FAILS = "look at nvidia-smi; a driver older than CUDA needs an update"
 
 _engines_are_refused = False
 
@@ -124,7 +125,7 @@ def invalid_engine(runtime: Any, code: bytes, log: Any) -> str | None:
     if reasons:
         return "; ".join(reasons)
     reason = log.first_error(of_any_thread=True)[:300]
-    return f"TensorRT-RTX fails ({reason}): look at nvidia-smi; a driver older than CUDA needs an update"
+    return f"TensorRT-RTX fails ({reason}): {LIBRARY_FAILS}"
 
 
 def in_order(targets: dict[str, Target]) -> list[str]:

@@ -111,9 +111,9 @@ def _captured(stream: int, enqueue: Callable[[], None]) -> Any:
         if isinstance(error, RuntimeError) and status == driver.CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED:
             raise BrokenCaptureError(str(error)) from None
         raise
-    status, graph = driver.cuStreamEndCapture(stream)
-    if status == driver.CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED:
-        raise BrokenCaptureError("the capture of a graph was broken")
-    if int(status) != 0:
-        raise DriverError(f"cuStreamEndCapture: status {int(status)}")
-    return graph
+    try:
+        return call("cuStreamEndCapture", stream)
+    except DriverError as error:
+        if error.status == driver.CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED:
+            raise BrokenCaptureError(str(error)) from None
+        raise

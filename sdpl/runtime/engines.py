@@ -16,7 +16,7 @@ from sdpl.bundle import Bundle
 from sdpl.errors import UserError
 from sdpl.files import replace_file
 from sdpl.manifest import CACHE, Target
-from sdpl.runtime.availability import invalid_engine, logger, rebuild
+from sdpl.runtime.availability import LIBRARY_FAILS, invalid_engine, logger, rebuild
 from sdpl.runtime.cpu import model_path
 from sdpl.runtime.device import Cuda, OutOfMemoryError
 from sdpl.runtime.two_stage import Encoder
@@ -247,8 +247,7 @@ def _not_loaded(name: str, error: Exception) -> Exception:
     if _WANT_OF_MEMORY.search(reason):
         return OutOfMemoryError(f"the GPU has too little free memory for {name}: {reason}")
     if isinstance(error, ValueError | RuntimeError):
-        fix = "look at nvidia-smi; a driver older than CUDA needs an update"
-        return UserError(f"{name}: ONNX Runtime cannot use its CUDA provider ({reason}: {fix}).")
+        return UserError(f"{name}: ONNX Runtime cannot use its CUDA provider ({reason}: {LIBRARY_FAILS}).")
     return error  # of the graph
 
 

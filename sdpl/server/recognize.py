@@ -24,12 +24,12 @@ MAPS = 20  # categories whose attention is sent, the best ones
 class Recognize:
     """One photo. Query: model (the first one by default), threshold, top_k, attention=1."""
 
-    def __init__(self, app: App, request: Request):
+    def __init__(self, app: App, request: Request, model: str):
         self._app, self._request = app, request
         unknown = next((key for key in request.query if key not in KEYS), None)
         if unknown is not None:
             raise RefusalError("invalid", f"no parameter {unknown[:100]!r}: {nearest(unknown[:100], KEYS)}")
-        self._link, self._info = app.pick(request.query.get("model") or app.names[0])
+        self._link, self._info = app.pick(model)
         self._link.admit(self._info, 1)
         if not request.length:
             raise RefusalError("invalid", "the body is empty; expected an image (curl --data-binary @photo.jpg).")

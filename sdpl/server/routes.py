@@ -49,8 +49,9 @@ class Routes:
             return plain(request)
         if path == "recognize":
             allow(request, "POST")
-            request.info = self.app.model(request.query.get("model") or self.app.names[0])  # counted, however it ends
-            return lambda: Recognize(self.app, request)
+            model = request.query.get("model") or self.app.names[0]
+            request.info = self.app.model(model)  # counted, however it ends
+            return lambda: Recognize(self.app, request, model)
         if parts[:2] == ["v2", "models"] and len(parts) > 2:
             return self._model(request, parts[2], parts[3:])
         if parts[:2] == ["v2", "repository"]:

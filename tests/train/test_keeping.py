@@ -55,11 +55,21 @@ def test_an_epoch_is_chosen_where_the_bound_allows_it(monkeypatch):
     assert too_coarse(split(1)) is None
 
 
+@pytest.fixture
+def validated(monkeypatch):
+    """The next epochs' validation mAP, on a split that can choose by it."""
+
+    def give(*mAPs):
+        values = iter(mAPs)
+        monkeypatch.setattr(keeping, "MAX_AP_ERROR", 1.0)
+        monkeypatch.setattr(loop._Run, "_validate", lambda self, t: next(values))
+
+    return give
+
+
 @pytest.mark.slow
-def test_a_stop_between_the_two_checkpoints_loses_no_best(sdpl, config, tmp_path, monkeypatch):
-    values = iter([10.0, 90.0, 50.0])
-    monkeypatch.setattr(keeping, "MAX_AP_ERROR", 1.0)
-    monkeypatch.setattr(loop._Run, "_validate", lambda self, t: next(values))
+def test_a_stop_between_the_two_checkpoints_loses_no_best(sdpl, config, tmp_path, monkeypatch, validated):
+    validated(10.0, 90.0, 50.0)
     original, shared = loop.share_file, []
 
     def stop_at_second(source, path):
@@ -73,16 +83,14 @@ def test_a_stop_between_the_two_checkpoints_loses_no_best(sdpl, config, tmp_path
     sdpl("train", path, "--out", tmp_path / "run")
     assert shared == ["last.ckpt"] * 2
     monkeypatch.setattr(loop, "share_file", original)
-    values = iter([90.0, 50.0])
+    validated(90.0, 50.0)
     assert sdpl("train", path, "--out", tmp_path / "run", "--resume").exit_code == 0
     assert load_checkpoint(tmp_path / "run" / "model.ckpt")["resume"]["epoch"] == 2
 
 
 @pytest.mark.slow
-def test_an_epoch_writes_the_frozen_towers_once(sdpl, config, tmp_path, monkeypatch):
-    values = iter([10.0, 90.0, 50.0])
-    monkeypatch.setattr(keeping, "MAX_AP_ERROR", 1.0)
-    monkeypatch.setattr(loop._Run, "_validate", lambda self, t: next(values))
+def test_an_epoch_writes_the_frozen_towers_once(sdpl, config, tmp_path, monkeypatch, validated):
+    validated(10.0, 90.0, 50.0)
     original, written = torch.save, []
     monkeypatch.setattr(torch, "save", lambda content, path: (written.append(path.name), original(content, path)))
     assert sdpl("train", config(train={"epochs": 3}), "--out", tmp_path / "run").exit_code == 0
@@ -112,10 +120,8 @@ def test_the_last_epoch_is_kept_where_validation_cannot_choose(sdpl, config, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("keep", "kept"), [("best", 2), ("last", 3)])
-def test_best_and_last_are_kept_as_configured(config, tmp_path, monkeypatch, keep, kept):
-    values = iter([10.0, 90.0, 50.0])
-    monkeypatch.setattr(keeping, "MAX_AP_ERROR", 1.0)
-    monkeypatch.setattr(loop._Run, "_validate", lambda self, t: next(values))
+def test_best_and_last_are_kept_as_configured(config, tmp_path, validated, keep, kept):
+    validated(10.0, 90.0, 50.0)
     settings = read_config(config(train={"epochs": 3, "keep": keep}))
     path = loop.train(settings, tmp_path / "run", best_too=True)
     assert load_checkpoint(path)["resume"]["epoch"] == kept
